@@ -1,0 +1,90 @@
+"""`concat prepare-data shapes` and `concat prepare-data coco`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from concat_cli.commands.options import DryRun
+from concat_cli.console import Console, relative
+from concat_cli.core.config import ShapesConfig
+from concat_cli.core.config_file import load_config
+from concat_cli.examples import epilog
+
+app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
+_DEFAULT = ShapesConfig()
+
+
+@app.command("shapes", epilog=epilog("prepare-data shapes"))
+def shapes(
+    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
+    unseen: Annotated[str, typer.Option(help='Unseen classes: "striped star; green water".')] = "",
+    unseen_seed: Annotated[int, typer.Option(help="Another split of the default's kind.")] = -1,
+    train: Annotated[int, typer.Option(help="Training scenes (seen classes).")] = _DEFAULT.train,
+    dev: Annotated[int, typer.Option(help="Scenes for selection (seen classes).")] = _DEFAULT.dev,
+    val: Annotated[int, typer.Option(help="Scenes for the score (all classes).")] = _DEFAULT.val,
+    size: Annotated[int, typer.Option(help="Side of a scene in pixels.")] = _DEFAULT.size,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = _DEFAULT.seed,
+    dry_run: DryRun = False,
+) -> None:
+    """Draw the built-in world of shapes and textures."""
+    console = Console()
+    given = {"train": train, "dev": dev, "val": val, "size": size, "seed": seed}
+    given |= {"unseen": unseen, "unseen_seed": unseen_seed}
+    cfg = load_config(None, [f"shapes.{key}={value}" for key, value in given.items()]).shapes
+    if dry_run:
+        from concat_cli.core.data.shapes_split import unseen_split
+
+        console.table(["what", "value"], [(k, str(v)) for k, v in given.items()])
+        console.say(f"unseen: {', '.join(unseen_split(unseen, unseen_seed)[1])}")
+        return
+    from concat_cli.core.data.prepare_shapes import prepare_shapes
+
+    prepare_shapes(out, cfg, console.progress)
+    console.done({"data": relative(out)}, [f"concat train-con data.root={relative(out)}"])
+
+
+@app.command("coco", epilog=epilog("prepare-data coco"))
+def coco(
+    root: Annotated[Path, typer.Argument(help="Folder with train2017, val2017, annotations.")],
+    class_split: Annotated[
+        str, typer.Option(help="Which classes are unseen: a published split, or a YAML file.")
+    ] = "coco_panoptic_119_14",
+    out: Annotated[Path | None, typer.Option(help="Default: ROOT/concat.")] = None,
+    train_images: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
+    train_json: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
+    train_pngs: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
+    val_images: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
+    val_json: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
+    val_pngs: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
+    dev: Annotated[int | None, typer.Option(help="Images for selection. Default: 2%.")] = None,
+    verify: Annotated[bool, typer.Option(help="Open every image, compare every PNG.")] = True,
+) -> None:
+    """Check COCO panoptic files and list the training images without unseen classes."""
+    from concat_cli.core.data.coco_layout import CocoPaths
+    from concat_cli.core.data.prepare_coco import prepare_coco
+
+    console = Console()
+    report = prepare_coco(
+        root,
+        out,
+        class_split,
+        CocoPaths(train_images, train_json, train_pngs),
+        CocoPaths(val_images, val_json, val_pngs),
+        dev=dev,
+        verify=verify,
+        progress=console.progress,
+    )
+    parts = report.parts.items()
+    console.table(
+        ["part", "images", "segments", "crowd"],
+        [(name, part.images, part.segments, part.crowd) for name, part in parts],
+    )
+    console.say(
+        f"{report.class_split}: {report.seen} seen, {len(report.unseen)} unseen classes; "
+        f"{report.dropped} of {report.listed} training images hold an unseen class and are left out"
+    )
+    following = f"concat train-con -c configs/concat_coco_119_14.yaml data.root={relative(report.out)}"
+    console.done({"data": relative(report.out)}, [following])

@@ -1,0 +1,64 @@
+"""Options that several commands share, and what they lead to: a configuration and a run."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from concat_cli.console import Console
+from concat_cli.core.config import Config
+from concat_cli.core.config_file import load_config
+from concat_cli.core.runs import DEFAULT_NAME, STAGES, Run, relevant_diff
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto = "auto"
+    cuda = "cuda"
+    mps = "mps"
+    cpu = "cpu"
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, e.g. optim.steps=500."),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML with deltas from the defaults.")
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Run folder below runs/. Default: the config's stem, or shapes."),
+]
+DeviceOption = Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; the old folder is kept.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only show the configuration and what would be done.")
+]
+WeightsFile = Annotated[
+    Path | None, typer.Option("--weights", help="Weights to start from instead of the run's.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
+
+
+def open_run(
+    stage: str, config: Path | None, name: str | None, overrides: list[str] | None, console: Console
+) -> tuple[Config, Run]:
+    """The run and the configuration of a stage.
+
+    Without `-c`, a later stage takes the configuration of the stage before it in the same run.
+    """
+    run = Run(name or (config.stem if config is not None else DEFAULT_NAME))
+    earlier = [run.stage(s).config_yaml for s in STAGES[: STAGES.index(stage)]]
+    saved = next((path for path in reversed(earlier) if path.exists()), None)
+    cfg = load_config(config or saved, overrides or ())
+    if config is not None and saved is not None:
+        lines = relevant_diff("con", load_config(saved), cfg)
+        if lines:
+            console.warn(f"unlike {saved}: {'; '.join(lines)}")
+    return cfg, run

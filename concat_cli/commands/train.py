@@ -1,0 +1,132 @@
+"""`concat train-con`, `concat train-cat` and `concat finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from concat_cli.commands.options import (
+    ConfigFile,
+    Device,
+    DeviceOption,
+    DryRun,
+    Force,
+    Fresh,
+    Name,
+    Overrides,
+    WeightsFile,
+    open_run,
+)
+from concat_cli.console import Console, duration, relative
+from concat_cli.core.config import Config
+from concat_cli.core.runs import Run, taught
+
+if TYPE_CHECKING:
+    from concat_cli.core.train.loop import StageResult
+
+
+def train_con(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the segmentor on seen classes, aligned with CLIP (stage 1, CON)."""
+    console = Console()
+    cfg, run = open_run("con", config, name, overrides, console)
+    if dry_run:
+        return show_plan(console, "con", cfg, run)
+    from concat_cli.core.train.con import train_con as train
+
+    console.say(f"train-con · run {run.name} · seen classes of {cfg.data.root}")
+    result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
+    show_result(console, result, run, "train-con", [f"concat train-cat --name {run.name}"])
+
+
+def train_cat(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    name: Name = None,
+    weights: WeightsFile = None,
+    device: DeviceOption = Device.auto,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train the generator of queries for classes without images (stage 2, CAT)."""
+    console = Console()
+    cfg, run = open_run("cat", config, name, overrides, console)
+    if dry_run:
+        return show_plan(console, "cat", cfg, run, weights)
+    from concat_cli.core.train.cat import train_cat as train
+
+    console.say(f"train-cat · run {run.name}")
+    result = train(
+        cfg, run, weights=weights, device=device.value, fresh=fresh, progress=console.progress
+    )
+    show_result(console, result, run, "train-cat", [f"concat finetune --name {run.name}"])
+
+
+def finetune(
+    overrides: Overrides = None,
+    vocab: Annotated[
+        Path | None, typer.Option(help="Teach these names instead: a class a line.")
+    ] = None,
+    config: ConfigFile = None,
+    name: Name = None,
+    weights: WeightsFile = None,
+    device: DeviceOption = Device.auto,
+    fresh: Fresh = False,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Teach the segmentor unseen classes, or any names, without images (stage 3)."""
+    console = Console()
+    cfg, run = open_run("finetune", config, name, overrides, console)
+    if dry_run:
+        stage = "finetune" if vocab is None else taught(vocab)
+        return show_plan(console, stage, cfg, run, weights, vocab)
+    from concat_cli.core.train.finetune import finetune as train
+
+    console.say(f"finetune · run {run.name} · {vocab or 'the unseen classes of the data set'}")
+    result = train(
+        cfg, run, vocabulary=vocab, weights=weights, device=device.value, fresh=fresh,
+        force=force, progress=console.progress,
+    )  # fmt: skip
+    after = "evaluate" if vocab is None else f"predict photo.jpg --vocab {vocab}"
+    show_result(console, result, run, "finetune", [f"concat {after} --name {run.name}"])
+
+
+def show_result(
+    console: Console, result: StageResult, run: Run, command: str, following: list[str]
+) -> None:
+    """Where a stage's weights are and what to run next; the same again if it was stopped."""
+    facts: dict[str, object] = {
+        "weights": relative(result.weights),
+        "trained": f"{result.steps} steps in {duration(result.seconds)}",
+    }
+    facts |= {name: f"{value:.3f}" for name, value in result.figures.items()}
+    if not result.finished:
+        following = [f"concat {command} --name {run.name} (the same command again: it resumes)"]
+    console.done(facts, following)
+
+
+def show_plan(
+    console: Console,
+    stage: str,
+    cfg: Config,
+    run: Run,
+    weights: Path | None = None,
+    vocabulary: Path | None = None,
+) -> None:
+    """What a stage would do: every key, the sizes, what it needs, what it would write."""
+    from concat_cli.core.config_file import dump_yaml
+    from concat_cli.core.train.plan import describe
+
+    console.text(dump_yaml(cfg, full=True))
+    plan = describe(stage, cfg, run, weights=weights, vocabulary=vocabulary)
+    console.table(["what", "value"], plan.items())
+    console.say("dry run: nothing was written")

@@ -1,0 +1,191 @@
+"""The only place that prints: messages, progress, tables, results, errors.
+
+Messages and results go to stdout, bars and errors to stderr. With `--json`, stdout holds the JSON
+and nothing else. Ranks above 0 of a `torchrun` say nothing but errors. `NO_COLOR` is honoured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+from rich.text import Text
+
+from concat_cli.core.errors import UserError
+
+T = TypeVar("T")
+Cell = str | int | float | None
+
+
+class Console:
+    """What a command says. `progress` is handed to the core.
+
+    Args:
+        json_only: stdout is kept for one JSON value; everything else goes to stderr.
+        every: seconds between the lines of long work where there is no terminal.
+    """
+
+    def __init__(self, json_only: bool = False, every: float = 10.0) -> None:
+        self._stream: TextIO = sys.stderr if json_only else sys.stdout
+        self.silent = rank() > 0
+        self._rich = RichConsole(file=self._stream, highlight=False, soft_wrap=True)
+        self.progress = ConsoleProgress(self, every)
+
+    def say(self, message: str) -> None:
+        """One line."""
+        if not self.silent:
+            self._rich.print(Text(message))
+
+    def warn(self, message: str) -> None:
+        """One line that stands out."""
+        if not self.silent:
+            self._rich.print(Text("note: ", style="bold yellow") + Text(message))
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+        """Rows under column names; numbers stand right, None is a dash, fractions have 1 digit."""
+        if self.silent:
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        rows = [list(row) for row in rows]
+        for i, name in enumerate(columns):
+            numeric = any(isinstance(row[i], (int, float)) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(_cell(value)) for value in row))
+        self._rich.print(table, soft_wrap=False)
+
+    def done(self, results: Mapping[str, object], following: Sequence[str] = ()) -> None:
+        """The last lines of a command: where the results are, and what to run next."""
+        if self.silent:
+            return
+        lines = [(name, str(value), "") for name, value in results.items()]
+        lines += [("next" if i == 0 else "", text, "bold") for i, text in enumerate(following)]
+        width = max((len(name) for name, _, _ in lines), default=0)
+        self._rich.print(Text("done", style="bold green"))
+        for name, value, style in lines:
+            self._rich.print(Text(f"  {name:<{width}}  ", style="dim") + Text(value, style=style))
+
+    def text(self, block: str) -> None:
+        """A block of text as it is."""
+        if not self.silent:
+            self._stream.write(block.rstrip("\n") + "\n")
+
+    def json(self, value: Any) -> None:
+        """The one JSON value of a `--json` command, on stdout."""
+        if not self.silent:
+            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+class ConsoleProgress:
+    """`core.progress.Progress` on a console: tqdm on a terminal, else a line now and then."""
+
+    def __init__(self, console: Console, every: float) -> None:
+        self._console, self._every = console, every
+        self._texts: list[str] = []  # latest figures of the running tracks, innermost last
+        self._bars: list[Any] = []
+
+    def say(self, message: str) -> None:
+        """One line, above a running bar."""
+        for bar in self._bars:
+            bar.clear()
+        self._console.say(message)
+        for bar in self._bars:
+            bar.refresh()
+
+    def status(self, text: str) -> None:
+        """Latest figures beside the running bar."""
+        if self._texts:
+            self._texts[-1] = text
+        if self._bars:
+            self._bars[-1].set_postfix_str(text, refresh=False)
+
+    def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+        """Yields the items while showing how far the work has come."""
+        if self._console.silent:
+            return iter(items)
+        if total is None and hasattr(items, "__len__"):
+            total = len(items)  # pyright: ignore[reportArgumentType]
+        self._texts.append("")
+        return self._bar(items, what, total) if sys.stderr.isatty() else self._lines(items, what, total)
+
+    def _bar(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+        from tqdm import tqdm
+
+        with tqdm(total=total, desc=what, dynamic_ncols=True, leave=not self._bars) as bar:
+            self._bars.append(bar)
+            try:
+                for item in items:
+                    yield item
+                    bar.update()
+            finally:
+                self._bars.pop()
+                self._texts.pop()
+
+    def _lines(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+        start = said = time.monotonic()
+        done = 0
+        try:
+            for item in items:
+                yield item
+                done += 1
+                now = time.monotonic()
+                if now - said >= self._every or (done == total and now - start >= self._every):
+                    said = now
+                    self._console.say(self._line(what, done, total, now - start))
+        finally:
+            self._texts.pop()
+
+    def _line(self, what: str, done: int, total: int | None, seconds: float) -> str:
+        speed = done / max(seconds, 1e-9)
+        parts = [f"{what}: {done}" + (f"/{total}" if total else ""), f"{speed:.3g}/s"]
+        if total and done < total:
+            parts.append(f"{_clock((total - done) / speed)} left")
+        return " · ".join([*parts, *filter(None, self._texts[-1:])])
+
+
+def rank() -> int:
+    """This process's number under `torchrun`, 0 when alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def show_error(error: UserError) -> None:
+    """What is wrong and what to do, on stderr."""
+    console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+    where = f" (process {rank()})" if rank() else ""
+    console.print(Text(f"error{where}: ", style="bold red") + Text(error.what))
+    if error.hint:
+        console.print(Text(" hint: ", style="bold cyan") + Text(error.hint))
+
+
+def relative(path: Path) -> str:
+    """A path as seen from here, where that is shorter."""
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def duration(seconds: float) -> str:
+    """`8.3 s`, or `4 min 5 s`, or `2 h 10 min`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,96 @@
+"""From configuration to modules: the only place where the two meet."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from concat_cli.core.checkpoint import Weights
+from concat_cli.core.config import CatConfig, Config, ModelConfig
+from concat_cli.core.config_file import from_dict
+from concat_cli.core.errors import UserError
+from concat_cli.core.model.backbone import Backbone
+from concat_cli.core.model.generator import MlpGenerator, PrimitiveGenerator
+from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder, FPNPixelDecoder
+from concat_cli.core.model.projector import Classifier, Projector
+from concat_cli.core.model.query_decoder import QueryDecoder
+from concat_cli.core.model.segmentor import MaskPool, Segmentor
+
+Generator = PrimitiveGenerator | MlpGenerator
+
+
+def build_segmentor(cfg: ModelConfig, clip_width: int, *, pretrained: bool = False) -> Segmentor:
+    """A segmentor whose semantic queries have CLIP's width; `pretrained` loads backbone weights."""
+    backbone = Backbone(cfg.backbone, pretrained and cfg.backbone_weights == "timm", cfg.frozen_bn)
+    decoder = {"fpn": FPNPixelDecoder, "deformable": DeformablePixelDecoder}[cfg.pixel_decoder]
+    pixel_decoder = decoder(
+        backbone.channels,
+        width=cfg.width,
+        mask_width=cfg.mask_width,
+        heads=cfg.heads,
+        layers=cfg.encoder_layers,
+        ffn=cfg.encoder_ffn,
+    )
+    query_decoder = QueryDecoder(
+        cfg.width,
+        mask_width=cfg.mask_width,
+        heads=cfg.heads,
+        ffn=cfg.decoder_ffn,
+        layers=cfg.decoder_layers,
+        queries=cfg.queries,
+        token_queries=cfg.token_queries,
+    )
+    return Segmentor(
+        backbone,
+        pixel_decoder,
+        query_decoder,
+        Projector(cfg.width, clip_width, cfg.projector_layers, cfg.projector_hidden),
+        Classifier(clip_width, cfg.logit_scale, cfg.learn_scale),
+        MaskPool([*backbone.channels, cfg.width], cfg.width) if cfg.mask_pooling else None,
+        cfg.detach_class_path,
+    )
+
+
+def build_generator(cfg: CatConfig, clip_width: int, width: int) -> Generator:
+    """A generator of vision queries of the given width from text embeddings of CLIP's width."""
+    if cfg.generator == "mlp":
+        return MlpGenerator(clip_width, width, cfg.hidden, cfg.noise_width, cfg.dropout)
+    return PrimitiveGenerator(
+        clip_width, width, cfg.layers, cfg.primitives, cfg.heads, cfg.ffn, cfg.dropout
+    )
+
+
+def config_of(weights: Weights) -> Config:
+    """The configuration that the weights were trained with."""
+    return from_dict(weights.meta["config"])
+
+
+def clip_width_of(weights: Weights) -> int:
+    """CLIP's width, read off the no-object embedding."""
+    return weights.tensors["segmentor.classifier.no_object"].shape[0]
+
+
+def restore_segmentor(weights: Weights) -> Segmentor:
+    """The segmentor of a weights file of any stage, in evaluation mode."""
+    segmentor = build_segmentor(config_of(weights).model, clip_width_of(weights))
+    segmentor.load_state_dict(part_of(weights, "segmentor"))
+    return segmentor.eval()
+
+
+def restore_generator(weights: Weights) -> Generator:
+    """The generator of a weights file of stage `cat` or `finetune`, in evaluation mode."""
+    cfg = config_of(weights)
+    generator = build_generator(cfg.cat, clip_width_of(weights), cfg.model.width)
+    generator.load_state_dict(part_of(weights, "generator"))
+    return generator.eval()
+
+
+def part_of(weights: Weights, prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it; UserError where the file holds none."""
+    start = len(prefix) + 1
+    found = {k[start:]: v for k, v in weights.tensors.items() if k.startswith(f"{prefix}.")}
+    if not found:
+        raise UserError(
+            f"{weights.path} holds no {prefix} (it is of stage {weights.meta['stage']}).",
+            "Give weights of a later stage, made by `concat train-cat` or `concat finetune`.",
+        )
+    return found

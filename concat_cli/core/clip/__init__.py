@@ -1,0 +1,1 @@
+"""The frozen CLIP teacher: encoders, prompts and CLS tokens."""

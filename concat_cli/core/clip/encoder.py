@@ -1,0 +1,248 @@
+"""The frozen CLIP teacher: one code path for open_clip's models and for the built-in tiny one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from concat_cli.core.clip import tiny
+from concat_cli.core.config import ClipConfig
+from concat_cli.core.errors import UserError
+from concat_cli.core.progress import SILENT, Progress
+
+RANDOM = "random"  # ClipConfig.pretrained: random weights on purpose, for tests and dry runs
+_TEXT_BATCH = 256
+
+
+@dataclass(frozen=True)
+class ClipIdentity:
+    """Which CLIP it is: model name, tag or file of the weights, hash of both towers' weights."""
+
+    model: str
+    pretrained: str
+    sha256: str
+
+
+class Clip(nn.Module):
+    """A frozen CLIP with L2-normalised fp32 outputs.
+
+    `mean`, `std`: (3, 1, 1) of the image normalisation. `known_words`: the words a small built-in
+    model has learned; None for a model of open vocabulary.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenize: Callable[..., Tensor],
+        identity: ClipIdentity,
+        known_words: frozenset[str] | None = None,
+        image_tower: bool = True,
+        half: bool = False,
+    ) -> None:
+        super().__init__()
+        size, config = model.visual.image_size, model.visual.preprocess_cfg
+        self.image_size: int = size if isinstance(size, int) else size[0]
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.identity = identity
+        self.known_words = known_words
+        self.has_image_tower = image_tower
+        self.half_precision = half
+        self._tokenize = tokenize
+        if not image_tower:
+            del model.visual
+        self.model = model.requires_grad_(False).eval()
+        self.embed_dim: int = self.encode_text(["a"]).shape[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mean.device
+
+    def train(self, mode: bool = True) -> Clip:
+        """Stays in eval mode: the teacher is frozen."""
+        return super().train(False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(..., 3, h, w) in [0, 1] -> the same, minus CLIP's mean colour, over its deviation."""
+        return (images - self.mean) / self.std
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) float in [0, 1], any size, resized to a square -> (B, E)."""
+        return self.encode_normalised(self.normalise(self.resize(images)))
+
+    def resize(self, images: Tensor) -> Tensor:
+        """(B, 3, h, w) in [0, 1] -> (B, 3, image_size, image_size), bicubic and antialiased."""
+        assert images.is_floating_point(), "images are floats in [0, 1]"
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] == size:
+            return images
+        resized = F.interpolate(
+            images.float(), size, mode="bicubic", align_corners=False, antialias=True
+        )
+        return resized.clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_normalised(self, images: Tensor) -> Tensor:
+        """(B, 3, image_size, image_size) already normalised -> (B, E)."""
+        assert self.has_image_tower, "loaded without the image tower"
+        with self._precision():
+            features = self.model.encode_image(images)
+        return F.normalize(features.float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """N texts -> (N, E); a text beyond the context length is cut."""
+        parts = []
+        for i in range(0, len(texts), _TEXT_BATCH):
+            tokens = self._tokenize(texts[i : i + _TEXT_BATCH]).to(self.device)
+            with self._precision():
+                features = self.model.encode_text(tokens)
+            parts.append(F.normalize(features.float(), dim=-1))
+        return torch.cat(parts)
+
+    def _precision(self) -> torch.autocast:
+        """The teacher's own precision, whatever autocast the caller runs in."""
+        return torch.autocast(self.device.type, torch.float16, enabled=self.half_precision)
+
+
+def load_clip(
+    cfg: ClipConfig,
+    device: torch.device | str = "cpu",
+    image_tower: bool = True,
+    half: bool = False,
+    progress: Progress = SILENT,
+    tiny_files: Mapping[str, Path] = tiny.FILES,
+) -> Clip:
+    """Loads the teacher; without `image_tower` no image weights are kept.
+
+    `half`: fp16 encoders, on CUDA only. `tiny_files`: weights of the built-in models. UserError if
+    the model or its weights cannot be had.
+    """
+    device = torch.device(device)
+    assert not half or device.type == "cuda", "half precision is for CUDA"
+    words = None
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if cfg.model in tiny.FILES:
+            source = f"local-dir:{tiny.FOLDER}"
+            weights = tiny.load_tiny(tiny_files[cfg.model])
+            model = open_clip.create_model(source, load_weights=False)
+            model.load_state_dict(weights.state)
+            words = weights.words
+        else:
+            source = cfg.model
+            model = _create(cfg)
+        tokenize = open_clip.get_tokenizer(source)
+    if cfg.pretrained == RANDOM and cfg.model not in tiny.FILES:
+        progress.say(f"CLIP {cfg.model} has random weights, as clip.pretrained=random asks.")
+    if half:
+        progress.say("CLIP encodes in fp16: the device supports it.")
+    identity = ClipIdentity(cfg.model, cfg.pretrained, hash_weights(model))
+    return Clip(model, tokenize, identity, words, image_tower, half).to(device)
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 over names, shapes, types and values of a model's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _create(cfg: ClipConfig) -> nn.Module:
+    """An open_clip model with its weights, or with random ones where the config asks for that."""
+    own_weights = cfg.model.startswith(("hf-hub:", "local-dir:"))
+    if not own_weights:
+        _check_names(cfg)
+    if cfg.pretrained == RANDOM:
+        return _attempt(cfg, lambda: open_clip.create_model(cfg.model, load_weights=False))
+    tag = None if own_weights else cfg.pretrained
+    return _attempt(
+        cfg, lambda: open_clip.create_model(cfg.model, pretrained=tag, require_pretrained=True)
+    )
+
+
+def _check_names(cfg: ClipConfig) -> None:
+    """UserError for an unknown model, and for a model without a choice of weights."""
+    name = cfg.model.replace("/", "-")
+    known = [*tiny.FILES, *open_clip.list_models()]
+    if name not in known:
+        near = difflib.get_close_matches(cfg.model, known, 3) or list(tiny.FILES)
+        raise UserError(
+            f"No CLIP model is called {cfg.model!r} (clip.model).",
+            f"Did you mean {', '.join(near)}? A folder of your own: clip.model=local-dir:PATH",
+        )
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not cfg.pretrained:
+        raise UserError(
+            f"CLIP {cfg.model} needs weights, and clip.pretrained is empty.",
+            f"Set clip.pretrained to a tag ({_some(tags)}) or to a weights file; "
+            f"{RANDOM!r} gives random weights.",
+        )
+
+
+def _attempt(cfg: ClipConfig, create: Callable[[], nn.Module]) -> nn.Module:
+    """Runs open_clip's loader; what goes wrong there is the user's to mend."""
+    try:
+        return create()
+    except (
+        RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:  # fmt: skip
+        raise UserError(
+            f"CLIP {cfg.model} (weights: {cfg.pretrained or 'its own'}) cannot be loaded: "
+            f"{_short(error)}",
+            _fetch_hint(cfg),
+        ) from error
+
+
+def _fetch_hint(cfg: ClipConfig) -> str:
+    if cfg.model.startswith("local-dir:"):
+        return "The folder must hold open_clip_config.json (with model_cfg) and the weights."
+    call = f"open_clip.create_model({cfg.model!r}, pretrained={cfg.pretrained!r})"
+    tags = open_clip.list_pretrained_tags_by_model(cfg.model.replace("/", "-"))
+    return (
+        f'Fetch it where there is a network: python -c "import open_clip; {call}", then copy '
+        "~/.cache/huggingface, or give the file: clip.pretrained=PATH or clip.model=local-dir:PATH."
+        + (f" Known tags: {_some(tags)}." if tags and cfg.pretrained not in tags else "")
+    )
+
+
+def _some(tags: list[str], most: int = 4) -> str:
+    return ", ".join(tags[:most]) + (", ..." if len(tags) > most else "")
+
+
+def _short(error: Exception, most: int = 200) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= most else text[:most] + "..."
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps open_clip's log lines off the terminal: what matters is said through `Progress`."""
+    root, handler, level = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
+    root.addHandler(handler)
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        root.removeHandler(handler)

@@ -1,0 +1,226 @@
+"""CLS tokens of images and of masked segments: the targets of conditional token alignment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from concat_cli.core.clip.encoder import Clip, ClipIdentity
+from concat_cli.core.files import write_error
+
+Masks = Tensor | Sequence[Tensor]
+_PIXELS = 1 << 24  # masked pixels in memory at a time
+_DIGEST = 16  # bytes of a key
+
+
+def image_tokens(clip: Clip, images: Tensor, padding: Tensor | None = None) -> Tensor:
+    """(B, 3, H, W) uint8 and (B, H, W) bool padding -> (B, E) CLS tokens of whole images.
+
+    Padding (right and below) is cut off first, so that a padded image gives what it gives alone.
+    """
+    sizes = _valid_sizes(images, padding)
+    if all(size == tuple(images.shape[-2:]) for size in sizes):
+        return clip.encode_image(images.float() / 255)
+    views = [
+        clip.resize(image[None, :, :h, :w].float() / 255)
+        for image, (h, w) in zip(images, sizes, strict=True)
+    ]
+    return clip.encode_image(torch.cat(views))
+
+
+def segment_tokens(clip: Clip, images: Tensor, masks: Masks, select: Tensor) -> Tensor:
+    """CLS tokens of masked, box-cropped segments, (M, E).
+
+    images (B, 3, H, W) uint8. masks: (B, N, H, W) bool, or B tensors (N_i, H, W), or a segment map
+    (B, H, W) of ints in which segment n has the value n+1. select (M, 2) int64: (image, segment).
+    """
+    if not len(select):
+        return torch.zeros(0, clip.embed_dim, device=clip.device)
+    step = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
+    normalised = clip.normalise(images.float() / 255)
+    parts = []
+    for chosen in select.split(step):
+        crops = masked_crops(normalised[chosen[:, 0]], gather_masks(masks, chosen), clip.image_size)
+        parts.append(clip.encode_normalised(crops))
+    return torch.cat(parts)
+
+
+def gather_masks(masks: Masks, select: Tensor) -> Tensor:
+    """(M, H, W) bool masks of the selected (image, segment) pairs; see `segment_tokens`."""
+    image, segment = select.unbind(1)
+    if not isinstance(masks, Tensor):
+        counts = torch.tensor([len(m) for m in masks], device=select.device)
+        starts = counts.cumsum(0) - counts
+        return torch.cat(list(masks))[starts[image] + segment].bool()
+    if masks.ndim == 3:
+        return masks[image] == (segment + 1)[:, None, None]
+    return masks[image, segment].bool()
+
+
+def masked_crops(images: Tensor, masks: Tensor, size: int) -> Tensor:
+    """(M, 3, H, W) normalised images and (M, H, W) bool masks -> (M, 3, size, size).
+
+    What lies outside the mask becomes 0, the mean colour; the crop is the square around the mask's
+    box, so that shapes keep their proportions. An empty mask gives an empty crop.
+    """
+    masked = F.pad(images * masks[:, None], (1, 1, 1, 1))  # zeros around the image as well
+    boxes = square_boxes(masks) + 1
+    index = torch.arange(len(masks), device=masks.device, dtype=boxes.dtype)[:, None]
+    # adaptive sampling averages the pixels under each output pixel, which antialiases
+    return roi_align(masked, torch.cat([index, boxes], 1), size, sampling_ratio=-1, aligned=True)
+
+
+def square_boxes(masks: Tensor) -> Tensor:
+    """(M, H, W) bool -> (M, 4) float x0 y0 x1 y1: squares around the masks' boxes, in pixel edges.
+
+    A square may reach beyond the image; the square of an empty mask is one pixel.
+    """
+    x0, x1 = _extent(masks.any(1))
+    y0, y1 = _extent(masks.any(2))
+    half = torch.maximum(x1 - x0, y1 - y0).clamp(min=1) / 2
+    x, y = (x0 + x1) / 2, (y0 + y1) / 2
+    return torch.stack([x - half, y - half, x + half, y + half], 1)
+
+
+def _extent(hit: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, S) bool -> first hit and one past the last, (M,) float each."""
+    last = hit.shape[1] - hit.flip(1).float().argmax(1)
+    return hit.float().argmax(1).float(), torch.where(hit.any(1), last, 0).float()
+
+
+def _valid_sizes(images: Tensor, padding: Tensor | None) -> list[tuple[int, int]]:
+    """Height and width of each image without its padding."""
+    if padding is None:
+        return [tuple(images.shape[-2:])] * len(images)
+    heights = (~padding).any(2).sum(1).tolist()
+    widths = (~padding).any(1).sum(1).tolist()
+    return list(zip(heights, widths, strict=True))
+
+
+class TokenCache:
+    """CLS tokens on disk, addressed by the content of the view: CLIP weights, pixels, mask.
+
+    A view that augmentation changes is another view, so a cached token is never the wrong one; each
+    is computed once. Rows are only ever appended, each writer to files of its own: several
+    processes may share a folder, and a killed one loses at most the row that it was writing.
+    """
+
+    def __init__(self, folder: Path, identity: ClipIdentity, embed_dim: int) -> None:
+        self.folder = Path(folder) / "tokens" / identity.sha256[:40]
+        self.embed_dim = embed_dim
+        self.hits = self.misses = 0
+        self._identity = identity
+        self._writer = uuid.uuid4().hex
+        self._shards: list[np.ndarray] = []  # each (rows, E) float32
+        self._place: dict[bytes, tuple[int, int]] = {}  # key -> shard, row
+        self._fresh: dict[bytes, np.ndarray] = {}
+        for path in sorted(self.folder.glob("*.keys")):
+            self._read_shard(path)
+
+    def __len__(self) -> int:
+        return len(self._place) + len(self._fresh)
+
+    def image_tokens(self, clip: Clip, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """As the function `image_tokens`; only views not cached yet are encoded."""
+        keys = view_keys(images, padding)
+        missing = self._missing(keys)
+        if missing:
+            padding = None if padding is None else padding[missing]
+            self._store([keys[i] for i in missing], image_tokens(clip, images[missing], padding))
+        return self._fetch(clip, keys)
+
+    def segment_tokens(
+        self,
+        clip: Clip,
+        images: Tensor,
+        masks: Masks,
+        select: Tensor,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """As the function `segment_tokens`; only segments not cached yet are encoded."""
+        keys = segment_keys(images, masks, select, padding)
+        missing = self._missing(keys)
+        if missing:
+            tokens = segment_tokens(clip, images, masks, select[missing])
+            self._store([keys[i] for i in missing], tokens)
+        return self._fetch(clip, keys)
+
+    def _missing(self, keys: list[bytes]) -> list[int]:
+        missing = [i for i, k in enumerate(keys) if k not in self._place and k not in self._fresh]
+        self.misses += len(missing)
+        self.hits += len(keys) - len(missing)
+        return missing
+
+    def _fetch(self, clip: Clip, keys: list[bytes]) -> Tensor:
+        assert clip.identity == self._identity, "the cache belongs to another CLIP"
+        rows = np.empty((len(keys), self.embed_dim), np.float32)
+        for i, key in enumerate(keys):
+            rows[i] = self._row(key)
+        return torch.from_numpy(rows).to(clip.device)
+
+    def _row(self, key: bytes) -> np.ndarray:
+        if key in self._fresh:
+            return self._fresh[key]
+        shard, row = self._place[key]
+        return self._shards[shard][row]
+
+    def _store(self, keys: list[bytes], tokens: Tensor) -> None:
+        rows = tokens.detach().float().cpu().numpy()
+        path = self.folder / f"{self._writer}.keys"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(path.with_suffix(".tokens"), "ab") as file:  # values first: a key has a value
+                file.write(rows.tobytes())
+            with open(path, "ab") as file:
+                file.write(b"".join(keys))
+        except OSError as error:
+            raise write_error(path, error) from error
+        self._fresh.update(zip(keys, rows, strict=True))
+
+    def _read_shard(self, path: Path) -> None:
+        """Takes up a shard's complete rows; a torn last row is left out."""
+        data, width = path.read_bytes(), 4 * self.embed_dim
+        values = path.with_suffix(".tokens")
+        size = os.path.getsize(values) if values.is_file() else 0
+        count = min(len(data) // _DIGEST, size // width)
+        if not count:
+            return
+        shape = (count, self.embed_dim)
+        self._shards.append(np.memmap(values, np.float32, "r", shape=shape))
+        for row in range(count):
+            key = data[row * _DIGEST : (row + 1) * _DIGEST]
+            self._place[key] = (len(self._shards) - 1, row)
+
+
+def view_keys(images: Tensor, padding: Tensor | None = None) -> list[bytes]:
+    """A digest of each image's pixels, its padding left out."""
+    pixels = images.cpu().numpy()
+    sizes = _valid_sizes(images, padding)
+    return [_digest(x[:, :h, :w]) for x, (h, w) in zip(pixels, sizes, strict=True)]
+
+
+def segment_keys(
+    images: Tensor, masks: Masks, select: Tensor, padding: Tensor | None = None
+) -> list[bytes]:
+    """A digest of each selected segment: its image's pixels and its mask's."""
+    views, sizes = view_keys(images, padding), _valid_sizes(images, padding)
+    chosen = gather_masks(masks, select.to(images.device)).cpu().numpy()
+    keys = []
+    for image, mask in zip(select[:, 0].tolist(), chosen, strict=True):
+        h, w = sizes[image]
+        keys.append(_digest(np.packbits(mask[:h, :w]), views[image]))
+    return keys
+
+
+def _digest(values: np.ndarray, prefix: bytes = b"") -> bytes:
+    head = prefix + repr(values.shape).encode()
+    return hashlib.blake2b(head + values.tobytes(), digest_size=_DIGEST).digest()

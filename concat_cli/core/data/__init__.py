@@ -1,0 +1,1 @@
+"""Data sets: the built-in world, COCO panoptic folders, augmentation and batching."""

@@ -1,0 +1,142 @@
+"""Pictures and id maps on disk <-> arrays."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from concat_cli.core import files
+from concat_cli.core.errors import UserError
+
+MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
+_WARNINGS = Lock()  # the list of warning filters belongs to the process, not to a thread
+_BROKEN = (
+    OSError,
+    SyntaxError,  # what Pillow raises for a broken PNG
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB, upright (its EXIF orientation is applied).
+
+    16-bit and 1-bit greyscale are scaled to 0-255, CMYK is converted, and what is transparent
+    (RGBA, LA, palette) is laid over white, the page that such pictures are drawn for. Of several
+    frames the first is read. UserError naming the file if it is missing, damaged or too large.
+    """
+    path = Path(path)
+    try:
+        with _open(path) as image:
+            image.load()
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def check_image(path: Path | str) -> tuple[int, int]:
+    """(height, width) of an upright picture, of a JPEG from its header; errors as `read_image`."""
+    path = Path(path)
+    try:
+        with _open(path) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the sides
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def read_id_png(path: Path | str) -> np.ndarray:
+    """The segment ids of a COCO panoptic PNG as (H, W) int32: R + 256 G + 65536 B."""
+    path = Path(path)
+    try:
+        with _open(path) as image:
+            if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
+                raise UserError(
+                    f"{path} is a {image.format} of mode {image.mode}, not an RGB PNG of ids.",
+                    "A panoptic PNG holds a segment's id as R + 256 G + 65536 B in 8-bit RGB.",
+                )
+            pixels = np.asarray(image, dtype=np.int32)
+    except _BROKEN as error:
+        raise _broken(path, error) from error
+    return pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16
+
+
+def write_id_png(path: Path | str, ids: np.ndarray) -> None:
+    """Writes (H, W) ids of 0..2^24-1 as a COCO panoptic PNG, atomically."""
+    assert ids.ndim == 2 and ids.min() >= 0 and ids.max() < 1 << 24, "ids must lie in 0..2^24-1"
+    pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
+    write_png(path, pixels)
+
+
+def write_png(path: Path | str, image: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 RGB as a PNG, atomically."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    files.write_bytes(Path(path), buffer.getvalue(), sync=False)
+
+
+def _open(path: Path) -> Image.Image:
+    """The lazily opened picture, refused before decoding where it is too large."""
+    if not path.is_file():
+        kind = "is a folder, not an image" if path.is_dir() else "does not exist"
+        raise UserError(f"Image {path} {kind}.", "Check the path.")
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large files; the size is checked below
+        image = Image.open(path)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise UserError(
+            f"Image {path} has {image.width} x {image.height} pixels, more than "
+            f"{MAX_PIXELS // 1_000_000} million.",
+            "Scale it down or cut it into tiles first.",
+        )
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _wide_to_rgb(image)
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_to_rgb(image: Image.Image) -> Image.Image:
+    """Greyscale of more than 8 bits: integers are 16-bit (65535 is white); floats are 0-1, or
+    0-255 where any exceeds 1."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        values = np.nan_to_num(values)
+        values = values * 255 if values.max(initial=0) <= 1 else values
+    else:
+        values = values / 257
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _broken(path: Path, error: BaseException) -> UserError:
+    if isinstance(error, PermissionError):
+        return UserError(f"No permission to read {path}.", "Change the file's rights.")
+    if isinstance(error, Image.DecompressionBombError):
+        what = f"Image {path} has too many pixels to be read safely."
+        return UserError(what, "Scale it down or cut it into tiles first.")
+    reason = str(error).split("\n")[0] or type(error).__name__
+    return UserError(
+        f"Cannot read image {path}: it is damaged or not an image ({reason}).",
+        "Download or export the file again, or take it out.",
+    )

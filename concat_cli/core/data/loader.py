@@ -1,0 +1,221 @@
+"""Samples -> padded batches, in an order that depends only on (seed, step, rank): resumable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from concat_cli.core.data.dataset import PanopticDataset, Sample
+from concat_cli.core.data.transforms import Augment
+from concat_cli.core.errors import UserError
+
+_ORDER, _VIEW = 0, 1  # streams of random numbers drawn from one seed
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one forward pass, padded to one size at the right and the bottom.
+
+    images: (B, 3, H, W) uint8 RGB, 0 in pads. padding: (B, H, W) bool, true = pad.
+    segment_map: (B, H, W) int32, 0 = void or pad, i + 1 = segment i of that image.
+    labels: (B, N) int64 class indices, -1 = no such segment. image_ids: (B,) int64.
+    indices: (B,) int64, positions in the data set. file_names: B names.
+    """
+
+    images: Tensor
+    padding: Tensor
+    segment_map: Tensor
+    labels: Tensor
+    image_ids: Tensor
+    indices: Tensor
+    file_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, from which copies to a GPU need not wait."""
+        return self._each(Tensor.pin_memory)
+
+    def masks(self) -> Tensor:
+        """(B, N, H, W) bool: the pixels of each segment; empty where a label is -1."""
+        numbers = torch.arange(1, self.labels.shape[1] + 1, device=self.labels.device)
+        return self.segment_map[:, None] == numbers[None, :, None, None]  # (B, N, H, W)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image without its pads."""
+        inside = ~self.padding
+        heights, widths = inside[:, :, 0].sum(1).tolist(), inside[:, 0].sum(1).tolist()
+        return list(zip(heights, widths, strict=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file_names"}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+def collate(samples: Sequence[Sample], indices: Sequence[int], divisor: int = 32) -> Batch:
+    """Pads samples to the largest height and width among them, rounded up to `divisor`."""
+    count = len(samples)
+    sizes = [sample.segment_map.shape for sample in samples]
+    height = -(-max(size[0] for size in sizes) // divisor) * divisor
+    width = -(-max(size[1] for size in sizes) // divisor) * divisor
+    images = torch.zeros(count, 3, height, width, dtype=torch.uint8)
+    padding = torch.ones(count, height, width, dtype=torch.bool)
+    segment_map = torch.zeros(count, height, width, dtype=torch.int32)
+    labels = torch.full((count, max(len(sample.labels) for sample in samples)), -1)
+    for i, (sample, (h, w)) in enumerate(zip(samples, sizes, strict=True)):
+        image = torch.from_numpy(np.ascontiguousarray(sample.image))
+        images[i, :, :h, :w] = image.permute(2, 0, 1)
+        padding[i, :h, :w] = False
+        segment_map[i, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.segment_map))
+        labels[i, : len(sample.labels)] = torch.from_numpy(sample.labels)
+    return Batch(
+        images,
+        padding,
+        segment_map,
+        labels,
+        image_ids=torch.tensor([sample.image_id for sample in samples]),
+        indices=torch.tensor(list(indices)),
+        file_names=[sample.file_name for sample in samples],
+    )
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, _ORDER, epoch]).permutation(length)
+
+
+def dataset_index(position: int, length: int, seed: int) -> int:
+    """The data-set index at a position of the endless stream: one shuffle of all per epoch."""
+    return int(_epoch_order(length, seed, position // length)[position % length])
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """Positions of each micro-batch of one process, from `start_step` on, without end.
+
+    A step takes `batch_size * accumulate * world` positions of one stream, whatever the number of
+    processes: several processes see together what one process would see with more accumulation.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+    start_step: int = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        micro = self.start_step * self.accumulate
+        while True:
+            first = (micro * self.world + self.rank) * self.batch_size
+            yield list(range(first, first + self.batch_size))
+            micro += 1
+
+
+class _Views(Dataset[Batch | UserError]):
+    """Positions -> batch. A UserError is handed over as a value, as raising it in a loader process
+    would bury its message in a traceback."""
+
+    def __init__(
+        self, dataset: PanopticDataset, augment: Augment | None, seed: int, divisor: int
+    ) -> None:
+        self._dataset = dataset
+        self._augment = augment
+        self._seed = seed
+        self._divisor = divisor
+
+    def __getitem__(self, positions: list[int]) -> Batch | UserError:
+        indices = [dataset_index(p, len(self._dataset), self._seed) for p in positions]
+        try:
+            samples = [self._dataset[index] for index in indices]
+        except UserError as error:
+            return error
+        if self._augment is not None:
+            samples = [
+                self._augment(sample, np.random.default_rng([self._seed, _VIEW, position]))
+                for sample, position in zip(samples, positions, strict=True)
+            ]
+        return collate(samples, indices, self._divisor)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def make_loader(
+    dataset: PanopticDataset,
+    augment: Augment | None,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    accumulate: int = 1,
+    divisor: int = 32,
+) -> Iterator[Batch]:
+    """Endless training batches: `accumulate` of them in order for each step, from `start_step` on.
+
+    What step t yields depends only on (seed, t, rank, world), not on `start_step` or `workers`.
+
+    Args:
+        batch_size: images of one process in one forward.
+        workers: loader processes; 0 decodes in this one.
+    """
+    if len(dataset) == 0:
+        raise UserError(f"{dataset.part.json} lists no images.", "Prepare the data set again.")
+    views = _Views(dataset, augment, seed, divisor)
+    sampler = StepSampler(batch_size, accumulate, rank, world, start_step)
+    if workers == 0:
+        batches = (views[positions] for positions in sampler)
+    else:
+        batches = iter(
+            DataLoader(
+                views,
+                batch_size=None,
+                sampler=sampler,
+                num_workers=workers,
+                collate_fn=_unchanged,
+                pin_memory=torch.cuda.is_available(),
+                generator=torch.Generator(),  # leaves the global random state alone
+            )
+        )
+    return _raised(batches)
+
+
+def _raised(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, UserError):
+            break
+        yield batch
+    else:
+        raise AssertionError("the stream of batches is endless")
+    del batches  # ends the loader processes now: in the error's traceback they would linger
+    raise UserError(batch.what, batch.hint)
+
+
+def sequential_batches(
+    dataset: PanopticDataset,
+    batch_size: int,
+    resize: Callable[[Sample], Sample] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    divisor: int = 32,
+) -> Iterator[Batch]:
+    """Each image of this process's share (indices rank, rank + world, ...) once, in order."""
+    share = range(rank, len(dataset), world)
+    for start in range(0, len(share), batch_size):
+        indices = share[start : start + batch_size]
+        samples = [dataset[index] for index in indices]
+        yield collate([resize(s) for s in samples] if resize else samples, indices, divisor)

@@ -1,0 +1,304 @@
+"""Writes the built-in world as a prepared data set in COCO panoptic format."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from concat_cli.core import files
+from concat_cli.core.config import ShapesConfig
+from concat_cli.core.data.shapes import SEED_BOUND, Scene, draw_scene, scene_seed
+from concat_cli.core.data.shapes_random import Random
+from concat_cli.core.data.shapes_split import CLASSES, seen_indices, unseen_split
+from concat_cli.core.errors import UserError
+from concat_cli.core.progress import SILENT, Progress
+
+WORLD = 1  # raised when the same seed draws other pixels
+PARTS = ("train", "dev", "val")
+_CHUNK = 25  # scenes that a process draws at a time
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Scenes of one part that one process draws."""
+
+    folder: Path
+    part: str
+    seed: int
+    size: int
+    allowed: tuple[int, ...]
+    first: int  # index of the first scene
+    count: int
+    first_id: int  # image id of the part's scene 0
+
+
+def prepare_shapes(
+    out: Path, cfg: ShapesConfig, progress: Progress = SILENT, processes: int | None = None
+) -> None:
+    """Draws the world of `cfg` into the folder `out` (train, dev, val, annotations, dataset.json).
+
+    train and dev are drawn from seen classes alone, val from all. A complete data set of the same
+    configuration is left as it is. `processes`: by default one a CPU. UserError where `out` holds
+    something else or cannot be written; nothing half-written can be taken for a data set.
+    """
+    out = Path(out)
+    if cfg.seed < 0 or cfg.seed >= SEED_BOUND:
+        raise UserError(f"shapes.seed is {cfg.seed}.", f"Take one of 0..{SEED_BOUND - 1}.")
+    split, unseen = unseen_split(cfg.unseen, cfg.unseen_seed)
+    header = _header(cfg, split, unseen)
+    try:
+        if _is_done(out, header):
+            progress.say(f"{out} already holds this data set: nothing to draw.")
+            return
+        with _workspace(out) as folder:
+            _draw_parts(folder, cfg, unseen, progress, processes)
+            _publish(folder, out, header)
+    except OSError as error:
+        raise files.write_error(out, error) from error
+    progress.say(
+        f"Drew {cfg.train} train, {cfg.dev} dev and {cfg.val} val scenes into {out} "
+        f"({len(unseen)} of {len(CLASSES)} classes unseen, split {split})."
+    )
+
+
+def _header(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str, Any]:
+    """The content of dataset.json."""
+    annotations = {part: f"annotations/panoptic_{part}" for part in PARTS}
+    source = {"world": WORLD} | asdict(cfg)
+    if split == "custom":
+        source["unseen"] = "; ".join(unseen)  # in class order, however it was written
+    return {
+        "format": 1,
+        "name": "shapes",
+        "class_split": split,
+        "unseen": list(unseen),
+        "parts": {
+            part: {"images": part, "json": f"{path}.json", "pngs": path}
+            for part, path in annotations.items()
+        },
+        "source": source,
+    }
+
+
+def _is_done(out: Path, header: dict[str, Any]) -> bool:
+    """Whether `out` holds the finished data set of `header`; UserError if it holds another."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file, not a folder.", "Choose another folder.")
+    path = out / "dataset.json"
+    if not path.is_file():
+        if out.exists() and any(not p.name.startswith(".") for p in out.iterdir()):
+            raise UserError(
+                f"{out} is not empty and holds no finished data set.",
+                "Choose another folder, or empty this one.",
+            )
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON.", "Choose another folder.") from error
+    if found == header:
+        return True
+    source = found.get("source") if isinstance(found, dict) else None
+    if not isinstance(source, dict) or found.get("name") != header["name"]:
+        raise UserError(f"{out} holds another data set.", "Choose another folder.")
+    differing = [
+        f"{key} {source.get(key)!r} there, {value!r} asked"
+        for key, value in header["source"].items()
+        if source.get(key) != value
+    ]
+    raise UserError(
+        f"{out} holds another data set ({'; '.join(differing)}).",
+        f"Choose another folder, or remove this data set first: rm -r {out}",
+    )
+
+
+@contextmanager
+def _workspace(out: Path) -> Iterator[Path]:
+    """A hidden folder inside `out` to draw in; removed at the end, as are those of dead runs."""
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    for left in out.glob(f".partial-{host}-*"):
+        if not _alive(left.name.rpartition("-")[2]):
+            shutil.rmtree(left, ignore_errors=True)
+    folder = out / f".partial-{host}-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if made and not any(out.iterdir()):
+            out.rmdir()
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this machine still runs; True where that cannot be told."""
+    if os.name != "posix" or not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _publish(folder: Path, out: Path, header: dict[str, Any]) -> None:
+    """Moves the finished parts into place; dataset.json, which makes it a data set, is last."""
+    if _is_done(out, header):  # another process was faster with the same
+        return
+    for name in (*PARTS, "annotations"):
+        (folder / name).rename(out / name)
+    files.write_json(out / "dataset.json", header, indent=1)
+
+
+def _draw_parts(
+    folder: Path,
+    cfg: ShapesConfig,
+    unseen: tuple[str, ...],
+    progress: Progress,
+    processes: int | None,
+) -> None:
+    seen = seen_indices(unseen)
+    counts = {"train": cfg.train, "dev": cfg.dev, "val": cfg.val}
+    processes = min(processes or os.cpu_count() or 1, sum(counts.values()) // (4 * _CHUNK) + 1)
+    if processes > 1 and not _can_spawn():
+        progress.say("Drawing in one process: a program read from a pipe cannot start others.")
+        processes = 1
+    first_id = 1
+    with _mapper(processes) as draw:
+        for part, count in counts.items():
+            pngs = folder / "annotations" / f"panoptic_{part}"
+            pngs.mkdir(parents=True)
+            (folder / part).mkdir()
+            allowed = tuple(range(len(CLASSES))) if part == "val" else seen
+            jobs = [
+                _Job(folder, part, cfg.seed, cfg.size, allowed, i, min(_CHUNK, count - i), first_id)
+                for i in range(0, count, _CHUNK)
+            ]
+            rows = chain.from_iterable(draw(jobs))
+            annotations = list(progress.track(rows, f"drawing {part}", count))
+            table = _panoptic_json(part, cfg.size, annotations)
+            pngs.with_suffix(".json").write_text(json.dumps(table), encoding="utf-8")
+            first_id += count
+
+
+def _can_spawn() -> bool:
+    """Whether a new process could find this one's main file; a program on stdin has none."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return main is None or Path(main).is_file()
+
+
+@contextmanager
+def _mapper(processes: int) -> Iterator[Any]:
+    """`_draw_chunk` over jobs, in order: here, or in so many processes."""
+    if processes <= 1:
+        yield lambda jobs: map(_draw_chunk, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        try:
+            yield lambda jobs: pool.map(_draw_chunk, jobs)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process that draws scenes was ended from outside or could not start.",
+                'Check the memory; a script must call this under `if __name__ == "__main__":`.',
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _draw_chunk(job: _Job) -> list[dict[str, Any]]:
+    """Draws and writes a job's scenes; their COCO annotations."""
+    rows = []
+    for index in range(job.first, job.first + job.count):
+        scene = draw_scene(scene_seed(job.part, job.seed, index), job.size, job.allowed)
+        image_id = job.first_id + index
+        name = f"{image_id:012d}.png"
+        ids = _segment_ids(scene, image_id)
+        code = np.append(0, ids).astype(np.uint32)[scene.segment_map]
+        planes = np.stack([code & 255, code >> 8 & 255, code >> 16], axis=-1).astype(np.uint8)
+        _write_png(job.folder / job.part / name, scene.image)
+        _write_png(job.folder / "annotations" / f"panoptic_{job.part}" / name, planes)
+        segments = list(_segments_info(scene, ids))
+        rows.append({"image_id": image_id, "file_name": name, "segments_info": segments})
+    return rows
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(path, "PNG", compress_level=1)
+
+
+def _segment_ids(scene: Scene, image_id: int) -> list[int]:
+    """Ids as COCO's: near the category's colour, R + 256 G + 65536 B, different within an image."""
+    rng = Random(image_id)
+    ids: list[int] = []
+    for label in scene.labels.tolist():
+        code = 0
+        while code == 0 or code in ids:
+            r, g, b = (min(max(v + rng.below(41) - 20, 0), 255) for v in category_colour(label))
+            code = r | g << 8 | b << 16
+        ids.append(code)
+    return ids
+
+
+def _segments_info(scene: Scene, ids: Iterable[int]) -> Iterator[dict[str, Any]]:
+    for i, (label, code) in enumerate(zip(scene.labels.tolist(), ids, strict=True)):
+        mask = scene.segment_map == i + 1
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        x, y = int(columns[0]), int(rows[0])
+        yield {
+            "id": code,
+            "category_id": CLASSES.ids[label],
+            "area": int(np.count_nonzero(mask)),
+            "bbox": [x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+            "iscrowd": 0,
+        }
+
+
+def category_colour(label: int) -> tuple[int, int, int]:
+    """A class's colour in COCO's categories: hues a golden section apart, three depths."""
+    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1.0, 0.55 + 0.2 * (label % 3), 0.9)
+    return tuple(int(255 * v) for v in rgb)  # type: ignore[return-value]
+
+
+def _panoptic_json(part: str, size: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:
+    """The COCO panoptic JSON of one part."""
+    return {
+        "info": {"description": f"concat shapes, {part}", "version": str(WORLD)},
+        "licenses": [],
+        "images": [
+            {"id": a["image_id"], "file_name": a["file_name"], "height": size, "width": size}
+            for a in annotations
+        ],
+        "annotations": annotations,
+        "categories": [
+            {
+                "id": entry.id,
+                "name": entry.name,
+                "supercategory": entry.name.split()[1],
+                "isthing": int(entry.kind == "thing"),
+                "color": list(category_colour(label)),
+            }
+            for label, entry in enumerate(CLASSES.entries)
+        ],
+    }

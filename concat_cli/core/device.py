@@ -1,0 +1,63 @@
+"""Which device and which precision to compute with, each with the reason for the choice."""
+
+from __future__ import annotations
+
+import torch
+
+from concat_cli.core.errors import UserError
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def choose_device(name: str = "auto") -> tuple[torch.device, str]:
+    """The device and why; UserError where the one asked for is not there."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        best = next(device for device, found in there.items() if found)
+        reason = {
+            "cuda": "the first choice",
+            "mps": "no CUDA GPU found",
+            "cpu": "no GPU found",
+        }[best]
+        return torch.device(best), _describe(best, reason)
+    if name not in there:
+        raise UserError(f"Unknown device '{name}'.", f"Choose one of {', '.join(DEVICES)}.")
+    if not there[name]:
+        found = ", ".join(device for device, is_there in there.items() if is_there)
+        raise UserError(
+            f"There is no {name} device here (found: {found}).", "Leave --device out to use those."
+        )
+    return torch.device(name), _describe(name, "as asked")
+
+
+def _describe(device: str, reason: str) -> str:
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, {reason}"
+    if device == "cpu":
+        return f"{torch.get_num_threads()} threads, {reason}"
+    return reason
+
+
+def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
+    """The autocast dtype (None: plain fp32) and why; `name` is `optim.precision`."""
+    if name != "auto":
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name], "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "the GPU has native bf16"
+        return torch.float16, "the GPU has no native bf16"
+    if device.type == "cpu" and has_native_bf16():
+        return torch.bfloat16, "the CPU has native bf16 matrix instructions"
+    if device.type == "cpu":
+        return None, "the CPU has no native bf16"
+    return None, f"autocast is not used on {device.type}"
+
+
+def has_native_bf16() -> bool:
+    """True where the CPU multiplies bf16 matrices itself (AMX tiles or AVX-512 BF16)."""
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)

@@ -1,0 +1,255 @@
+"""From queries to panoptic and semantic maps, without a loop over queries or classes.
+
+The algorithm is Mask2Former's panoptic and semantic inference (Cheng et al., CVPR 2022). Masks are
+bilinearly resized to the padded input, cropped to its valid part and resized to the photo. As all
+of this is linear and separable, it is done by one small matrix for rows and one for columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from concat_cli.core.config import InferConfig
+
+Size = tuple[int, int]
+MASK_STRIDE = 4  # mask logits are at a quarter of the padded input
+BUDGET = 2**24  # mask values held at once (counts of pixels in fp32 stay exact up to here)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a panoptic map; `bbox` is x, y, width, height in pixels."""
+
+    id: int
+    class_index: int
+    score: float
+    area: int
+    bbox: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class PanopticResult:
+    """panoptic_map (H, W) int32: 0 = no segment, else a segment's id; ids are 1..N in order."""
+
+    panoptic_map: NDArray[np.int32]
+    segments: tuple[Segment, ...]
+
+
+def calibrated(class_logits: Tensor, seen: Tensor | None, seen_offset: float) -> Tensor:
+    """(..., K+1) logits in fp32 with `seen_offset` taken off those of seen classes (K,)."""
+    logits = class_logits.float()
+    if not seen_offset or seen is None:
+        return logits
+    return logits - F.pad(seen.to(logits), (0, 1)) * seen_offset  # no_object keeps its logit
+
+
+def resize_matrix(source: int, padded: int, valid: int, target: int, like: Tensor) -> Tensor:
+    """(target, source) weights: linear resize to `padded`, crop to `valid`, resize to `target`."""
+    eye = torch.eye(source, device=like.device, dtype=torch.float32)[None]  # (1, source, source)
+    up = F.interpolate(eye, size=padded, mode="linear", align_corners=False)[..., :valid]
+    if target != valid:
+        up = F.interpolate(up, size=target, mode="linear", align_corners=False)
+    return up[0].T.contiguous()
+
+
+def panoptic(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    sizes: Sequence[Size],
+    is_thing: Tensor,
+    cfg: InferConfig,
+    seen: Tensor | None = None,
+    valid: Sequence[Size] | None = None,
+) -> list[PanopticResult]:
+    """Panoptic maps of B images.
+
+    class_logits (B, Q, K+1), mask_logits (B, Q, h, w) at stride 4 of the padded input; sizes: the
+    photos' (H, W); valid: the parts of the padded input that hold the photos (default: all of it);
+    is_thing, seen: (K,) bool.
+    """
+    probabilities = calibrated(class_logits, seen, cfg.seen_offset).softmax(-1)
+    scores, labels = probabilities.max(-1)  # (B, Q)
+    no_object = class_logits.shape[-1] - 1
+    keep = (labels != no_object) & (scores > cfg.min_score)
+    stuff = F.pad(~is_thing.to(labels.device).bool(), (0, 1))  # (K+1,), no_object is neither
+    results: list[PanopticResult | None] = [None] * len(sizes)
+    for (size, inner), members in _alike(mask_logits, sizes, valid).items():
+        rows = torch.tensor(members, device=keep.device)
+        found = _panoptic_alike(
+            scores[rows],
+            labels[rows],
+            keep[rows],
+            mask_logits[rows].float(),
+            size,
+            inner,
+            stuff,
+            cfg,
+        )
+        for index, result in zip(members, found, strict=True):
+            results[index] = result
+    return [result for result in results if result is not None]
+
+
+def semantic(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    sizes: Sequence[Size],
+    cfg: InferConfig,
+    seen: Tensor | None = None,
+    valid: Sequence[Size] | None = None,
+) -> list[NDArray[np.int32]]:
+    """(H, W) class indices of B images: argmax over classes of sum_q p_q(class) * sigmoid(mask_q).
+
+    Arguments as in `panoptic`; p is the softmax with no_object left out of the sum.
+    """
+    probabilities = calibrated(class_logits, seen, cfg.seen_offset).softmax(-1)[..., :-1]
+    maps: list[NDArray[np.int32] | None] = [None] * len(sizes)
+    for (size, inner), members in _alike(mask_logits, sizes, valid).items():
+        weights = probabilities[members].transpose(1, 2)  # (B, Q, K) -> (b, K, Q)
+        parts = [
+            torch.einsum("bkq,bqhw->bkhw", weights, masks.sigmoid()).max(1).indices.int()
+            for masks in resized_strips(
+                mask_logits[members].float(), size, inner, width=sum(weights.shape[1:])
+            )
+        ]
+        for index, one in zip(members, torch.cat(parts, 1).cpu().numpy(), strict=True):
+            maps[index] = one
+    return [one for one in maps if one is not None]
+
+
+def resized_strips(
+    mask_logits: Tensor, size: Size, valid: Size, width: int | None = None
+) -> Iterator[Tensor]:
+    """Mask logits (B, n, h, w) resized to a photo's size, in strips (B, n, rows, W) from the top.
+
+    `width`: values per pixel and image that the caller will hold, to bound memory (default n).
+    """
+    b, n, h, w = mask_logits.shape
+    down = resize_matrix(h, MASK_STRIDE * h, valid[0], size[0], mask_logits)  # (H, h)
+    across = resize_matrix(w, MASK_STRIDE * w, valid[1], size[1], mask_logits)  # (W, w)
+    step = max(1, BUDGET // max(1, b * (width or n) * size[1]))
+    for top in range(0, size[0], step):
+        rows = torch.matmul(down[top : top + step], mask_logits)  # (B, n, rows, w)
+        yield torch.matmul(rows, across.T)  # (B, n, rows, W)
+
+
+def _alike(
+    mask_logits: Tensor, sizes: Sequence[Size], valid: Sequence[Size] | None
+) -> dict[tuple[Size, Size], list[int]]:
+    """Positions of the images that share photo size and valid part, so that they run together."""
+    padded = (MASK_STRIDE * mask_logits.shape[-2], MASK_STRIDE * mask_logits.shape[-1])
+    inner = [padded] * len(sizes) if valid is None else valid
+    groups: dict[tuple[Size, Size], list[int]] = defaultdict(list)
+    for index, key in enumerate(zip(sizes, inner, strict=True)):
+        groups[key].append(index)
+    return groups
+
+
+def _panoptic_alike(
+    scores: Tensor,
+    labels: Tensor,
+    keep: Tensor,
+    mask_logits: Tensor,
+    size: Size,
+    valid: Size,
+    stuff: Tensor,
+    cfg: InferConfig,
+) -> list[PanopticResult]:
+    """`panoptic` for images of one size; scores, labels, keep (B, Q)."""
+    n = max(1, int(keep.sum(1).max()))  # most candidates of an image: the others pad up to it
+    order = torch.sort(~keep, dim=1, stable=True).indices[:, :n]  # kept queries first, in order
+    scores, labels, keep = (x.gather(1, order) for x in (scores, labels, keep))
+    masks = mask_logits[torch.arange(len(order), device=order.device)[:, None], order]
+    winner, inside, own = _compete(scores.masked_fill(~keep, -1.0), masks, size, valid, cfg)
+    claimed = _count(winner, n)  # (B, n) pixels where a query's score * mask is the highest
+    final = _count(torch.where(inside, winner, n), n + 1)[:, :n]  # and its mask covers them
+    # Mask2Former: a segment must keep most of its own mask, or it is hidden by others.
+    good = keep & (final > 0) & (claimed / own.clamp(min=1).double() >= cfg.overlap)
+    leader = _leaders(labels, good, stuff)
+    ids, counts = _number(good, leader)
+    segment_map = torch.where(inside, ids.gather(1, winner.flatten(1)).view_as(winner), 0).int()
+    area = torch.zeros_like(final).scatter_add_(1, leader, torch.where(good, final, 0))
+    # A merged stuff segment has the score of its best query.
+    best = torch.zeros_like(scores).scatter_reduce_(
+        1, leader, torch.where(good, scores, scores.new_zeros(())), "amax"
+    )
+    table = torch.stack([ids, labels, area], -1).cpu().numpy()  # (B, n, 3)
+    first = (good & (leader == torch.arange(n, device=leader.device))).cpu().numpy()
+    values, maps = best.cpu().numpy(), segment_map.cpu().numpy()
+    return [
+        _result(maps[b], table[b][first[b]], values[b][first[b]], int(counts[b]))
+        for b in range(len(maps))
+    ]
+
+
+def _compete(
+    scores: Tensor, masks: Tensor, size: Size, valid: Size, cfg: InferConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per pixel the query of highest score * mask (B, H, W); whether its own mask covers the pixel
+    (B, H, W); pixels of each query's whole mask (B, n)."""
+    winners, insides = [], []
+    own = torch.zeros_like(scores, dtype=torch.int64)
+    for strip in resized_strips(masks, size, valid):
+        mask = strip.sigmoid()  # (B, n, rows, W)
+        own += (mask >= cfg.min_mask).flatten(2).float().sum(-1).long()
+        winner = (mask * scores[..., None, None]).max(1).indices  # (B, rows, W); faster than argmax
+        insides.append(mask.gather(1, winner[:, None])[:, 0] >= cfg.min_mask)
+        winners.append(winner)
+    return torch.cat(winners, 1), torch.cat(insides, 1), own
+
+
+def _count(index_map: Tensor, n: int) -> Tensor:
+    """(B, n) pixels of each index 0..n-1 in (B, H, W) maps."""
+    b = len(index_map)
+    shifted = index_map.flatten(1) + n * torch.arange(b, device=index_map.device)[:, None]
+    return torch.bincount(shifted.flatten(), minlength=b * n).view(b, n)
+
+
+def _leaders(labels: Tensor, good: Tensor, stuff: Tensor) -> Tensor:
+    """(B, n) the query that gets a query's pixels: of stuff the first of its class, else itself."""
+    position = torch.arange(labels.shape[1], device=labels.device)
+    same = (labels[:, :, None] == labels[:, None, :]) & stuff[labels][:, :, None] & good[:, None, :]
+    first = torch.where(same, position, labels.shape[1]).amin(-1)  # (B, n)
+    return torch.where(first < labels.shape[1], first, position)
+
+
+def _number(good: Tensor, leader: Tensor) -> tuple[Tensor, Tensor]:
+    """Segment ids (B, n), 0 for queries without a segment; number of segments (B,)."""
+    position = torch.arange(good.shape[1], device=good.device)
+    own = good & (leader == position)
+    ids = torch.where(own, own.cumsum(1), 0).gather(1, leader)
+    return torch.where(good, ids, 0), own.sum(1)
+
+
+def _result(
+    segment_map: NDArray[np.int32], rows: NDArray[np.int64], scores: NDArray[np.float32], count: int
+) -> PanopticResult:
+    """One image's result; rows (N, 3): id, class index, area, in order of ids."""
+    boxes = bounding_boxes(segment_map, count)
+    segments = tuple(
+        Segment(int(i), int(c), float(s), int(a), (int(x), int(y), int(w), int(h)))
+        for (i, c, a), s, (x, y, w, h) in zip(rows, scores, boxes, strict=True)
+    )
+    return PanopticResult(segment_map, segments)
+
+
+def bounding_boxes(segment_map: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """(count, 4) x, y, width, height of segments 1..count of a map (H, W); zeros where absent."""
+    height, width = segment_map.shape
+    rows = np.zeros((count + 1, height), bool)
+    columns = np.zeros((count + 1, width), bool)
+    rows[segment_map, np.arange(height)[:, None]] = True
+    columns[segment_map, np.arange(width)[None, :]] = True
+    rows, columns = rows[1:], columns[1:]
+    y, x = rows.argmax(1), columns.argmax(1)
+    bottom, right = height - rows[:, ::-1].argmax(1), width - columns[:, ::-1].argmax(1)
+    boxes = np.stack([x, y, right - x, bottom - y], 1)
+    return np.where(rows.any(1)[:, None], boxes, 0)

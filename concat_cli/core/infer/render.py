@@ -1,0 +1,306 @@
+"""Pictures of predictions: translucent segments with outlines, names and scores drawn on them."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
+
+from concat_cli.core.data.dataset import Sample
+from concat_cli.core.infer.predictor import Prediction
+from concat_cli.core.vocabulary import Vocabulary
+
+Colour = tuple[int, int, int]
+Rect = tuple[int, int, int, int]  # left, top, right, bottom
+
+MIN_SIDE, MAX_SIDE = 512, 2048  # small pictures grow to the first, never beyond the second
+FILL_THING, FILL_STUFF, EDGE = 0.42, 0.28, 0.95  # opacities
+INK, PAPER = (24, 26, 31), (255, 255, 255)
+PALETTE: tuple[Colour, ...] = (
+    (230, 57, 70), (29, 132, 226), (255, 177, 27), (42, 157, 92), (142, 68, 205),
+    (0, 181, 184), (240, 110, 30), (224, 64, 160), (120, 170, 20), (80, 90, 220),
+    (160, 98, 52), (0, 128, 128), (255, 120, 140), (90, 190, 255), (190, 160, 0),
+    (105, 60, 140), (20, 200, 110), (180, 30, 90), (120, 140, 170), (250, 140, 90),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One segment to draw: its id in the map, name, kind, and score if it is a prediction."""
+
+    id: int
+    name: str
+    thing: bool
+    score: float | None = None
+
+    @property
+    def text(self) -> str:
+        """What stands on the plate."""
+        return self.name if self.score is None else f"{self.name}  {self.score:.2f}"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A map (H, W), 0 = nothing, and the segments in it."""
+
+    segment_map: NDArray[np.integer]
+    marks: tuple[Mark, ...]
+
+    @staticmethod
+    def of_prediction(prediction: Prediction) -> Drawing:
+        """Segments with names and scores."""
+        kinds = prediction.vocabulary.is_thing
+        marks = (
+            Mark(s.id, prediction.name(s), kinds[s.class_index], s.score)
+            for s in prediction.segments
+        )
+        return Drawing(prediction.panoptic_map, tuple(marks))
+
+    @staticmethod
+    def of_sample(sample: Sample, vocabulary: Vocabulary) -> Drawing:
+        """The truth, without scores."""
+        marks = (
+            Mark(i + 1, vocabulary.names[label], vocabulary.is_thing[label])
+            for i, label in enumerate(sample.labels)
+        )
+        return Drawing(sample.segment_map, tuple(marks))
+
+
+def overlay(
+    image: NDArray[np.uint8], drawing: Drawing | Prediction, min_area: float = 0.0008
+) -> Image.Image:
+    """The picture (H, W, 3) with its segments; small ones are enlarged so that names can be read.
+
+    Segments below `min_area` (share of the picture) are coloured but not named.
+    """
+    drawing = Drawing.of_prediction(drawing) if isinstance(drawing, Prediction) else drawing
+    factor = enlargement(*image.shape[:2])
+    canvas = _enlarged_image(image, factor)
+    segment_map = _enlarged_map(drawing.segment_map, factor)
+    colours = _colours(drawing, segment_map)
+    picture = Image.fromarray(_tinted(canvas, segment_map, drawing, colours))
+    _draw_names(picture, segment_map, drawing, colours, min_area)
+    return picture
+
+
+def side_by_side(image: NDArray[np.uint8], truth: Drawing, prediction: Drawing) -> Image.Image:
+    """Image, truth and prediction in a row, with captions."""
+    plain = Image.fromarray(_enlarged_image(image, enlargement(*image.shape[:2])))
+    pictures = [plain, overlay(image, truth), overlay(image, prediction)]
+    return panel([pictures], captions=["image", "truth", "prediction"])
+
+
+def stack(pictures: Sequence[Image.Image], gap: int = 12) -> Image.Image:
+    """Pictures below one another."""
+    return panel([[picture] for picture in pictures], gap=gap)
+
+
+def panel(
+    rows: Sequence[Sequence[Image.Image]],
+    captions: Sequence[str] = (),
+    gap: int = 12,
+    background: Colour = PAPER,
+) -> Image.Image:
+    """A contact sheet: rows of pictures, each row at one height; captions stand above columns."""
+    assert rows and all(rows), "a panel holds at least one picture a row"
+    fitted = [_same_height(row) for row in rows]
+    width = max(sum(p.width for p in row) + gap * (len(row) + 1) for row in fitted)
+    font = _font(max(14, fitted[0][0].height // 24))
+    top = gap + (int(font.size * 1.5) if captions else 0)
+    height = top + sum(row[0].height + gap for row in fitted)
+    sheet = Image.new("RGB", (width, height), background)
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(fitted):
+        left = gap
+        for column, picture in enumerate(row):
+            sheet.paste(picture, (left, top))
+            if number == 0 and column < len(captions):
+                draw.text((left, gap // 2), captions[column], INK, font=font)
+            left += picture.width + gap
+        top += row[0].height + gap
+    return sheet
+
+
+def enlargement(height: int, width: int) -> int:
+    """The whole factor that brings the short side to about 512 pixels; 1 where it is near."""
+    factor = min(math.ceil(MIN_SIDE / min(height, width)), MAX_SIDE // max(height, width))
+    return max(1, factor) if min(height, width) < 0.75 * MIN_SIDE else 1
+
+
+def _same_height(row: Sequence[Image.Image]) -> list[Image.Image]:
+    height = max(picture.height for picture in row)
+    return [
+        picture
+        if picture.height == height
+        else picture.resize((max(1, round(picture.width * height / picture.height)), height))
+        for picture in row
+    ]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's built-in type."""
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
+
+
+def _enlarged_image(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    if factor == 1:
+        return np.asarray(image)
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.int64]:
+    """Enlarged with smooth edges: each pixel goes to the segment that is strongest around it."""
+    segment_map = segment_map.astype(np.int64)
+    if factor == 1:
+        return segment_map
+    size = (segment_map.shape[1] * factor, segment_map.shape[0] * factor)
+    best = np.full(size[::-1], -1.0, np.float32)
+    result = np.zeros(size[::-1], np.int64)
+    for value in np.unique(segment_map):
+        mask = Image.fromarray((segment_map == value).astype(np.float32))
+        share = np.asarray(mask.resize(size, Image.Resampling.BILINEAR))
+        share = ndimage.uniform_filter(ndimage.uniform_filter(share, factor), factor)
+        better = share > best
+        best[better], result[better] = share[better], value
+    return result
+
+
+def _colours(drawing: Drawing, segment_map: NDArray[np.int64]) -> dict[int, Colour]:
+    """A colour per segment id: by class name, different for each class of the picture; further
+    things of a class get lighter and darker tones."""
+    areas = np.bincount(segment_map.ravel(), minlength=1)
+    order = sorted(drawing.marks, key=lambda m: -(areas[m.id] if m.id < len(areas) else 0))
+    of_class: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    colours: dict[int, Colour] = {}
+    for mark in order:
+        if mark.name not in of_class:
+            place = zlib.crc32(mark.name.encode()) % len(PALETTE)
+            free = [
+                (place + step) % len(PALETTE)
+                for step in range(len(PALETTE))
+                if (place + step) % len(PALETTE) not in of_class.values()
+            ]
+            of_class[mark.name] = free[0] if free else place
+        tone = (0.0, 0.3, -0.25, 0.5, -0.4)[seen.get(mark.name, 0) % 5]
+        seen[mark.name] = seen.get(mark.name, 0) + 1
+        colours[mark.id] = _toned(PALETTE[of_class[mark.name]], tone)
+    return colours
+
+
+def _toned(colour: Colour, tone: float) -> Colour:
+    """Towards white for a positive tone, towards black for a negative one."""
+    goal = 255 if tone > 0 else 0
+    red, green, blue = (round(c + (goal - c) * abs(tone)) for c in colour)
+    return red, green, blue
+
+
+def _tinted(
+    canvas: NDArray[np.uint8],
+    segment_map: NDArray[np.int64],
+    drawing: Drawing,
+    colours: dict[int, Colour],
+) -> NDArray[np.uint8]:
+    """The canvas with fills and outlines; pixels without a segment stay as they are."""
+    top = int(segment_map.max(initial=0)) + 1
+    colour, opacity = np.zeros((top, 3), np.float32), np.zeros(top, np.float32)
+    for mark in drawing.marks:
+        if mark.id < top:
+            colour[mark.id] = colours[mark.id]
+            opacity[mark.id] = FILL_THING if mark.thing else FILL_STUFF
+    width = max(1, round(math.sqrt(segment_map.size) / 280))
+    size = 2 * width + 1
+    edges = ndimage.maximum_filter(segment_map, size) != ndimage.minimum_filter(segment_map, size)
+    alpha = opacity[segment_map]
+    alpha[edges & (alpha > 0)] = EDGE
+    tint = colour[segment_map]
+    # A dark hairline keeps neighbours of like colour apart.
+    hair = ndimage.maximum_filter(segment_map, 2) != ndimage.minimum_filter(segment_map, 2)
+    tint[hair & (alpha > 0)] *= 0.35
+    mixed = canvas * (1 - alpha[..., None]) + tint * alpha[..., None]
+    return mixed.round().clip(0, 255).astype(np.uint8)
+
+
+def _draw_names(
+    picture: Image.Image,
+    segment_map: NDArray[np.int64],
+    drawing: Drawing,
+    colours: dict[int, Colour],
+    min_area: float,
+) -> None:
+    """Names from the smallest segment to the largest, each where it hides least."""
+    font = _font(int(min(96, max(11, math.sqrt(segment_map.size) / 32))))
+    draw = ImageDraw.Draw(picture)
+    areas = np.bincount(segment_map.ravel())
+    taken: list[Rect] = []
+    named = [m for m in drawing.marks if m.id < len(areas) and areas[m.id]]
+    for mark in sorted(named, key=lambda m: areas[m.id]):
+        if areas[mark.id] < min_area * segment_map.size:
+            continue
+        left, _, right, _ = draw.textbbox((0, 0), mark.text, font=font)
+        pad = max(2, font.size // 4)
+        size = (int(right - left) + 2 * pad, int(font.size * 1.1) + pad)
+        rect = _place(segment_map == mark.id, size, taken, picture.size)
+        taken.append(rect)
+        plate = colours[mark.id]
+        draw.rounded_rectangle(rect, radius=pad, fill=plate, outline=_toned(plate, -0.55))
+        middle = (rect[0] + pad - int(left), (rect[1] + rect[3]) // 2)
+        draw.text(middle, mark.text, _contrast(plate), font=font, anchor="lm")
+
+
+def _contrast(plate: Colour) -> Colour:
+    """Dark or white type, whichever is further from the plate (WCAG relative luminance)."""
+    red, green, blue = ((c / 255) ** 2.2 for c in plate)
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return INK if luminance > 0.3 else PAPER
+
+
+def _place(
+    mask: NDArray[np.bool_], size: tuple[int, int], taken: Sequence[Rect], canvas: tuple[int, int]
+) -> Rect:
+    """A rectangle deep inside the mask, within the canvas, off the taken ones if possible."""
+    width, height = size
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    top, left = rows[0], columns[0]
+    box = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)  # beyond it is outside
+    depth = ndimage.distance_transform_edt(box)
+    best: tuple[float, Rect] | None = None
+    for _ in range(12):
+        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        if depth[y, x] <= 0:
+            break
+        for shift in (0, -height, height):
+            rect = _inside(int(x + left - 1), int(y + top - 1) + shift, width, height, canvas)
+            cost = sum(_shared(rect, other) for other in taken) + 0.02 * abs(shift) * width
+            if best is None or cost < best[0]:
+                best = (cost, rect)
+        if best is not None and best[0] == 0:
+            break
+        near = slice(max(0, y - height), y + height), slice(max(0, x - width // 2), x + width // 2)
+        depth[near] = 0  # look elsewhere in the segment
+        depth[y, x] = 0
+    assert best is not None, "the mask has at least one pixel"
+    return best[1]
+
+
+def _inside(x: int, y: int, width: int, height: int, canvas: tuple[int, int]) -> Rect:
+    """The rectangle around (x, y), moved into the canvas."""
+    left = max(1, min(x - width // 2, canvas[0] - width - 2))
+    top = max(1, min(y - height // 2, canvas[1] - height - 2))
+    return left, top, left + width, top + height
+
+
+def _shared(a: Rect, b: Rect) -> int:
+    """Pixels that two rectangles share."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(0, width + 1) * max(0, height + 1)

@@ -1,0 +1,1 @@
+"""Losses of the three stages, each a function of tensors."""

@@ -1,0 +1,1 @@
+"""Networks. Nothing here reads a config: every module takes plain arguments."""

@@ -1,0 +1,164 @@
+"""Backbones: a small residual CNN for the built-in world, and any timm model with features."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from concat_cli.core.errors import UserError
+from concat_cli.core.model.padding import resize_padding, zero_padding
+
+STRIDES = (4, 8, 16, 32)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _conv_norm(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut; the first may halve the resolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = _conv_norm(inputs, outputs, stride)
+        self.second = _conv_norm(outputs, outputs)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride) if stride > 1 else nn.Identity(),
+                nn.Conv2d(inputs, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+            )
+
+    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, C, h, w) -> (B, C', h', w'); padding is at the output's resolution."""
+        hidden = zero_padding(F.relu(self.first(features)), padding)
+        return zero_padding(F.relu(self.second(hidden) + self.shortcut(features)), padding)
+
+
+class SmallBackbone(nn.Module):
+    """A residual CNN of about 2 million parameters, built for 128x128 on a CPU [ours]."""
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (48, 96, 192, 192),
+        blocks: Sequence[int] = (1, 2, 2, 1),
+        stem: int = 32,
+    ) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.stem = nn.ModuleList((_conv_norm(3, stem, 2), _conv_norm(stem, channels[0], 2)))
+        self.stages = nn.ModuleList()
+        inputs = channels[0]
+        for stage, (outputs, count) in enumerate(zip(channels, blocks, strict=True)):
+            strides = [1 if stage == 0 else 2] + [1] * (count - 1)
+            widths = [inputs] + [outputs] * (count - 1)
+            self.stages.append(
+                nn.ModuleList(
+                    ResidualBlock(i, outputs, s) for i, s in zip(widths, strides, strict=True)
+                )
+            )
+            inputs = outputs
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
+        """Normalised (B, 3, H, W), H and W multiples of 32 -> maps at strides 4, 8, 16, 32."""
+        height, width = images.shape[-2:]
+        assert height % 32 == 0 and width % 32 == 0, "pad images to multiples of 32"
+        features = images
+        for index, layer in enumerate(self.stem):
+            stride = 2 ** (index + 1)
+            at_stride = resize_padding(padding, (height // stride, width // stride))
+            features = zero_padding(F.relu(layer(features)), at_stride)
+        maps = []
+        for stride, stage in zip(STRIDES, self.stages, strict=True):
+            at_stride = resize_padding(padding, (height // stride, width // stride))
+            for block in stage:
+                features = block(features, at_stride)
+            maps.append(features)
+        return maps
+
+
+def _timm_features(name: str, pretrained: bool) -> nn.Module:
+    """A timm model as feature extractor; errors are told to the user."""
+    import timm
+
+    hint = "Any timm model with `features_only` and strides 4, 8, 16, 32: resnet50, swin_tiny_..."
+    if not timm.is_model(name):
+        raise UserError(f"model.backbone '{name}' is neither 'small' nor a timm model.", hint)
+    try:
+        model = timm.create_model(name, pretrained=pretrained, features_only=True)
+    except (OSError, RuntimeError) as error:
+        if not pretrained:
+            raise UserError(f"timm cannot build '{name}': {error}", hint) from error
+        raise UserError(
+            f"The published weights of '{name}' cannot be loaded: {error}",
+            "Download them where there is a network, or set model.backbone_weights to a file.",
+        ) from error
+    keep = [i for i, stride in enumerate(model.feature_info.reduction()) if stride in STRIDES]
+    if tuple(model.feature_info.reduction()[i] for i in keep) != STRIDES:
+        raise UserError(f"Backbone '{name}' has no features at strides 4, 8, 16 and 32.", hint)
+    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=keep)
+
+
+class TimmBackbone(nn.Module):
+    """A timm model; padded borders reach a few pixels into the image, as in Mask2Former."""
+
+    def __init__(self, name: str, pretrained: bool) -> None:
+        super().__init__()
+        self.body = _timm_features(name, pretrained)
+        self.channels = tuple(self.body.feature_info.channels())
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
+        """Normalised (B, 3, H, W) -> maps at strides 4, 8, 16, 32, zero at the padding."""
+        maps = []
+        for features, channels in zip(self.body(images), self.channels, strict=True):
+            if features.shape[1] != channels:  # Swin and its kin speak (B, h, w, C)
+                features = features.permute(0, 3, 1, 2).contiguous()
+            maps.append(zero_padding(features, resize_padding(padding, features.shape[-2:])))
+        return maps
+
+
+class Backbone(nn.Module):
+    """Image features at strides 4, 8, 16 and 32.
+
+    Args:
+        name: "small", or a timm model with `features_only`.
+        pretrained: load timm's published weights; offline without them a UserError.
+        frozen_bn: batch norms keep their statistics and weights, as in Mask2Former's R-50.
+    """
+
+    def __init__(
+        self, name: str = "small", pretrained: bool = False, frozen_bn: bool = False
+    ) -> None:
+        super().__init__()
+        if name == "small" and pretrained:
+            raise UserError(
+                "The 'small' backbone has no published weights.", "Set model.backbone_weights=''."
+            )
+        self.body = SmallBackbone() if name == "small" else TimmBackbone(name, pretrained)
+        self.channels: tuple[int, ...] = self.body.channels
+        self.strides = STRIDES
+        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        self.frozen_bn = frozen_bn
+        if frozen_bn:
+            for norm in self._batch_norms():
+                norm.requires_grad_(False)
+                norm.eval()
+
+    def _batch_norms(self) -> list[nn.BatchNorm2d]:
+        return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Training mode, in which frozen batch norms stay as they are."""
+        super().train(mode)
+        if self.frozen_bn:
+            for norm in self._batch_norms():
+                norm.eval()
+        return self
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
+        """Normalised images (B, 3, H, W), padding (B, H, W) -> four maps (B, C, h, w)."""
+        return self.body(images, padding)

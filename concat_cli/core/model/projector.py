@@ -1,0 +1,65 @@
+"""From vision queries into the CLIP space, and there to class logits."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_SCALE = 100.0  # CLIP's own ceiling of the logit scale
+
+
+class Projector(nn.Module):
+    """The semantic projector: `layers` linear layers (GELU between) from D to E.
+
+    One layer is ZegFormer's `projection_layer`. `last` is what finetuning may train alone.
+    """
+
+    def __init__(self, width: int, clip_width: int, layers: int = 1, hidden: int = 256) -> None:
+        super().__init__()
+        assert layers >= 1
+        sizes = [width, *[hidden] * (layers - 1), clip_width]
+        self.layers = nn.ModuleList(
+            nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that ends in the CLIP space."""
+        return self.layers[-1]
+
+    def forward(self, vision_queries: Tensor) -> Tensor:
+        """(..., D) -> (..., E), not normalised."""
+        features = vision_queries
+        for layer in self.layers[:-1]:
+            features = F.gelu(layer(features))
+        return self.last(features)
+
+
+class Classifier(nn.Module):
+    """Scaled cosine to text embeddings and to one learned no-object embedding [ZegFormer].
+
+    The scale (1 / temperature) is fixed, or learned as exp(log_scale) and then at most 100.
+    """
+
+    def __init__(self, clip_width: int, scale: float = 100.0, learn_scale: bool = False) -> None:
+        super().__init__()
+        assert 0 < scale <= MAX_SCALE
+        self.no_object = nn.Parameter(torch.randn(clip_width) / math.sqrt(clip_width))
+        log_scale = torch.tensor(math.log(scale))
+        if learn_scale:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on the cosine, a scalar tensor in (0, 100]."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+    def forward(self, semantic_queries: Tensor, text: Tensor) -> Tensor:
+        """(..., E), text embeddings (K, E) -> class logits (..., K + 1), fp32 even in autocast."""
+        with torch.autocast(semantic_queries.device.type, enabled=False):
+            classes = torch.cat((text.float(), self.no_object.float()[None]))  # (K + 1, E)
+            cosine = F.normalize(semantic_queries.float(), dim=-1) @ F.normalize(classes, dim=-1).T
+            return self.scale * cosine

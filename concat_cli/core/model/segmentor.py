@@ -1,0 +1,236 @@
+"""The segmentor: an image and text embeddings in, class and mask logits per query out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from concat_cli.core.model.backbone import Backbone
+from concat_cli.core.model.padding import resize_padding
+from concat_cli.core.model.pixel_decoder import PixelFeatures
+from concat_cli.core.model.projector import Classifier, Projector
+from concat_cli.core.model.query_decoder import (
+    Decoded,
+    Denoising,
+    QueryDecoder,
+    Tokens,
+    average_weights,
+)
+
+
+@dataclass(frozen=True)
+class QueryOutput:
+    """Predictions of N queries at each layer.
+
+    vision_queries (L+1, B, N, D), semantic_queries (L+1, B, N, E) not normalised,
+    class_logits (L+1, B, N, K+1), mask_logits (L+1, B, N, H/4, W/4); index -1 is the final layer.
+    """
+
+    vision_queries: Tensor
+    semantic_queries: Tensor
+    class_logits: Tensor
+    mask_logits: Tensor
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """Predictions of the T tokens that queries are selected from.
+
+    vision (B, T, D), semantic (B, T, E), class_logits (B, T, K+1), objectness logits (B, T),
+    padding (B, T) bool or None, size (h, w) with h*w = T.
+    """
+
+    vision: Tensor
+    semantic: Tensor
+    class_logits: Tensor
+    objectness: Tensor
+    padding: Tensor | None
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SegmentorOutput(QueryOutput):
+    """The ordinary queries' predictions, and what training may ask for besides.
+
+    denoising: the same for the M denoising queries. dense: for the tokens.
+    """
+
+    pixel: PixelFeatures
+    denoising: QueryOutput | None = None
+    dense: DenseOutput | None = None
+
+
+def sum_cells(weights: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, h, w) -> (B, N, *size), fewer and larger cells with the same total."""
+    height, width = weights.shape[-2:]
+    if height == 2 * size[0] and width == 2 * size[1]:
+        return F.avg_pool2d(weights, 2, divisor_override=1)
+    return F.adaptive_avg_pool2d(weights, size) * (height * width / (size[0] * size[1]))
+
+
+class MaskPool(nn.Module):
+    """Features of all stages averaged under a mask, then an MLP: what a segment looks like [ours].
+
+    Args:
+        channels: of the maps that are pooled (the backbone's four, then the finest level's).
+        width: D.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels)
+        self.first = nn.Linear(sum(channels), 2 * width)
+        self.second = nn.Linear(2 * width, width)
+
+    def forward(self, maps: list[Tensor], masks: Tensor, padding: Tensor | None) -> Tensor:
+        """Maps (B, C, h, w), masks (B, N, h, w) in 0-1, padding (B, H, W) -> (B, N, D).
+
+        A map coarser than the weights meets their sums over its cells, which equals upsampling it.
+        """
+        finest = maps[0].shape[-2:]
+        weights = average_weights(masks, finest, resize_padding(padding, finest))  # sum to 1
+        weights = {finest: weights.unflatten(2, finest).to(maps[0].dtype)}
+        pooled = []
+        for norm, features in zip(self.norms, maps, strict=True):
+            size = features.shape[-2:]
+            if size not in weights:
+                weights[size] = sum_cells(list(weights.values())[-1], size)  # (B, N, h, w)
+            tokens = features.flatten(2).transpose(1, 2)
+            pooled.append(norm(weights[size].flatten(2) @ tokens))
+        return self.mix(torch.cat(pooled, -1))
+
+    def grid(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The same for each cell of a grid: (B, h*w, D)."""
+        cells = [
+            norm(F.interpolate(x, size=size, mode="area").flatten(2).transpose(1, 2))
+            for norm, x in zip(self.norms, maps, strict=True)
+        ]
+        return self.mix(torch.cat(cells, -1))
+
+    def mix(self, pooled: Tensor) -> Tensor:
+        """(..., sum of channels) -> (..., D)."""
+        return self.second(F.gelu(self.first(pooled)))
+
+
+class Segmentor(nn.Module):
+    """Backbone -> pixel decoder -> query decoder -> projector -> scaled cosine to text.
+
+    Args:
+        mask_pool: if given, the class path sees, besides the decoder's query, features pooled under
+            the query's own mask; the mask path does not [ours].
+        detach_class_path: with mask_pool, class gradients reach the backbone through the pooled
+            features only, not the decoder's queries [ours].
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        pixel_decoder: nn.Module,
+        query_decoder: QueryDecoder,
+        projector: Projector,
+        classifier: Classifier,
+        mask_pool: MaskPool | None = None,
+        detach_class_path: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pixel_decoder = pixel_decoder
+        self.query_decoder = query_decoder
+        self.projector = projector
+        self.classifier = classifier
+        self.mask_pool = mask_pool
+        self.vision_norm = nn.LayerNorm(query_decoder.width) if mask_pool is not None else None
+        self.detach_class_path = detach_class_path
+        mean = torch.tensor(backbone.mean)[:, None, None]
+        std = torch.tensor(backbone.std)[:, None, None]
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+
+    def forward(
+        self,
+        images: Tensor,
+        padding: Tensor | None,
+        text: Tensor,
+        denoising: Denoising | None = None,
+        dense: bool = False,
+        last_only: bool = False,
+    ) -> SegmentorOutput:
+        """Images (B, 3, H, W) uint8 or float in 0-1, padding (B, H, W), text (K, E) -> output.
+
+        Sides are multiples of 32. `last_only` keeps the final layer alone (first dimension 1).
+        `dense` asks for the tokens' predictions (needs token queries).
+        """
+        features, pixel = self.features(images, padding)
+        decoded = self.query_decoder(pixel, denoising, last_only)
+        vision = self._vision_queries(decoded, features, pixel, padding)
+        semantic, class_logits = self.classify(vision, text)
+        parts = (vision, semantic, class_logits, decoded.mask_logits.float())
+        count = self.query_decoder.queries
+        return SegmentorOutput(
+            *(part[:, :, :count] for part in parts),
+            pixel=pixel,
+            denoising=None
+            if denoising is None
+            else QueryOutput(*(part[:, :, count:] for part in parts)),
+            dense=self._dense(decoded.tokens, features, pixel, text) if dense else None,
+        )
+
+    def features(
+        self, images: Tensor, padding: Tensor | None
+    ) -> tuple[list[Tensor], PixelFeatures]:
+        """Backbone maps and pixel features of the images."""
+        images = images / 255.0 if images.dtype == torch.uint8 else images
+        images = (images - self.mean) / self.std
+        if padding is not None:
+            images = images.masked_fill(padding[:, None], 0.0)
+        features = self.backbone(images, padding)
+        return features, self.pixel_decoder(features, padding)
+
+    def classify(self, vision_queries: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Vision queries (..., D), text (K, E) -> semantic queries (..., E), logits (..., K+1)."""
+        semantic = self.projector(vision_queries)
+        return semantic, self.classifier(semantic, text)
+
+    def mask_queries(self, images: Tensor, masks: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Vision embeddings (B, N, D) of given masks (B, N, h, w) without the query decoder."""
+        assert self.mask_pool is not None and self.vision_norm is not None, (
+            "built without mask_pool"
+        )
+        features, pixel = self.features(images, padding)
+        return self.vision_norm(self.mask_pool([*features, pixel.levels[-1]], masks, padding))
+
+    def _vision_queries(
+        self,
+        decoded: Decoded,
+        features: list[Tensor],
+        pixel: PixelFeatures,
+        padding: Tensor | None,
+    ) -> Tensor:
+        """What is projected: the decoder's query, plus what lies under its mask if built so."""
+        if self.mask_pool is None or self.vision_norm is None:
+            return decoded.queries
+        layers, batch, count = decoded.queries.shape[:3]
+        # squared probabilities keep a large faint background from outweighing a small segment
+        soft = decoded.mask_logits.detach().float().sigmoid().square()
+        soft = soft.transpose(0, 1).flatten(1, 2)  # (B, L * N, h, w)
+        pooled = self.mask_pool([*features, pixel.levels[-1]], soft, padding)
+        pooled = pooled.unflatten(1, (layers, count)).transpose(0, 1)  # (L, B, N, D)
+        queries = decoded.queries.detach() if self.detach_class_path else decoded.queries
+        return self.vision_norm(queries + pooled)
+
+    def _dense(
+        self, tokens: Tokens | None, features: list[Tensor], pixel: PixelFeatures, text: Tensor
+    ) -> DenseOutput:
+        """Classes of single tokens through the same class path."""
+        assert tokens is not None, "dense predictions need token queries"
+        vision = self.query_decoder.token_embedding(tokens.features)
+        if self.mask_pool is not None and self.vision_norm is not None:
+            pooled = self.mask_pool.grid([*features, pixel.levels[-1]], tokens.size)
+            vision = vision.detach() if self.detach_class_path else vision
+            vision = self.vision_norm(vision + pooled)
+        semantic, class_logits = self.classify(vision, text)
+        return DenseOutput(
+            vision, semantic, class_logits, tokens.objectness, tokens.padding, tokens.size
+        )

@@ -1,0 +1,285 @@
+"""Run folders: `runs/<name>/<stage>/`, how a stage resumes, and where weights are found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from concat_cli.core.config import Config
+from concat_cli.core.config_file import diff, dump_yaml, load_config
+from concat_cli.core.errors import UserError
+from concat_cli.core.files import write_error, write_json, write_text
+
+RUNS = Path("runs")
+DEFAULT_NAME = "shapes"
+STAGES = ("con", "cat", "finetune")
+BUILT_IN = Path(__file__).parent / "weights" / "segmentor.safetensors"
+
+# What a stage's result depends on: sections, less the keys that only say how to run.
+_CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim")
+_RELEVANT = {
+    "con": _CON,
+    "cat": ("data", "clip", "bank", "cat", "protocol"),
+    "finetune": ("data", "clip", "cat", "finetune", "protocol"),
+}
+_HOW_TO_RUN = {
+    "data.workers",
+    "data.cache",
+    "optim.per_device",
+    "optim.channels_last",
+    "optim.save_every",
+    "optim.log_every",
+    "optim.preview_every",
+}
+_COMMANDS = {"con": "train-con", "cat": "train-cat", "finetune": "finetune"}
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """The folder of one stage of one run; `stage` is con, cat or finetune."""
+
+    path: Path
+    stage: str
+
+    @property
+    def config_yaml(self) -> Path:
+        """Every key of the configuration that made it."""
+        return self.path / "config.yaml"
+
+    @property
+    def inputs_json(self) -> Path:
+        """What the stage was made from (hashes of weights, vocabulary)."""
+        return self.path / "inputs.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, each with `step`."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def last(self) -> Path:
+        """The newest weights."""
+        return self.path / "last.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best score on dev; there only if the stage chose."""
+        return self.path / "best.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """What the loop resumes from."""
+        return self.path / "last.state.pt"
+
+    @property
+    def previews(self) -> Path:
+        """Pictures made during training."""
+        return self.path / "previews"
+
+    @property
+    def weights(self) -> Path | None:
+        """`best` if there, else `last`, else None."""
+        return next((path for path in (self.best, self.last) if path.exists()), None)
+
+    def inner(self, name: str) -> StageDir:
+        """A folder in this one for a part of the stage with a loop of its own."""
+        return StageDir(self.path / name, self.stage)
+
+    def open(
+        self,
+        cfg: Config,
+        *,
+        fresh: bool = False,
+        main: bool = True,
+        inputs: dict[str, str] | None = None,
+    ) -> StageDir:
+        """Makes the folder, or finds that it can be resumed with this configuration.
+
+        Args:
+            fresh: move an existing folder aside (`<stage>.old-1`) instead.
+            main: False on ranks > 0, which touch nothing.
+            inputs: what the stage is made from, by name; a change is a UserError as well.
+        """
+        if not main:
+            return self
+        try:
+            if fresh and self.path.exists():
+                self.path.rename(self._aside())
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(self.path, error) from error
+        if self.config_yaml.exists():
+            self._check_config(cfg)
+            self._check_inputs(inputs or {})
+        if not self.state.exists():
+            self.metrics.unlink(missing_ok=True)
+        write_json(self.inputs_json, inputs or {}, indent=1)
+        write_text(self.config_yaml, dump_yaml(cfg, full=True))
+        return self
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise write_error(self.metrics, error) from error
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; one that was cut off by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        return list(_rows(self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()))
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drops the lines of steps that a resumed loop will do again."""
+        if self.metrics.exists():
+            kept = [json.dumps(row) for row in self.read_metrics() if row.get("step", 0) <= step]
+            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def _aside(self) -> Path:
+        number = 1
+        while (path := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        return path
+
+    def _check_config(self, cfg: Config) -> None:
+        lines = relevant_diff(self.stage, load_config(self.config_yaml), cfg)
+        if lines:
+            shown = lines[:8] + ([f"... and {len(lines) - 8} more"] if len(lines) > 8 else [])
+            raise UserError(
+                f"{self.path} was made with another configuration: {'; '.join(shown)}.",
+                "Run the command that made it to resume, add --fresh to start again (the old "
+                "folder is kept), or choose another --name.",
+            )
+
+    def _check_inputs(self, inputs: dict[str, str]) -> None:
+        old: dict[str, str] = {}
+        if self.inputs_json.exists():
+            old = json.loads(self.inputs_json.read_text(encoding="utf-8"))
+        changed = [name for name in {**old, **inputs} if old.get(name) != inputs.get(name)]
+        if changed:
+            raise UserError(
+                f"{self.path} was made from other {' and '.join(changed)} than there are now.",
+                "Add --fresh to make it again (the old folder is kept).",
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """All stages of one name."""
+
+    name: str
+    root: Path = RUNS
+
+    @property
+    def path(self) -> Path:
+        """`runs/<name>`."""
+        return self.root / self.name
+
+    def stage(self, name: str) -> StageDir:
+        """The folder of a stage: con, cat, finetune, or `finetune-<vocabulary>`."""
+        stage = name.partition("-")[0]
+        assert stage in STAGES, name
+        return StageDir(self.path / name, stage)
+
+    def last_stage(self, vocabulary: Path | None = None) -> StageDir | None:
+        """The last stage that holds weights: taught this vocabulary > finetune > cat > con."""
+        names = [*STAGES, taught(vocabulary)] if vocabulary is not None else list(STAGES)
+        stages = (self.stage(name) for name in reversed(names))
+        return next((stage for stage in stages if stage.weights is not None), None)
+
+    def weights_of(self, name: str) -> Path:
+        """The weights of a stage, `best` before `last`; UserError where there are none yet."""
+        stage = self.stage(name)
+        if stage.weights is None:
+            raise UserError(
+                f"Run {self.name} has no weights of stage {name} yet (looked in {stage.path})."
+                f"{_known_runs(self.root)}",
+                f"Make them with `concat {_COMMANDS[stage.stage]} --name {self.name}`, or give "
+                "--weights.",
+            )
+        return stage.weights
+
+
+def taught(vocabulary: Path) -> str:
+    """The name of the stage that teaches the names of a vocabulary file."""
+    return f"finetune-{vocabulary.stem}"
+
+
+class FoundWeights(NamedTuple):
+    """A weights file and how it was chosen."""
+
+    path: Path
+    reason: str
+
+
+def find_weights(
+    name: str | None,
+    explicit: Path | None = None,
+    *,
+    root: Path = RUNS,
+    vocabulary: Path | None = None,
+) -> FoundWeights:
+    """`--weights`, else the last stage of the run, else the built-in weights.
+
+    Args:
+        name: of the run; None: `shapes`, which need not be there.
+        explicit: a file, or the folder of a stage or a run.
+        vocabulary: weights that were taught this very file come first.
+    """
+    if explicit is not None:
+        return FoundWeights(_explicit(Path(explicit), vocabulary), "as asked")
+    run = Run(name or DEFAULT_NAME, root)
+    stage = run.last_stage(vocabulary)
+    if stage is not None and stage.weights is not None:
+        return FoundWeights(stage.weights, f"the last stage of run {run.name}")
+    if name is not None:
+        raise UserError(
+            f"Run {run.name} has no weights yet (looked in {run.path}).{_known_runs(root)}",
+            f"Train it with `concat train-con --name {name}`.",
+        )
+    if not BUILT_IN.exists():
+        raise UserError(
+            f"There are no weights: no run in {run.path}, and none in the package.",
+            "Train some with `concat train-con`, or give a file with --weights.",
+        )
+    return FoundWeights(BUILT_IN, f"built in; there is no run in {run.path}")
+
+
+def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
+    """The lines of `diff` that matter for the result of a stage."""
+    return [
+        line
+        for line in diff(before, after)
+        if line.split(".")[0] in _RELEVANT[stage] and line.split(":")[0] not in _HOW_TO_RUN
+    ]
+
+
+def _explicit(path: Path, vocabulary: Path | None) -> Path:
+    if not path.is_dir():
+        return path
+    stage = Run(path.name, path.parent).last_stage(vocabulary)
+    found = stage.weights if stage is not None else StageDir(path, "con").weights
+    if found is None:
+        raise UserError(f"The folder {path} holds no weights.", "Give a .safetensors file.")
+    return found
+
+
+def _known_runs(root: Path) -> str:
+    names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    return f" There are: {', '.join(names[:8])}." if names else ""
+
+
+def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row

@@ -1,0 +1,220 @@
+"""Stage 1 as one module: a batch in, weighted losses out (segmentation, CON, and our options)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from concat_cli.core.config import AlignConfig, LossConfig
+from concat_cli.core.data.loader import Batch
+from concat_cli.core.losses import dense
+from concat_cli.core.losses.alignment import Negatives, aggregate, info_nce
+from concat_cli.core.losses.classes import class_loss
+from concat_cli.core.losses.masks import mask_losses
+from concat_cli.core.losses.matcher import match
+from concat_cli.core.losses.points import PointSampling
+from concat_cli.core.losses.token_bank import TokenBank
+from concat_cli.core.model.query_decoder import Denoising
+from concat_cli.core.model.segmentor import QueryOutput, Segmentor, SegmentorOutput
+from concat_cli.core.train.distributed import (
+    gather_rows,
+    mean_over_processes,
+    process_rank,
+)
+from concat_cli.core.train.teacher import Teacher
+
+SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
+VOID_SHARE = 0.5  # a query lying on void for more than this share has no target
+
+
+class ConModule(nn.Module):
+    """The segmentor with its losses.
+
+    Args:
+        text: (K, E) embeddings of the classes that may be trained on, and of no other.
+        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
+            class must not be trained on: its pixels are void.
+        teacher: gives CLS tokens; needed when an alignment weight is positive.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        text: Tensor,
+        to_trained: Tensor,
+        loss: LossConfig,
+        align: AlignConfig,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__()
+        assert teacher is not None or not (align.image or align.instance)
+        self.segmentor, self.loss, self.align = segmentor, loss, align
+        self.points = PointSampling(loss.points, loss.oversample, loss.importance)
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("to_trained", to_trained, persistent=False)
+        self.image_bank = TokenBank(align.bank if align.image else 0, text.shape[1])
+        self.segment_bank = TokenBank(align.bank if align.instance else 0, text.shape[1])
+        self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Weighted losses by name. Random numbers come from torch's global generator."""
+        labels = trained_labels(batch.labels, self.to_trained)
+        masks = batch.masks() & (labels >= 0)[..., None, None]  # (B, N, H, W)
+        padding = batch.padding if bool(batch.padding.any()) else None
+        count = mean_over_processes((labels >= 0).sum().float()).clamp(min=1)
+        noised = self._denoising(masks, labels)
+        wants_tokens = self.segmentor.query_decoder.objectness is not None
+        out = self.segmentor(batch.images, padding, self.text, noised, dense=wants_tokens)
+        # one set of points for all images, so that losses do not depend on the split over processes
+        coords = torch.rand(1, self.loss.points, 2, device=masks.device).expand(len(masks), -1, -1)
+        weights = (self.loss.classes, self.loss.mask, self.loss.dice)
+        matched = match(
+            out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, coords
+        )
+        void = void_of(batch, labels)
+        ignore = None if void is None else on_void(out.mask_logits, void)
+        losses = self._segmentation(out, matched, labels, masks, ignore, count)
+        if noised is not None and out.denoising is not None:
+            slots = out.denoising.class_logits.shape[2]
+            part = labels[:, :slots]  # each such query belongs to the segment it was made of
+            own = torch.arange(slots, device=part.device).expand_as(part).masked_fill(part < 0, -1)
+            own, empty = (
+                x.expand(len(out.class_logits), -1, -1) for x in (own[None], (part < 0)[None])
+            )
+            terms = self._segmentation(out.denoising, own, part, masks[:, :slots], empty, count)
+            losses |= {f"denoising_{name}": value for name, value in terms.items()}
+        if out.dense is not None:
+            losses |= self._of_tokens(out, labels, masks)
+        if self.align.instance:
+            losses["align_instance"] = self._instance(out, matched, batch, labels, masks)
+        if self.align.image:
+            losses["align_image"] = self._image(out, matched, batch)
+        return losses
+
+    def _segmentation(
+        self,
+        out: QueryOutput,
+        matched: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        ignore: Tensor | None,
+        count: Tensor,
+    ) -> dict[str, Tensor]:
+        classes = class_loss(
+            out.class_logits, matched, labels, self.loss.no_object, ignore, mean_over_processes
+        )
+        mask, dice = mask_losses(
+            out.mask_logits, matched, masks, labels >= 0, count, self.points
+        )
+        return {
+            "class": self.loss.classes * classes,
+            "mask": self.loss.mask * mask,
+            "dice": self.loss.dice * dice,
+        }
+
+    def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising | None:
+        """Truth masks, shifted by up to an eighth of the view and scaled in strength, as queries."""
+        if not self.loss.denoising:
+            return None
+        slots = min(self.loss.denoising, labels.shape[1])
+        small = F.avg_pool2d(masks[:, :slots].float(), 8)
+        noise = torch.rand(len(small), slots, *small.shape[-2:], device=small.device)
+        return Denoising((small * (noise > 0.3)).clamp(min=0), labels[:, :slots] >= 0)
+
+    def _of_tokens(self, out: SegmentorOutput, labels: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        assert out.dense is not None
+        share = dense.coverage(masks, out.dense.size)
+        valid = None if out.dense.padding is None else ~out.dense.padding
+        seeds = dense.seed_tokens(share, labels)
+        losses = {
+            "objectness": dense.objectness_loss(out.dense.objectness, seeds, valid, SEED_WEIGHT)
+        }
+        if self.loss.dense:
+            classes = dense.token_classes(share, labels)
+            losses["dense"] = self.loss.dense * dense.token_class_loss(
+                out.dense.class_logits, classes
+            )
+        return losses
+
+    def _instance(
+        self, out: QueryOutput, matched: Tensor, batch: Batch, labels: Tensor, masks: Tensor
+    ) -> Tensor:
+        """Each matched semantic query against the CLS token of its masked, cropped segment."""
+        (teacher,) = self._teacher
+        assert teacher is not None
+        target = teacher.segments(batch, labels, masks)
+        query = matched[-1][target.image, target.segment]  # (M,), -1 where unmatched
+        valid = target.valid & (query >= 0)
+        semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)
+        groups = labels[target.image, target.segment].masked_fill(~valid, -1)
+        loss = self._contrast(semantic, target.tokens, valid, groups, self.segment_bank)
+        return self.align.instance * loss
+
+    def _image(self, out: QueryOutput, matched: Tensor, batch: Batch) -> Tensor:
+        """The aggregated semantic queries of an image against the CLS token of the full image."""
+        (teacher,) = self._teacher
+        assert teacher is not None
+        tokens = teacher.images(batch)
+        taken = torch.zeros(out.class_logits.shape[1:3], dtype=torch.long, device=tokens.device)
+        taken.scatter_add_(1, matched[-1].clamp(min=0), (matched[-1] >= 0).long())
+        objectness = 1 - out.class_logits[-1].detach().softmax(-1)[..., -1]
+        whole = aggregate(
+            self._semantic(out),
+            self.align.pooling,
+            tokens,
+            objectness,
+            taken > 0,
+            self.align.temperature,
+        )
+        valid = torch.ones_like(batch.image_ids, dtype=torch.bool)
+        groups = batch.image_ids  # another view of the same image is no negative
+        loss = self._contrast(whole, tokens, valid, groups, self.image_bank)
+        return self.align.image * loss
+
+    def _semantic(self, out: QueryOutput) -> Tensor:
+        """Semantic queries (B, Q, E) of the last layer, cut from the decoder if so configured."""
+        if not self.align.detach:
+            return out.semantic_queries[-1]
+        return self.segmentor.projector(out.vision_queries[-1].detach())
+
+    def _contrast(
+        self, queries: Tensor, tokens: Tensor, valid: Tensor, groups: Tensor, bank: TokenBank
+    ) -> Tensor:
+        """InfoNCE against the tokens of every process and of the bank, which is then fed."""
+        every = Negatives(gather_rows(tokens), gather_rows(groups), gather_rows(valid))
+        others = every.without_rows(process_rank() * len(tokens), len(tokens))
+        count = mean_over_processes(valid.sum().float())
+        loss = info_nce(
+            queries,
+            tokens,
+            valid,
+            self.align.temperature,
+            groups,
+            others.joined(bank.negatives()),
+            count,
+        )
+        if self.training:
+            bank.push(every.tokens, every.groups, every.valid)
+        return loss
+
+
+def trained_labels(labels: Tensor, to_trained: Tensor) -> Tensor:
+    """Data-set class indices (B, N) -> indices among the trained classes, -1 for all others."""
+    return torch.where(labels >= 0, to_trained[labels.clamp(min=0)], -1)
+
+
+def void_of(batch: Batch, labels: Tensor) -> Tensor | None:
+    """Pixels (B, H, W) without a trained label inside the image, or None where there are none."""
+    known = F.pad(labels >= 0, (1, 0))  # slot 0 of the segment map is void
+    inside = known.gather(1, batch.segment_map.flatten(1).long()).view_as(batch.padding)
+    void = ~inside & ~batch.padding
+    return void if bool(void.any()) else None
+
+
+def on_void(mask_logits: Tensor, void: Tensor, most: float = VOID_SHARE) -> Tensor:
+    """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
+    inside = (mask_logits.detach() >= 0).float()
+    share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
+    on = torch.einsum("lbqhw,bhw->lbq", inside, share)
+    return on > most * inside.sum((-2, -1)).clamp(min=1)

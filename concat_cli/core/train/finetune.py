@@ -1,0 +1,154 @@
+"""Stage 3: union finetuning of the semantic projector, for unseen or for any given names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from concat_cli.core.build import restore_generator, restore_segmentor
+from concat_cli.core.checkpoint import Weights, check_clip, load_weights
+from concat_cli.core.clip.prompts import check_words
+from concat_cli.core.config import Config, OptimConfig
+from concat_cli.core.errors import UserError
+from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.runs import Run, taught
+from concat_cli.core.train.calibration import choose_offset
+from concat_cli.core.train.cat import Banks, open_banks
+from concat_cli.core.train.fold import choose_fold
+from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.session import Session, embed, open_session, text_clip
+from concat_cli.core.train.union import UnionModule, UnionTask, statistics_for
+from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.vocabulary_file import parse_vocabulary
+
+
+class FinetuneTask(UnionTask):
+    """Union finetuning that writes the whole model: what learned, and all that stayed frozen."""
+
+    frozen: dict[str, Tensor]
+
+    def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The source's tensors with the finetuned ones in their place."""
+        return self.frozen | super().weights(state)
+
+
+def finetune(
+    cfg: Config,
+    run: Run,
+    *,
+    vocabulary: Path | None = None,
+    weights: Path | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    force: bool = False,
+    progress: Progress = SILENT,
+) -> StageResult:
+    """Teaches the projector the unseen classes, or the names of a vocabulary file.
+
+    The new weights are in `runs/<name>/finetune/`, or in `finetune-<file stem>/` beside it.
+    """
+    session = open_session(cfg, device, progress)
+    known = session.info.vocabulary
+    given = None if vocabulary is None else parse_vocabulary(vocabulary, known)
+    pseudo = cfg.finetune.pseudo
+    source = load_weights(weights or run.weights_of("cat" if pseudo else "con"))
+    new = new_names(known, given, cfg) if pseudo else Vocabulary(())
+    clip = text_clip(cfg, session.device)
+    check_clip(source, clip.identity)
+    check_words(new, clip, force)
+    name = "finetune" if vocabulary is None else taught(vocabulary)
+    stage = run.stage(name).open(
+        cfg,
+        fresh=fresh,
+        main=session.processes.is_main,
+        inputs={"weights": source.sha256, "vocabulary": "; ".join(new.names)},
+    )
+    segmentor = restore_segmentor(source).to(session.device)
+    generator = restore_generator(source).to(session.device) if pseudo else None
+    trained = embed(clip, known.seen_only(), cfg, session.device)
+    banks = open_banks(session, run, source, segmentor, trained)
+    text = trained
+    if len(new):
+        text = torch.cat((trained, embed(clip, new, cfg, session.device)))
+        progress.say(f"teaching {len(new)} names without images: {shorten(new.names)}")
+    indices = torch.arange(len(trained), len(text), device=session.device)
+    statistics = statistics_for(cfg.cat.noise, banks, len(trained), session.device)
+    offset, figures = _calibrate(session, source, banks, trained)
+    module = UnionModule(
+        segmentor.projector,
+        segmentor.classifier,
+        generator,
+        text,
+        indices,
+        cfg.finetune,
+        statistics,
+    )
+    task = FinetuneTask(module, banks, (), cfg.finetune)
+    task.frozen = source.tensors
+    told = replace(session, cfg=replace(cfg, infer=replace(cfg.infer, seen_offset=offset)))
+    meta = told.meta(
+        "finetune",
+        clip,
+        taught=list(new.names),
+        segmentor=source.meta.get("segmentor", source.sha256),
+    )
+    optim = OptimConfig(
+        steps=cfg.finetune.steps,
+        clip_norm=float("inf"),
+        warmup=0,
+        schedule="constant",
+        seed=cfg.finetune.seed,
+    )
+    result = Fit(
+        task,
+        optim,
+        stage,
+        device=session.device,
+        dtype=None,
+        meta=meta,
+        progress=progress,
+        processes=session.processes,
+        optimiser=task.optimiser(),
+    ).run()
+    return replace(result, figures=result.figures | figures)
+
+
+def new_names(known: Vocabulary, given: Vocabulary | None, cfg: Config) -> Vocabulary:
+    """The classes that need pseudo queries: unseen ones, or given names that were not trained on."""
+    if given is not None:
+        trained = set(known.seen_only().names)
+        return Vocabulary(tuple(entry for entry in given.entries if entry.name not in trained))
+    if cfg.protocol.mode == "inductive":
+        raise UserError(
+            "protocol.mode=inductive: no unseen name may be known before evaluation.",
+            "set finetune.pseudo=false (real queries only), or teach names on purpose with --vocab.",
+        )
+    return Vocabulary(tuple(entry for entry in known.entries if not entry.seen))
+
+
+def shorten(names: tuple[str, ...], most: int = 8) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def _calibrate(
+    session: Session, source: Weights, banks: Banks, text: Tensor
+) -> tuple[float, dict[str, float]]:
+    """The offset on seen logits, if the config asks for one."""
+    cfg = session.cfg
+    if not cfg.finetune.calibrate:
+        return cfg.infer.seen_offset, {}
+    fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
+    segmentor = restore_segmentor(source).to(session.device)
+    generator = None
+    if cfg.finetune.pseudo:
+        generator = restore_generator(source).to(session.device)
+    offset, figures = choose_offset(
+        segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune
+    )
+    session.progress.say(f"seen logits are lowered by {offset:.2f} (chosen on dev and the fold)")
+    return offset, figures | {"seen_offset": offset}

@@ -1,0 +1,268 @@
+"""The one training loop: a task turns a batch into named losses, the loop knows nothing else."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from concat_cli.core.checkpoint import load_state, save_state, save_weights
+from concat_cli.core.config import OptimConfig
+from concat_cli.core.errors import UserError
+from concat_cli.core.progress import Progress
+from concat_cli.core.runs import StageDir
+from concat_cli.core.train.distributed import Processes, mean_over_processes, wait
+from concat_cli.core.train.optim import MovingAverage, lr_factor
+
+
+class Task(Protocol):
+    """What a stage gives the loop. The module's forward(batch, step) returns weighted losses."""
+
+    module: nn.Module
+
+    def batches(self, start: int) -> Iterator[list[Any]]:
+        """Endless list of micro-batches, one list a step, from step `start` on."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For the optimiser."""
+        ...
+
+    def describe(self, batch: Any) -> str:
+        """Names of the images in a batch, for error messages."""
+        ...
+
+    def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a weights file, from a state of `module`."""
+        ...
+
+    def score(self, step: int) -> dict[str, float]:
+        """Figures on dev with the module's current weights; `score` among them chooses `best`."""
+        ...
+
+    def preview(self, path: Path) -> None:
+        """Writes a picture of what the module does now."""
+        ...
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage made."""
+
+    weights: Path
+    steps: int
+    seconds: float
+    finished: bool
+    figures: dict[str, float]
+
+
+class _Stop:
+    """Notes SIGTERM so that the loop can save before it ends."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous: Any = None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def __enter__(self) -> _Stop:
+        try:
+            self.previous = signal.signal(signal.SIGTERM, self._note)
+        except ValueError:  # not in the main thread: nobody sends us signals there
+            self.previous = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
+class Fit:
+    """One run of the loop over one task; `run()` does it."""
+
+    def __init__(
+        self,
+        task: Task,
+        optim: OptimConfig,
+        stage: StageDir,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        meta: dict[str, Any],
+        progress: Progress,
+        processes: Processes,
+        optimiser: torch.optim.Optimizer | None = None,
+    ) -> None:
+        self.task, self.optim, self.stage, self.meta = task, optim, stage, meta
+        self.device, self.dtype, self.progress, self.processes = device, dtype, progress, processes
+        self.optimiser = optimiser or torch.optim.AdamW(
+            task.parameter_groups(), fused=device.type == "cuda"
+        )
+        self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]
+        self.average = MovingAverage(task.module, optim.ema) if optim.ema else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.step, self.best, self.trained_seconds = 0, float("-inf"), 0.0
+        self.figures: dict[str, float] = {}
+        self.model: nn.Module = task.module
+        if processes.world > 1:
+            self.model = DistributedDataParallel(
+                task.module, find_unused_parameters=True, broadcast_buffers=False
+            )
+
+    def run(self) -> StageResult:
+        """Trains from the last saved state to the end, or to SIGTERM."""
+        self._restore()
+        began, start = time.monotonic(), self.step
+        steps = range(self.step, self.optim.steps)
+        batches = self.task.batches(self.step)
+        with _Stop() as stop:
+            for _ in self.progress.track(steps, self.meta["stage"], total=len(steps)):
+                self._one_step(next(batches))
+                self.trained_seconds += time.monotonic() - began
+                began = time.monotonic()
+                if self.step % self.optim.preview_every == 0 and self.processes.is_main:
+                    self._with_average(self.task.preview, self.stage.previews / self._preview_name)
+                if self.optim.eval_every and self.step % self.optim.eval_every == 0:
+                    self._evaluate()
+                if stop.asked or self.step % self.optim.save_every == 0:
+                    self._save()
+                if stop.asked:
+                    self.progress.say(f"stopped by a signal; step {self.step} is saved")
+                    break
+        finished = self.step >= self.optim.steps
+        if finished and (start < self.step or not self.stage.last.exists()):
+            self._evaluate()
+            self._save()
+        wait()
+        weights = self.stage.best if self.stage.best.exists() else self.stage.last
+        return StageResult(weights, self.step, self.trained_seconds, finished, self.figures)
+
+    @property
+    def _preview_name(self) -> str:
+        return f"step_{self.step:06d}.png"
+
+    def _one_step(self, micro_batches: list[Any]) -> None:
+        factor = lr_factor(self.step, self.optim)
+        for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
+            group["lr"] = lr * factor
+        # What a step draws depends on the seed and the step alone, so that a resumed run is exact.
+        torch.manual_seed(self.optim.seed * 1_000_003 + self.step)
+        self.task.module.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for batch in micro_batches:
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                losses: dict[str, Tensor] = self.model(batch.to(self.device), self.step)
+            self._check_finite(losses, batch)
+            self.scaler.scale(torch.stack(list(losses.values())).sum() / len(micro_batches)).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(
+            [p for g in self.optimiser.param_groups for p in g["params"]], self.optim.clip_norm
+        )
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.average:
+            self.average.update(self.task.module)
+        self.step += 1
+        if self.step % self.optim.log_every == 0 or self.step == self.optim.steps:
+            self._log(sums, norm, factor)
+
+    def _check_finite(self, losses: dict[str, Tensor], batch: Any) -> None:
+        values = torch.stack([v.detach() for v in losses.values()])
+        if bool(torch.isfinite(values).all()):
+            return
+        bad = [name for name, v in losses.items() if not bool(torch.isfinite(v))]
+        raise UserError(
+            f"step {self.step}: the loss {', '.join(bad)} is not finite on {self.task.describe(batch)}.",
+            "lower optim.lr, or set optim.precision=fp32; the last saved step is kept, "
+            "the same command continues from it.",
+        )
+
+    def _log(self, sums: dict[str, Tensor], norm: Tensor, factor: float) -> None:
+        names = list(sums)
+        values = mean_over_processes(torch.stack([sums[n].float() for n in names])).tolist()
+        row = {"step": self.step, "loss": round(sum(values), 5)}
+        row |= {name: round(value, 5) for name, value in zip(names, values, strict=True)}
+        row |= {"grad_norm": round(float(norm), 4), "lr_factor": round(factor, 5)}
+        row["seconds"] = round(self.trained_seconds, 2)
+        if self.processes.is_main:
+            self.stage.append_metrics(row)
+        terms = " ".join(f"{n} {v:.3g}" for n, v in zip(names, values, strict=True))
+        self.progress.status(f"loss {sum(values):.3f} ({terms})")
+
+    def _with_average(self, call: Any, *arguments: Any) -> Any:
+        """Calls with the averaged weights in place, in evaluation mode, without gradients."""
+        module = self.task.module
+        own = {k: v.clone() for k, v in module.state_dict().items()} if self.average else None
+        if self.average:
+            module.load_state_dict(self.average.state)
+        training = module.training
+        module.eval()
+        try:
+            with torch.no_grad():
+                return call(*arguments)
+        finally:
+            if own is not None:
+                module.load_state_dict(own)
+            module.train(training)
+
+    def _evaluate(self) -> None:
+        self.figures = self._with_average(self.task.score, self.step)
+        if not self.figures:
+            return
+        if self.processes.is_main:
+            self.stage.append_metrics({"step": self.step, "dev": self.figures})
+        if self.optim.eval_every and self.figures["score"] > self.best:
+            self.best = self.figures["score"]
+            if self.processes.is_main:
+                self._save_weights(self.stage.best)
+
+    def _save_weights(self, path: Path) -> None:
+        state = self.average.state if self.average else self.task.module.state_dict()
+        tensors = {k: v.detach().cpu() for k, v in self.task.weights(state).items()}
+        save_weights(path, tensors, self.meta | {"step": self.step})
+
+    def _save(self) -> None:
+        if self.processes.is_main:
+            self._save_weights(self.stage.last)
+            state: dict[str, Any] = {
+                "step": self.step,
+                "best": self.best,
+                "seconds": self.trained_seconds,
+                "figures": self.figures,
+                "module": self.task.module.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+            if self.average:
+                state["average"] = self.average.state
+                state["updates"] = self.average.updates
+            save_state(self.stage.state, state)
+        wait()
+
+    def _restore(self) -> None:
+        if not self.stage.state.exists():
+            return
+        state = load_state(self.stage.state)
+        self.task.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.best = state["step"], state["best"]
+        self.trained_seconds, self.figures = state["seconds"], state["figures"]
+        if self.average:
+            self.average.state = {k: v.to(self.device) for k, v in state["average"].items()}
+            self.average.updates = state["updates"]
+        if self.processes.is_main:
+            self.stage.forget_metrics_after(self.step)
+        self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")

@@ -1,0 +1,91 @@
+"""What every stage needs before it trains: device, data, text embeddings, the facts for its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from concat_cli import __version__
+from concat_cli.core.clip.encoder import Clip, load_clip
+from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.config import Config
+from concat_cli.core.config_file import to_dict
+from concat_cli.core.data.dataset import DatasetInfo, read_dataset_info
+from concat_cli.core.data.prepare_shapes import prepare_shapes
+from concat_cli.core.device import choose_device, choose_precision
+from concat_cli.core.progress import Progress
+from concat_cli.core.train.distributed import Processes, join, wait
+from concat_cli.core.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Session:
+    """The surroundings of one stage of one run."""
+
+    cfg: Config
+    info: DatasetInfo
+    device: torch.device
+    dtype: torch.dtype | None
+    processes: Processes
+    progress: Progress
+
+    def meta(self, stage: str, clip: Clip, **facts: Any) -> dict[str, Any]:
+        """The facts that a weights file carries about itself."""
+        identity = clip.identity
+        return {
+            "format": 1,
+            "version": __version__,
+            "stage": stage,
+            "config": to_dict(self.cfg),
+            "vocabulary": self.info.vocabulary.to_json(),
+            "trained": list(self.info.vocabulary.seen_only().names),
+            "taught": [],
+            "clip": {
+                "model": identity.model,
+                "pretrained": identity.pretrained,
+                "sha256": identity.sha256,
+            },
+            "data": {"name": self.info.name, "class_split": self.info.class_split},
+        } | facts
+
+
+def open_session(cfg: Config, device: str, progress: Progress) -> Session:
+    """Chooses device and precision, draws the built-in world if it is asked for and not there."""
+    chosen, why = choose_device(device)
+    processes = join(chosen.type)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", processes.local_rank)
+        torch.cuda.set_device(chosen)
+    dtype, reason = choose_precision(cfg.optim.precision, chosen)
+    precision = "fp32" if dtype is None else str(dtype).removeprefix("torch.")
+    progress.say(f"device {chosen} ({why}); precision {precision} ({reason})")
+    return Session(cfg, open_data(cfg, processes, progress), chosen, dtype, processes, progress)
+
+
+def open_data(cfg: Config, processes: Processes, progress: Progress) -> DatasetInfo:
+    """The data set at `data.root`; where a default-made world is missing, it is drawn first."""
+    root = Path(cfg.data.root)
+    if processes.is_main and not (root / "dataset.json").exists() and draws_shapes(cfg):
+        progress.say(f"drawing the built-in world into {root} (it is not there yet)")
+        prepare_shapes(root, cfg.shapes, progress)
+    wait()
+    return read_dataset_info(root)
+
+
+def draws_shapes(cfg: Config) -> bool:
+    """True where `data.root` names the built-in world: its folder's name begins with shapes."""
+    return Path(cfg.data.root).name.startswith("shapes")
+
+
+def embed(clip: Clip, vocabulary: Vocabulary, cfg: Config, device: torch.device) -> Tensor:
+    """Text embeddings (K, E) of a vocabulary on the device."""
+    return text_embeddings(clip, vocabulary, cfg.clip).to(device)
+
+
+def text_clip(cfg: Config, device: torch.device) -> Clip:
+    """The teacher's text tower alone."""
+    return load_clip(cfg.clip, device, image_tower=False)

@@ -1,0 +1,63 @@
+"""What the frozen CLIP teacher says of a training batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from concat_cli.core.clip.encoder import Clip
+from concat_cli.core.clip.tokens import TokenCache, image_tokens, segment_tokens
+from concat_cli.core.data.loader import Batch
+
+
+@dataclass(frozen=True)
+class SegmentTokens:
+    """CLS tokens of masked, box-cropped segments, in fixed-size slots.
+
+    image, segment: (M,) int64, which slot holds which segment of which image. valid: (M,) bool.
+    tokens: (M, E), normalised; zero where not valid.
+    """
+
+    image: Tensor
+    segment: Tensor
+    valid: Tensor
+    tokens: Tensor
+
+
+class Teacher:
+    """CLS tokens of exactly the view that the student sees, online or from a cache."""
+
+    def __init__(self, clip: Clip, crops: int, cache: TokenCache | None = None) -> None:
+        self.clip, self.crops, self.cache = clip, crops, cache
+
+    @torch.no_grad()
+    def images(self, batch: Batch) -> Tensor:
+        """CLS tokens (B, E) of the full images."""
+        if self.cache is not None:
+            return self.cache.image_tokens(self.clip, batch.images, batch.padding)
+        return image_tokens(self.clip, batch.images, batch.padding)
+
+    @torch.no_grad()
+    def segments(self, batch: Batch, labels: Tensor, masks: Tensor) -> SegmentTokens:
+        """CLS tokens of at most `crops` segments an image, drawn at random where there are more.
+
+        labels (B, N), -1 for segments that must not be looked at; masks (B, N, H, W).
+        """
+        count = min(self.crops, labels.shape[1])
+        order = torch.rand(labels.shape, device=labels.device).masked_fill(labels < 0, 2.0)
+        segment = order.argsort(1)[:, :count]  # (B, count): real segments first
+        image = torch.arange(len(labels), device=labels.device)[:, None].expand_as(segment)
+        valid = labels.gather(1, segment) >= 0
+        image, segment, valid = image.flatten(), segment.flatten(), valid.flatten()
+        chosen = torch.stack((image[valid], segment[valid]), 1)
+        if self.cache is not None:
+            found = self.cache.segment_tokens(
+                self.clip, batch.images, masks, chosen, batch.padding
+            )
+        else:
+            found = segment_tokens(self.clip, batch.images, masks, chosen)
+        tokens = found.new_zeros(len(image), self.clip.embed_dim)
+        tokens[valid] = found
+        return SegmentTokens(image, segment, valid, tokens)

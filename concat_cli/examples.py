@@ -1,0 +1,56 @@
+"""The examples at the end of each `--help`; the README shows the same, and a test runs them."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "": (
+        "concat train-con",
+        "concat train-cat && concat finetune && concat evaluate",
+        "concat predict photo.jpg --vocab classes.txt",
+    ),
+    "prepare-data": (
+        "concat prepare-data shapes data/shapes",
+        "concat prepare-data coco data/coco",
+    ),
+    "prepare-data shapes": (
+        "concat prepare-data shapes data/shapes",
+        'concat prepare-data shapes data/other --unseen "striped star; green water"',
+        "concat prepare-data shapes data/split-1 --unseen-seed 1 --val 1000",
+    ),
+    "prepare-data coco": (
+        "concat prepare-data coco data/coco",
+        "concat prepare-data coco data/coco --class-split all_seen --out data/coco-all",
+    ),
+    "train-con": (
+        "concat train-con",
+        "concat train-con -c configs/demo.yaml",
+        "concat train-con -c configs/shapes.yaml --name try optim.lr=5e-4 align.instance=0.5",
+    ),
+    "train-cat": (
+        "concat train-cat",
+        "concat train-cat --name demo",
+        "concat train-cat --name demo --fresh cat.steps=3000",
+    ),
+    "finetune": (
+        "concat finetune",
+        "concat finetune --name demo --vocab classes.txt",
+    ),
+    "evaluate": (
+        "concat evaluate",
+        "concat evaluate --name demo --split unseen --json",
+        "concat evaluate --weights runs/demo/con/last.safetensors --save scores",
+        "concat evaluate --predictions scores/panoptic.json "
+        "--truth data/shapes/annotations/panoptic_val.json",
+    ),
+    "predict": (
+        "concat predict photo.jpg --vocab classes.txt",
+        "concat predict data/shapes/val --out pictures --min-score 0.3",
+        'concat predict "data/shapes/val/*1.png" --json',
+    ),
+}
+
+
+def epilog(command: str) -> str:
+    """The examples of a command as the last block of its help."""
+    lines = [f"[dim]$[/dim] {line}".replace("[KEY", r"\[KEY") for line in EXAMPLES[command]]
+    return "\n\n".join(["[bold]Examples[/bold]", *lines])

@@ -1,0 +1,134 @@
+"""Prompts: names, templates, text embeddings and their cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from clip_helpers import random_clip
+
+from concat_cli.core.clip import prompts
+from concat_cli.core.clip.prompts import check_words, clean_name, text_embeddings
+from concat_cli.core.config import ClipConfig
+from concat_cli.core.errors import UserError
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+
+VOCABULARY = Vocabulary(
+    (
+        ClassEntry("cat", 1, synonyms=("kitten", "tabby")),
+        ClassEntry("sky-other-merged", 2, kind="stuff"),
+    )
+)
+
+
+class Lines:
+    """Progress that keeps what was said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, message):
+        self.said.append(message)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return random_clip(tmp_path_factory.mktemp("clip"), image_tower=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("sky-other-merged", "sky"),
+        ("tree-merged", "tree"),
+        ("door-stuff", "door"),
+        ("wall-brick", "brick wall"),
+        ("floor-other-merged", "floor"),
+        ("window-blind", "window blind"),
+        ("playingfield", "playing field"),
+        ("traffic light", "traffic light"),
+        ("hot_dog", "hot dog"),
+        ("other", "other"),
+        ("wall painting", "wall painting"),
+        (" striped  star ", "striped star"),
+    ],
+)
+def test_clean_name(name, clean):
+    assert clean_name(name) == clean
+
+
+def test_embeddings_are_means_over_synonyms_and_templates(clip, tmp_path):
+    cfg = ClipConfig(templates="imagenet_select")
+    embeddings = text_embeddings(clip, VOCABULARY, cfg, tmp_path)
+    assert embeddings.shape == (2, clip.embed_dim)
+    for row, names in zip(embeddings, (("cat", "kitten", "tabby"), ("sky",)), strict=True):
+        each = [clip.encode_text([t.format(n)])[0] for n in names for t in IMAGENET_SELECT]
+        assert len(each) == 8 * len(names)
+        torch.testing.assert_close(row, F.normalize(torch.stack(each).mean(0), dim=0))
+
+
+IMAGENET_SELECT = prompts.TEMPLATES["imagenet_select"]
+
+
+def test_names_may_stay_as_they_are(clip, tmp_path):
+    cfg = ClipConfig(clean_names=False)
+    raw = text_embeddings(clip, VOCABULARY, cfg, tmp_path)[1]
+    torch.testing.assert_close(raw, clip.encode_text(["a photo of a sky-other-merged."])[0])
+
+
+def test_a_cache_hit_equals_computation_and_encodes_nothing(clip, tmp_path, monkeypatch):
+    first = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path)
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(2))
+    monkeypatch.setattr(type(clip), "encode_text", None)
+    assert torch.equal(text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path), first)
+
+
+def test_other_names_or_templates_are_other_cache_entries(clip, tmp_path):
+    text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path)
+    text_embeddings(clip, VOCABULARY, ClipConfig(templates="imagenet_select"), tmp_path)
+    text_embeddings(clip, VOCABULARY, ClipConfig(clean_names=False), tmp_path)
+    text_embeddings(clip, Vocabulary(VOCABULARY.entries[:1]), ClipConfig(), tmp_path)
+    assert len(list((tmp_path / "text").iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "another"])
+def test_a_broken_cache_is_computed_again_and_said(clip, tmp_path, damage):
+    expected = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path)
+    (path,) = (tmp_path / "text").iterdir()
+    data = path.read_bytes()
+    small = text_embeddings(clip, Vocabulary(VOCABULARY.entries[:1]), ClipConfig(), tmp_path / "x")
+    assert small.shape[0] == 1
+    (other,) = (tmp_path / "x" / "text").iterdir()
+    damaged = {"truncated": data[:50], "garbage": b"\0" * 99, "another": other.read_bytes()}
+    path.write_bytes(damaged[damage])
+    lines = Lines()
+    again = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path, lines)
+    torch.testing.assert_close(again, expected)
+    assert "computed again" in lines.said[0]
+    assert path.read_bytes() == data
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(clip, tmp_path):
+    (tmp_path / "text").write_text("a file where a folder should be")
+    lines = Lines()
+    embeddings = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path, lines)
+    assert embeddings.shape == (2, clip.embed_dim)
+    assert "not cached" in lines.said[0]
+
+
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("CONCAT_CACHE", str(tmp_path))
+    assert prompts.default_cache_dir() == tmp_path
+    monkeypatch.delenv("CONCAT_CACHE")
+    assert prompts.default_cache_dir().parts[-2:] == (".cache", "concat")
+
+
+def test_unknown_words_stop_a_small_clip_only(clip, monkeypatch):
+    assert check_words(VOCABULARY, clip) == ()
+    monkeypatch.setattr(clip, "known_words", frozenset({"cat", "kitten", "striped"}))
+    with pytest.raises(UserError, match="'tabby', 'sky'") as caught:
+        check_words(VOCABULARY, clip)
+    assert "--force" in caught.value.hint and "configs/" in caught.value.hint
+    assert check_words(VOCABULARY, clip, force=True) == ("tabby", "sky")
+    known = Vocabulary((ClassEntry("a striped Cat", 1, synonyms=("the kitten",)),))
+    assert check_words(known, clip) == ()
