@@ -35,7 +35,8 @@ class Console:
     def __init__(self, json_only: bool = False, every: float = 10.0) -> None:
         self._stream: TextIO = sys.stderr if json_only else sys.stdout
         self.silent = rank() > 0
-        self._rich = RichConsole(file=self._stream, highlight=False, soft_wrap=True)
+        width = None if self._stream.isatty() else 160  # a pipe has no width of its own
+        self._rich = RichConsole(file=self._stream, width=width, highlight=False, soft_wrap=True)
         self.progress = ConsoleProgress(self, every)
 
     def say(self, message: str) -> None:
@@ -113,7 +114,11 @@ class ConsoleProgress:
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # pyright: ignore[reportArgumentType]
         self._texts.append("")
-        return self._bar(items, what, total) if sys.stderr.isatty() else self._lines(items, what, total)
+        return (
+            self._bar(items, what, total)
+            if sys.stderr.isatty()
+            else self._lines(items, what, total)
+        )
 
     def _bar(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
         from tqdm import tqdm
@@ -182,7 +187,9 @@ def duration(seconds: float) -> str:
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
 
 
 def _cell(value: Cell) -> str:

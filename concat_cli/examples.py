@@ -52,5 +52,5 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 
 def epilog(command: str) -> str:
     """The examples of a command as the last block of its help."""
-    lines = [f"[dim]$[/dim] {line}".replace("[KEY", r"\[KEY") for line in EXAMPLES[command]]
-    return "\n\n".join(["[bold]Examples[/bold]", *lines])
+    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES[command]]
+    return "\n".join(["[bold]Examples[/bold]", *lines])

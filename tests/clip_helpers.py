@@ -1,4 +1,4 @@
-"""A small CLIP with random weights, built through `local-dir:`, for tests that need no knowledge."""
+"""A small CLIP with random weights, built through `local-dir:`."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def masks_of(segment_map):
 
 
 def naive_crop(image, mask, size):
-    """Cut the square out by hand, then average each output pixel's samples of the bilinear image."""
+    """Cut the square out by hand, then average each output pixel's bilinear samples."""
     rows, columns = torch.where(mask)
     x0, x1 = int(columns.min()), int(columns.max()) + 1
     y0, y1 = int(rows.min()), int(rows.max()) + 1
@@ -174,7 +174,7 @@ def test_a_torn_last_row_is_computed_again(clip, batch, tmp_path):
     cache = TokenCache(tmp_path, clip.identity, clip.embed_dim)
     expected = cache.segment_tokens(clip, images, segment_map, select)
     (values,) = cache.folder.glob("*.tokens")
-    with open(values, "r+b") as file:
+    with values.open("r+b") as file:
         file.truncate(values.stat().st_size - 5)
     again = TokenCache(tmp_path, clip.identity, clip.embed_dim)
     tokens = again.segment_tokens(clip, images, segment_map, select)

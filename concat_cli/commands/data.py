@@ -86,5 +86,8 @@ def coco(
         f"{report.class_split}: {report.seen} seen, {len(report.unseen)} unseen classes; "
         f"{report.dropped} of {report.listed} training images hold an unseen class and are left out"
     )
-    following = f"concat train-con -c configs/concat_coco_119_14.yaml data.root={relative(report.out)}"
-    console.done({"data": relative(report.out)}, [following])
+    where = relative(report.out)
+    console.done(
+        {"data": where},
+        [f"concat train-con -c configs/concat_coco_119_14.yaml data.root={where}"],
+    )

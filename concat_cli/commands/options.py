@@ -25,7 +25,7 @@ class Device(str, Enum):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Config keys, e.g. optim.steps=500."),
+    typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.steps=500."),
 ]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="YAML with deltas from the defaults.")

@@ -35,7 +35,7 @@ def train_con(
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train the segmentor on seen classes, aligned with CLIP (stage 1, CON)."""
+    """Train the segmentor on seen classes (stage 1, CON)."""
     console = Console()
     cfg, run = open_run("con", config, name, overrides, console)
     if dry_run:
@@ -56,7 +56,7 @@ def train_cat(
     fresh: Fresh = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Train the generator of queries for classes without images (stage 2, CAT)."""
+    """Train the generator for unseen classes (stage 2, CAT)."""
     console = Console()
     cfg, run = open_run("cat", config, name, overrides, console)
     if dry_run:
@@ -83,7 +83,7 @@ def finetune(
     force: Force = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Teach the segmentor unseen classes, or any names, without images (stage 3)."""
+    """Teach it unseen classes, or any names (stage 3)."""
     console = Console()
     cfg, run = open_run("finetune", config, name, overrides, console)
     if dry_run:

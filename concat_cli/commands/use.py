@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,13 +18,11 @@ from concat_cli.commands.options import (
     Overrides,
     WeightsFile,
 )
-from concat_cli.console import Cell, Console, duration, relative
-from concat_cli.core.errors import UserError
+from concat_cli.commands.predicting import run_predictor, show_predictions, to_json
+from concat_cli.commands.scoring import score_files, score_weights, show_report, show_weights
+from concat_cli.console import Console, relative
+from concat_cli.core.infer.inputs import expand_inputs
 from concat_cli.core.runs import find_weights
-
-if TYPE_CHECKING:
-    from concat_cli.core.evaluate.report import Report
-    from concat_cli.core.infer.predict import PicturePrediction
 
 
 class SplitChoice(str, Enum):
@@ -73,13 +71,9 @@ def evaluate(
         typer.Option("--official", help="Also run panopticapi.", rich_help_panel="Existing files"),
     ] = False,
 ) -> None:
-    """Score weights on the val part, or existing predictions against a truth."""
+    """Score weights, or existing predictions."""
     console = Console(json_only=as_json)
     if predictions is not None or truth is not None:
-        if predictions is None or truth is None:
-            raise UserError("--predictions and --truth belong together.", "Give both.")
-        from concat_cli.commands.scores import score_files
-
         report = score_files(
             predictions, truth, predictions_dir, truth_dir, class_split, split.value, official,
             console,
@@ -87,11 +81,47 @@ def evaluate(
     else:
         found = find_weights(name, weights)
         console.say(f"weights {relative(found.path)} ({found.reason})")
-        from concat_cli.commands.scores import score_weights
+        if dry_run:
+            return show_weights(console, found.path, overrides or [])
         report = score_weights(
-            found.path, overrides or [], split.value, device.value, save, official, console,
+            found.path, overrides or [], split.value, device.value, save, official, console
         )
     if as_json:
-        console.json(report.to_json())
-    else:
-        show_report(console, report)
+        return console.json(report.to_json())
+    show_report(console, report)
+    if save is not None:
+        console.done({"predictions": relative(save)})
+
+
+def predict(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of pictures.")],
+    vocab: Annotated[
+        Path | None, typer.Option(help="Names, a class a line. Default: those of the weights.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions"),
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Least score of a segment.")
+    ] = None,
+    as_json: Json = False,
+    name: Name = None,
+    weights: WeightsFile = None,
+    device: DeviceOption = Device.auto,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Segment pictures, with any class names."""
+    console = Console(json_only=as_json)
+    paths = expand_inputs(inputs)
+    found = find_weights(name, weights, vocabulary=vocab)
+    console.say(f"weights {relative(found.path)} ({found.reason})")
+    if dry_run:
+        return console.done({"pictures": len(paths), "would write to": relative(out)})
+    predicted = run_predictor(
+        paths, found.path, vocab, out, min_score, device.value, force, console
+    )
+    if as_json:
+        return console.json(to_json(predicted, found.path, out))
+    show_predictions(console, predicted)
+    console.done(
+        {"pictures": relative(out) + "/*.overlay.png", "segments": relative(out / "panoptic.json")}
+    )

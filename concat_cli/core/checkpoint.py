@@ -68,6 +68,19 @@ def load_weights(path: Path) -> Weights:
     return Weights(tensors, meta, path, hashlib.sha256(data).hexdigest())
 
 
+def read_meta(path: Path) -> dict[str, Any]:
+    """The metadata alone; the tensors are not read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            data = start + file.read(min(int.from_bytes(start, "little"), 1 << 26))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return _meta(path, data)
+
+
 def check_stage(weights: Weights, *expected: str) -> None:
     """UserError unless the weights come from one of the expected stages."""
     if weights.stage not in expected:
@@ -114,14 +127,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(
-            f"There are no weights at {path}.",
-            "Train them with `concat train-con`, or leave --weights out.",
-        ) from None
+        raise _missing(path) from None
     except OSError as error:
-        raise UserError(
-            f"Cannot read {path}: {error.strerror}.", "Check the path and its rights."
-        ) from error
+        raise _unreadable(path, error) from error
 
 
 def _meta(path: Path, data: bytes) -> dict[str, Any]:
@@ -145,6 +153,17 @@ def _meta(path: Path, data: bytes) -> dict[str, Any]:
             f"Use concat {meta.get('version', 'of another version')}.",
         )
     return meta
+
+
+def _missing(path: Path) -> UserError:
+    return UserError(
+        f"There is no file {path}.",
+        "Make weights with `concat train-con`, or leave --weights out.",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot read {path}: {error.strerror}.", "Check the path and its rights.")
 
 
 def _damaged(path: Path, why: str) -> UserError:

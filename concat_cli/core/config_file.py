@@ -52,14 +52,17 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     return _build(given, problems)
 
 
+def override(cfg: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with overrides on top; UserError with every mistake at once."""
+    problems: list[_Problem] = []
+    given = _given(to_dict(cfg), "saved configuration")
+    given += [one for text in overrides if (one := _read_override(text, problems)) is not None]
+    return _build(given, problems)
+
+
 def from_dict(raw: dict[str, dict[str, Any]], where: str = "saved configuration") -> Config:
     """The inverse of `to_dict`; keys may be missing. UserError for those that do not exist."""
-    given = [
-        _Given(f"{section}.{key}", _plain(value), where)
-        for section, values in raw.items()
-        for key, value in values.items()
-    ]
-    return _build(given, [])
+    return _build(_given(raw, where), [])
 
 
 def to_dict(cfg: Config) -> dict[str, dict[str, Any]]:
@@ -89,6 +92,14 @@ def diff(before: Config, after: Config) -> list[str]:
         for section, keys in new.items()
         for key, value in keys.items()
         if value != old[section][key]
+    ]
+
+
+def _given(raw: dict[str, dict[str, Any]], where: str) -> list[_Given]:
+    return [
+        _Given(f"{section}.{key}", _plain(value), where)
+        for section, values in raw.items()
+        for key, value in values.items()
     ]
 
 

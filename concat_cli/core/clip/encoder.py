@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -42,12 +43,13 @@ class Clip(nn.Module):
     model has learned; None for a model of open vocabulary.
     """
 
+    model: Any  # an open_clip model: a module with encode_image and encode_text
     mean: Tensor
     std: Tensor
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenize: Callable[..., Tensor],
         identity: ClipIdentity,
         known_words: frozenset[str] | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from concat_cli.core.clip.encoder import Clip, ClipIdentity
 from concat_cli.core.files import write_error
 
 Masks = Tensor | Sequence[Tensor]
-_PIXELS = 1 << 24  # masked pixels in memory at a time
+_PIXELS = 1 << 20  # masked pixels in memory at a time, at least one image
+_CROPS = 256  # crops encoded at a time
 _DIGEST = 16  # bytes of a key
 
 
@@ -28,7 +28,7 @@ def image_tokens(clip: Clip, images: Tensor, padding: Tensor | None = None) -> T
     Padding (right and below) is cut off first, so that a padded image gives what it gives alone.
     """
     sizes = _valid_sizes(images, padding)
-    if all(size == tuple(images.shape[-2:]) for size in sizes):
+    if all(size == images.shape[-2:] for size in sizes):
         return clip.encode_image(images.float() / 255)
     views = [
         clip.resize(image[None, :, :h, :w].float() / 255)
@@ -45,13 +45,15 @@ def segment_tokens(clip: Clip, images: Tensor, masks: Masks, select: Tensor) -> 
     """
     if not len(select):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
-    step = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
     normalised = clip.normalise(images.float() / 255)
-    parts = []
-    for chosen in select.split(step):
-        crops = masked_crops(normalised[chosen[:, 0]], gather_masks(masks, chosen), clip.image_size)
-        parts.append(clip.encode_normalised(crops))
-    return torch.cat(parts)
+    step = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
+    crops = torch.cat(
+        [
+            masked_crops(normalised[part[:, 0]], gather_masks(masks, part), clip.image_size)
+            for part in select.split(step)
+        ]
+    )  # (M, 3, size, size)
+    return torch.cat([clip.encode_normalised(part) for part in crops.split(_CROPS)])
 
 
 def gather_masks(masks: Masks, select: Tensor) -> Tensor:
@@ -100,7 +102,7 @@ def _extent(hit: Tensor) -> tuple[Tensor, Tensor]:
 def _valid_sizes(images: Tensor, padding: Tensor | None) -> list[tuple[int, int]]:
     """Height and width of each image without its padding."""
     if padding is None:
-        return [tuple(images.shape[-2:])] * len(images)
+        return [(images.shape[-2], images.shape[-1])] * len(images)
     heights = (~padding).any(2).sum(1).tolist()
     widths = (~padding).any(1).sum(1).tolist()
     return list(zip(heights, widths, strict=True))
@@ -178,9 +180,9 @@ class TokenCache:
         path = self.folder / f"{self._writer}.keys"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(path.with_suffix(".tokens"), "ab") as file:  # values first: a key has a value
+            with path.with_suffix(".tokens").open("ab") as file:  # before the keys
                 file.write(rows.tobytes())
-            with open(path, "ab") as file:
+            with path.open("ab") as file:
                 file.write(b"".join(keys))
         except OSError as error:
             raise write_error(path, error) from error
@@ -190,7 +192,7 @@ class TokenCache:
         """Takes up a shard's complete rows; a torn last row is left out."""
         data, width = path.read_bytes(), 4 * self.embed_dim
         values = path.with_suffix(".tokens")
-        size = os.path.getsize(values) if values.is_file() else 0
+        size = values.stat().st_size if values.is_file() else 0
         count = min(len(data) // _DIGEST, size // width)
         if not count:
             return

@@ -34,9 +34,12 @@ DEFAULT_UNSEEN: tuple[str, ...] = (
 def unseen_split(unseen: str = "", unseen_seed: int = -1) -> tuple[str, tuple[str, ...]]:
     """The split's name and its unseen class names, in class order.
 
-    unseen: names between semicolons; empty: the default split, or the one of `unseen_seed` >= 0.
+    unseen: names between semicolons; "none": every class is seen (the upper bound of zero-shot
+    results); empty: the default split, or the one of `unseen_seed` >= 0.
     UserError for an unknown name and for a set that breaks the rule.
     """
+    if unseen.strip() == "none":
+        return "all_seen", ()
     if unseen.strip():
         return "custom", _parse(unseen)
     if unseen_seed < 0:

@@ -27,13 +27,19 @@ def official_scores(
         evaluation = importlib.import_module("panopticapi.evaluation")
     except ImportError as error:
         raise UserError("panopticapi is not installed.", f"Install it: {INSTALL}") from error
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its own table
-        return evaluation.pq_compute(
-            str(truth),
-            str(predictions),
-            gt_folder=str(truth_dir or truth.with_suffix("")),
-            pred_folder=str(predictions_dir or predictions.with_suffix("")),
-        )
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its own table
+            return evaluation.pq_compute(
+                str(truth),
+                str(predictions),
+                gt_folder=str(truth_dir or truth.with_suffix("")),
+                pred_folder=str(predictions_dir or predictions.with_suffix("")),
+            )
+    except ZeroDivisionError as error:  # of an empty mean
+        raise UserError(
+            "panopticapi cannot score files without any thing or without any stuff segment.",
+            "Leave --official out.",
+        ) from error
 
 
 def compare_with_official(report: Report, official: dict[str, Any]) -> float:

@@ -108,15 +108,19 @@ def make_report(
     images: int,
     seconds: dict[str, float],
     diagnostics: dict[str, float | None] | None = None,
+    candidates: int | None = None,
 ) -> Report:
-    """Turns counts into a report; `split` chooses which classes are reported, not which compete."""
+    """Turns counts into a report; `split` chooses which classes are reported, not which compete.
+
+    `candidates`: how many classes competed, where it is not all of the vocabulary.
+    """
     chosen = {
         "all": range(len(vocabulary)),
         "seen": vocabulary.seen_indices,
         "unseen": vocabulary.unseen_indices,
     }[split]
     return Report(
-        protocol=protocol | {"split": split, "candidates": len(vocabulary)},
+        protocol=protocol | {"split": split, "candidates": candidates or len(vocabulary)},
         panoptic=_panoptic_groups(vocabulary, panoptic, split),
         semantic=_semantic_groups(vocabulary, semantic, split),
         per_class=_per_class(vocabulary, panoptic, semantic, chosen),

@@ -83,6 +83,7 @@ def evaluate_model(
         images=count,
         seconds=scores.clock | {"total": time.perf_counter() - start},
         diagnostics=scores.masks.result(dataset.vocabulary) if with_diagnostics else None,
+        candidates=len(predictor.vocabulary),
     )
 
 

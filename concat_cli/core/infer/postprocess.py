@@ -165,14 +165,15 @@ def _panoptic_alike(
 ) -> list[PanopticResult]:
     """`panoptic` for images of one size; scores, labels, keep (B, Q)."""
     n = max(1, int(keep.sum(1).max()))  # most candidates of an image: the others pad up to it
-    order = torch.sort(~keep, dim=1, stable=True).indices[:, :n]  # kept queries first, in order
+    # Kept queries first, in their order.
+    order = torch.sort((~keep).int(), dim=1, stable=True).indices[:, :n]
     scores, labels, keep = (x.gather(1, order) for x in (scores, labels, keep))
     masks = mask_logits[torch.arange(len(order), device=order.device)[:, None], order]
     winner, inside, own = _compete(scores.masked_fill(~keep, -1.0), masks, size, valid, cfg)
     claimed = _count(winner, n)  # (B, n) pixels where a query's score * mask is the highest
     final = _count(torch.where(inside, winner, n), n + 1)[:, :n]  # and its mask covers them
     # Mask2Former: a segment must keep most of its own mask, or it is hidden by others.
-    good = keep & (final > 0) & (claimed / own.clamp(min=1).double() >= cfg.overlap)
+    good = keep & (final > 0) & (claimed / own.clamp(min=1) >= cfg.overlap)
     leader = _leaders(labels, good, stuff)
     ids, counts = _number(good, leader)
     segment_map = torch.where(inside, ids.gather(1, winner.flatten(1)).view_as(winner), 0).int()
@@ -252,4 +253,4 @@ def bounding_boxes(segment_map: NDArray[np.int32], count: int) -> NDArray[np.int
     y, x = rows.argmax(1), columns.argmax(1)
     bottom, right = height - rows[:, ::-1].argmax(1), width - columns[:, ::-1].argmax(1)
     boxes = np.stack([x, y, right - x, bottom - y], 1)
-    return np.where(rows.any(1)[:, None], boxes, 0)
+    return np.where(rows.any(1, keepdims=True), boxes, 0)

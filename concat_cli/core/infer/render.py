@@ -247,7 +247,7 @@ def _draw_names(
         if areas[mark.id] < min_area * segment_map.size:
             continue
         left, _, right, _ = draw.textbbox((0, 0), mark.text, font=font)
-        pad = max(2, font.size // 4)
+        pad = max(2, int(font.size) // 4)
         size = (int(right - left) + 2 * pad, int(font.size * 1.1) + pad)
         rect = _place(segment_map == mark.id, size, taken, picture.size)
         taken.append(rect)
@@ -272,15 +272,15 @@ def _place(
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = rows[0], columns[0]
     box = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)  # beyond it is outside
-    depth = ndimage.distance_transform_edt(box)
+    depth = np.array(ndimage.distance_transform_edt(box), np.float32)
     best: tuple[float, Rect] | None = None
     for _ in range(12):
         y, x = np.unravel_index(int(depth.argmax()), depth.shape)
         if depth[y, x] <= 0:
             break
-        for shift in (0, -height, height):
+        for shift in (0, -height - 2, height + 2):
             rect = _inside(int(x + left - 1), int(y + top - 1) + shift, width, height, canvas)
-            cost = sum(_shared(rect, other) for other in taken) + 0.02 * abs(shift) * width
+            cost = sum(_shared(rect, other) for other in taken) + 0.005 * abs(shift) * width
             if best is None or cost < best[0]:
                 best = (cost, rect)
         if best is not None and best[0] == 0:

@@ -17,7 +17,7 @@ class TokenLinear(nn.Linear):
         plain = tokens.device.type != "cpu" or tokens.dtype != torch.float32
         if plain or tokens.ndim != 3 or torch.is_autocast_enabled("cpu"):
             return super().forward(tokens)
-        image = tokens.unsqueeze(1).permute(0, 3, 1, 2)  # (B, D, 1, T), channels last
+        image = tokens.contiguous().unsqueeze(1).permute(0, 3, 1, 2)  # (B, D, 1, T), channels last
         return F.conv2d(image, self.weight[:, :, None, None], self.bias)[:, :, 0].transpose(1, 2)
 
 

@@ -102,8 +102,8 @@ def sample(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Ten
 def reference_points(sizes: Sizes, valid: Tensor) -> Tensor:
     """Centres of all cells of all levels, seen from each level: (B, T, 1, levels, 1, 2).
 
-    x, y in cells. valid (B, levels, 2): how many columns and rows of a level are not padding. A centre keeps its
-    relative place within the valid area.
+    x, y in cells. valid (B, levels, 2): how many columns and rows of a level are not padding. A
+    centre keeps its relative place within the valid area.
     """
     relative = []
     for level, (height, width) in enumerate(sizes):
@@ -164,7 +164,8 @@ class DeformableAttention(nn.Module):
     ) -> Tensor:
         """Queries (B, Q, D), values (B, T, D), references (B or 1, Q, ...) -> (B, Q, D).
 
-        references: x, y in cells, of a shape that fits (heads, levels, points, 2). padding (B, T): tokens that count as zero. Places and sampling are fp32 even in autocast.
+        references: x, y in cells, of a shape that fits (heads, levels, points, 2). padding (B, T):
+        tokens that count as zero. Places and sampling are fp32 even in autocast.
         """
         heads, levels, points = self.shape
         values = self.value(values)

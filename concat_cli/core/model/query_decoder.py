@@ -170,7 +170,7 @@ class QueryDecoder(nn.Module):
         """Keys (with positions) and values of each level, (B, T, D) each."""
         memories = []
         for level, features in enumerate(pixel.levels):
-            values = features.flatten(2).transpose(1, 2)
+            values = features.flatten(2).transpose(1, 2).contiguous()
             values = values + self.level_embedding[level].to(values.dtype)
             memories.append((values + positions[level].to(values.dtype), values))
         return memories

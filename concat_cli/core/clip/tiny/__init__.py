@@ -1,7 +1,8 @@
 """The built-in tiny CLIP: where its files lie, and how its unused token rows are left out.
 
 A real open_clip model (`open_clip_config.json`) that has seen the built-in world only; `train.py`
-made the weights. Of the 49408 rows of the token table only those of the captions' tokens are kept.
+made the weights. Two things keep the files small: of the 49408 rows of the token table only those
+of the captions' tokens are stored, and matrices are stored as int8 with a scale for each row.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from concat_cli.core.files import write_bytes
 
 FOLDER = Path(__file__).parent
 FILES = {"tiny": FOLDER / "weights.safetensors", "tiny-weak": FOLDER / "weak.safetensors"}
-TABLE, ROWS = "token_embedding.weight", "token_embedding.rows"
+TABLE, ROWS, SCALE = "token_embedding.weight", "token_embedding.rows", ".scale"
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,34 @@ def unknown_rows(rows: int, width: int) -> Tensor:
 
 
 def save_tiny(path: Path, state: dict[str, Tensor], rows: Tensor, words: list[str]) -> None:
-    """Writes matrices as fp16, vectors as fp32. `state` holds the whole token table; of it only
-    the rows named in `rows` (R,) are written."""
-    packed = {name: _narrow(tensor) for name, tensor in state.items()}
-    packed[TABLE] = _narrow(state[TABLE][rows])
-    packed[ROWS] = rows.to(torch.int32)
+    """Writes weights. `state` holds the whole token table; of it only `rows` (R,) are written."""
+    packed: dict[str, Tensor] = {ROWS: rows.to(torch.int32)}
+    for name, tensor in (state | {TABLE: state[TABLE][rows]}).items():
+        packed |= _pack(name, tensor.detach().cpu())
     meta = {"words": json.dumps(sorted(words)), "table_rows": str(state[TABLE].shape[0])}
     write_bytes(path, save(packed, metadata=meta))
+
+
+def _pack(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A matrix as int8 and the scales of its rows; anything else as it is."""
+    if tensor.ndim < 2:
+        return {name: tensor.contiguous()}
+    flat = tensor.float().flatten(1)
+    scale = flat.abs().amax(1).clamp(min=1e-12) / 127  # (rows,)
+    values = (flat / scale[:, None]).round().to(torch.int8)
+    return {name: values.reshape(tensor.shape).contiguous(), name + SCALE: scale}
+
+
+def _unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_pack` over a whole file."""
+    state = {}
+    for name, tensor in packed.items():
+        if name + SCALE in packed:
+            scale = packed[name + SCALE].reshape(-1, *[1] * (tensor.ndim - 1))
+            state[name] = tensor.float() * scale
+        elif not name.endswith(SCALE):
+            state[name] = tensor
+    return state
 
 
 def load_tiny(path: Path) -> TinyWeights:
@@ -62,20 +84,15 @@ def load_tiny(path: Path) -> TinyWeights:
     try:
         with safe_open(path, framework="pt") as file:
             meta = file.metadata()
-            packed = {name: file.get_tensor(name) for name in file.keys()}
-        rows = packed.pop(ROWS).long()
-        table = unknown_rows(int(meta["table_rows"]), packed[TABLE].shape[1])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+            names = file.keys()
+            packed = {name: file.get_tensor(name) for name in names}
+        state = _unpack(packed)
+        rows = state.pop(ROWS).long()
+        table = unknown_rows(int(meta["table_rows"]), state[TABLE].shape[1])
+        table[rows] = state[TABLE]
+    except (SafetensorError, OSError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"The built-in CLIP's weights cannot be read: {path} ({error}).",
             "Install the package again.",
         ) from error
-    table[rows] = packed[TABLE].float()
-    packed[TABLE] = table
-    state = {k: v.float() if v.is_floating_point() else v for k, v in packed.items()}
-    return TinyWeights(state, frozenset(json.loads(meta["words"])))
-
-
-def _narrow(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if tensor.is_floating_point() and tensor.ndim > 1 else tensor
+    return TinyWeights(state | {TABLE: table}, frozenset(json.loads(meta["words"])))

@@ -41,7 +41,7 @@ class Concepts:
         names = (*vocabulary.names, *words)
         return Concepts(names, {name: i for i, name in enumerate(names)})
 
-    def held(self, classes: Sequence[int]) -> np.ndarray:
+    def held(self, classes: Sequence[int] | np.ndarray) -> np.ndarray:
         """(C,) bool: the concepts of an image of these classes."""
         row = np.zeros(len(self.names), dtype=bool)
         for label in classes:
@@ -79,7 +79,7 @@ def segment_caption(
 
 
 def scene_caption(
-    concepts: Concepts, classes: Sequence[int], rng: np.random.Generator
+    concepts: Concepts, classes: Sequence[int] | np.ndarray, rng: np.random.Generator
 ) -> tuple[str, np.ndarray]:
     """A caption that lists some of a scene's classes, and what it asks for."""
     count = int(rng.integers(1, min(_LISTED, len(classes)) + 1))

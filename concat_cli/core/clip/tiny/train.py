@@ -1,6 +1,6 @@
 """Makes the built-in tiny CLIP, and scores it.
 
-    python -m concat_cli.core.clip.tiny.train              # about 10 minutes on two cores
+    python -m concat_cli.core.clip.tiny.train              # about 10 minutes; `make tiny-clip`
     python -m concat_cli.core.clip.tiny.train --evaluate   # zero-shot top-1 on held-out scenes
 
 It learns the whole built-in world, unseen classes included, as a web-scale CLIP has seen
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import open_clip
@@ -59,6 +59,8 @@ class Recipe:
 
 class Student(nn.Module):
     """The tiny CLIP while it learns: its token table holds only the captions' tokens."""
+
+    clip: Any  # an open_clip model
 
     def __init__(self, seed: int) -> None:
         super().__init__()

@@ -1,0 +1,298 @@
+"""The ablation of CONCAT on the built-in world: which part helps, over three class splits.
+
+    python benchmarks/ablation.py                     # everything, resumable cell by cell
+    python benchmarks/ablation.py --splits 1 --only con
+    python benchmarks/ablation.py --table             # the tables of what has been measured
+
+Every cell is a run of the ordinary stages under runs/ablation/; a figure that is there is not
+computed again. All cells of a split start from one warmed-up backbone that saw seen classes alone.
+The split `default` and the splits of seeds 1 and 2 are reported; nothing was tuned on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from concat_cli.console import ConsoleProgress
+from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.clip.tokens import segment_tokens
+from concat_cli.core.config import Config
+from concat_cli.core.config_file import load_config
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.data.prepare_shapes import prepare_shapes
+from concat_cli.core.evaluate.panoptic import PanopticScore
+from concat_cli.core.evaluate.per_image import (
+    Interval,
+    harmonic_pq,
+    mean_pq,
+    paired_difference,
+    per_image_counts,
+)
+from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.runs import Run
+from concat_cli.core.train.cat import train_cat
+from concat_cli.core.train.con import train_con
+from concat_cli.core.train.finetune import finetune
+
+ROOT = Path("runs/ablation")
+SPLITS = {"default": -1, "1": 1, "2": 2}
+STAGE1 = {
+    "projection": ["align.instance=0", "align.image=0"],
+    "global": ["align.instance=0"],
+    "instance": ["align.image=0"],
+    "con": [],
+}
+CAT = {
+    "control": ["finetune.pseudo=false"],
+    "matching": ["cat.contrast=0", "cat.cycle=0"],
+    "contrast": ["cat.cycle=0"],
+    "cycle": [],
+}
+WEAK = "clip.model=tiny-weak"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of the table: a stage 1, and what follows it ("" for nothing)."""
+
+    stage1: str
+    follow: str = ""
+    weak: bool = False
+    calibrated: bool = False
+
+    @property
+    def name(self) -> str:
+        """The cell's name in files and tables."""
+        parts = [self.stage1, self.follow, "calibrated" if self.calibrated else ""]
+        return ("weak-" if self.weak else "") + "+".join(p for p in parts if p)
+
+
+def cells() -> Iterator[Cell]:
+    """Every cell, the cheapest to share first."""
+    for stage1 in STAGE1:
+        yield Cell(stage1)
+        for follow in CAT:
+            yield Cell(stage1, follow)
+    yield Cell("projection", calibrated=True)
+    yield Cell("con", "cycle", calibrated=True)
+    for stage1, follow in (("projection", ""), ("con", ""), ("con", "cycle")):
+        yield Cell(stage1, follow, weak=True)
+    yield Cell("all-labels")
+    yield Cell("clip-on-true-masks")
+
+
+def config(split: str, cell: Cell, args: argparse.Namespace) -> Config:
+    """The configuration of a cell."""
+    labels = "unseen-none" if cell.stage1 == "all-labels" else f"split-{split}"
+    keys = [f"data.root={ROOT / 'data' / labels}", f"shapes.unseen_seed={SPLITS[split]}"]
+    if cell.stage1 == "all-labels":
+        keys = [keys[0], "shapes.unseen=none", "align.instance=0", "align.image=0"]
+    keys += [f"optim.steps={args.steps}", f"warmup.steps={args.warmup}", "warmup.align=false"]
+    keys += STAGE1.get(cell.stage1, []) + CAT.get(cell.follow, []) + [WEAK] * cell.weak
+    if cell.calibrated:
+        keys.append("finetune.calibrate=true")
+        if not cell.follow:  # the model as it is, with an offset
+            keys += ["finetune.pseudo=false", "finetune.steps=0"]
+    return load_config(args.config, [*keys, *args.keys])
+
+
+def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
+    """Trains what a cell needs and is not there yet; returns its weights."""
+    cfg, say = config(split, cell, args), ConsoleProgress()
+    if not (Path(cfg.data.root) / "dataset.json").exists():
+        prepare_shapes(Path(cfg.data.root), cfg.shapes, say)
+    base = replace(cell, follow="", calibrated=False)
+    first = Run(base.name, ROOT / split)
+    share_warmup(split, base, cfg)
+    stage1 = train_con(cfg, first, device=args.device, progress=say).weights
+    if not cell.follow and not cell.calibrated:
+        return stage1
+    run = Run(cell.name, ROOT / split)
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not (run.path / "bank").exists():
+        (first.path / "bank").mkdir(parents=True, exist_ok=True)
+        (run.path / "bank").symlink_to((first.path / "bank").resolve(), target_is_directory=True)
+    if not cfg.finetune.pseudo:
+        return finetune(cfg, run, weights=stage1, device=args.device, progress=say).weights
+    trained = replace(cell, calibrated=False)
+    cat = train_cat(
+        cfg, Run(trained.name, ROOT / split), weights=stage1, device=args.device, progress=say
+    )
+    return finetune(cfg, run, weights=cat.weights, device=args.device, progress=say).weights
+
+
+def share_warmup(split: str, cell: Cell, cfg: Config) -> None:
+    """Gives a new run the warmed-up backbone of the first run of its kind."""
+    kind = "all-labels" if cell.stage1 == "all-labels" else "seen"
+    store = ROOT / split / f"warmup-{kind}"
+    target = ROOT / split / cell.name / "con"
+    if (target / "last.state.pt").exists() or (target / "warmup").exists():
+        return
+    if not store.exists():
+        run = Run(f"{store.name}-run", ROOT / split)
+        plain = replace(
+            cfg,
+            optim=replace(cfg.optim, steps=0),
+            align=replace(cfg.align, instance=0.0, image=0.0),
+        )
+        train_con(plain, run, progress=ConsoleProgress())
+        shutil.copytree(run.path / "con" / "warmup", store)
+    shutil.copytree(store, target / "warmup")
+
+
+def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, object]:
+    """The figures of a cell on val, and its counts image by image in a file beside."""
+    root = ROOT / "data" / f"split-{split}"
+    began = time.monotonic()
+    if cell.stage1 == "clip-on-true-masks":
+        cfg = config(split, cell, args)
+        if not (root / "dataset.json").exists():
+            prepare_shapes(root, cfg.shapes, ConsoleProgress())
+        counts, extra = clip_on_true_masks(root, cfg), {}
+    else:
+        weights = train(split, cell, args)
+        info = read_dataset_info(root)
+        predictor = Predictor.load(weights, info.vocabulary, args.device)
+        dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
+        counts = per_image_counts(predictor, dataset)
+        report = evaluate_model(predictor, dataset, with_semantic=False, with_diagnostics=True)
+        extra = {"diagnostics": report.diagnostics}
+    vocabulary = read_dataset_info(root).vocabulary
+    seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
+    total = counts.sum(0)
+    np.savez_compressed(counts_file(split, cell), counts=counts, seen=seen, unseen=unseen)
+    return {
+        "split": split,
+        "cell": cell.name,
+        "seen": float(mean_pq(total, seen)),
+        "unseen": float(mean_pq(total, unseen)),
+        "harmonic": float(harmonic_pq(total, seen, unseen)),
+        "seconds": round(time.monotonic() - began, 1),
+        **extra,
+    }
+
+
+@torch.no_grad()
+def clip_on_true_masks(root: Path, cfg: Config) -> np.ndarray:
+    """Counts (M, 4, K) of the true masks, each named by CLIP from its masked crop."""
+    info = read_dataset_info(root)
+    clip = load_clip(cfg.clip)
+    text = text_embeddings(clip, info.vocabulary, cfg.clip)
+    dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
+    rows = []
+    for sample in (dataset[i] for i in range(len(dataset))):
+        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]
+        select = torch.tensor([(0, n) for n in range(len(sample.labels))])
+        tokens = segment_tokens(clip, image, torch.from_numpy(sample.segment_map)[None], select)
+        labels = (tokens @ text.T).argmax(-1).numpy()
+        score = PanopticScore(len(info.vocabulary))
+        score.add(sample.segment_map, labels, sample.segment_map, sample.labels, sample.crowd)
+        rows.append(score.counts)
+    return np.stack(rows)
+
+
+def counts_file(split: str, cell: Cell) -> Path:
+    """Where a cell's counts are kept."""
+    (ROOT / "counts").mkdir(parents=True, exist_ok=True)
+    return ROOT / "counts" / f"{split}-{cell.name}.npz"
+
+
+def results() -> list[dict[str, object]]:
+    """All rows measured so far."""
+    path = ROOT / "results.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def table() -> str:
+    """Mean and spread over splits of every cell, and the paired differences."""
+    rows = results()
+    lines = ["| cell | splits | seen PQ | unseen PQ | hPQ |", "|---|---|---|---|---|"]
+    for name in dict.fromkeys(str(row["cell"]) for row in rows):
+        mine = [row for row in rows if row["cell"] == name]
+        values = [
+            np.array([100 * float(str(row[key])) for row in mine])
+            for key in ("seen", "unseen", "harmonic")
+        ]
+        shown = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=len(v) > 1):.1f}" for v in values)
+        lines.append(f"| {name} | {len(mine)} | {shown} |")
+    lines += ["", "| difference in hPQ | splits | mean [95% interval] |", "|---|---|---|"]
+    for ours, theirs in PAIRS:
+        found = difference(ours, theirs)
+        if found is not None:
+            shown = "{:.1f} [{:.1f}, {:.1f}]".format(
+                *(100 * v for v in (found[1].value, found[1].low, found[1].high))
+            )
+            lines.append(f"| {ours} - {theirs} | {found[0]} | {shown} |")
+    return "\n".join(lines)
+
+
+PAIRS = [
+    ("con+cycle", "projection"),
+    ("con+cycle+calibrated", "projection+calibrated"),
+    ("con+cycle", "con"),
+    ("con+cycle", "projection+cycle"),
+    ("con", "projection"),
+    ("projection+cycle", "projection"),
+    ("weak-con", "weak-projection"),
+    ("weak-con+cycle", "weak-projection"),
+]
+
+
+def difference(ours: str, theirs: str) -> tuple[int, Interval] | None:
+    """The paired difference over the splits that have both cells."""
+    files = [
+        [ROOT / "counts" / f"{split}-{name}.npz" for name in (ours, theirs)] for split in SPLITS
+    ]
+    loaded = [[np.load(f) for f in pair] for pair in files if all(f.exists() for f in pair)]
+    if not loaded:
+        return None
+    counts = [[one["counts"] for one in pair] for pair in loaded]
+    splits = [(a["seen"].tolist(), a["unseen"].tolist()) for a, _ in loaded]
+    found = paired_difference([a for a, _ in counts], [b for _, b in counts], splits)
+    return len(loaded), found
+
+
+def main() -> None:
+    """Runs the cells that are asked for and not measured yet, then prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--config", type=Path, default=Path("configs/shapes.yaml"))
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--only", nargs="+", default=[], help="cells by name; default: all")
+    parser.add_argument("--steps", type=int, default=1000, help="iterations of stage 1")
+    parser.add_argument("--warmup", type=int, default=900)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--table", action="store_true", help="only print the tables")
+    parser.add_argument("keys", nargs="*", help="section.key=value for every cell")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    for split in [] if args.table else args.splits:
+        for cell in cells():
+            if args.only and cell.name not in args.only:
+                continue
+            if any(row["split"] == split and row["cell"] == cell.name for row in results()):
+                continue
+            row = measure(split, cell, args)
+            with (ROOT / "results.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print({k: v for k, v in row.items() if k != "diagnostics"}, flush=True)
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

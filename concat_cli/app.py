@@ -1,0 +1,103 @@
+"""The command line: `concat`. Heavy packages are imported inside the commands only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from concat_cli import __version__
+from concat_cli.commands import data, train, use
+from concat_cli.console import show_error
+from concat_cli.core.errors import UserError
+from concat_cli.core.files import write_error
+from concat_cli.examples import epilog
+
+app = typer.Typer(
+    rich_markup_mode="rich",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+_COMMANDS = {
+    "train-con": train.train_con,
+    "train-cat": train.train_cat,
+    "finetune": train.finetune,
+    "evaluate": use.evaluate,
+    "predict": use.predict,
+}
+_PANELS = {"evaluate": "Use", "predict": "Use"}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_MEMORY_HINT = (
+    "Lower one of: optim.per_device (images at a time), data.crop, model.queries, loss.points; "
+    "for evaluate and predict: infer.batch, infer.max_size."
+)
+
+app.add_typer(
+    data.app,
+    name="prepare-data",
+    help="Draw the built-in world, or check COCO.",
+    epilog=epilog("prepare-data"),
+    rich_help_panel="Train",
+)
+for _name, _function in _COMMANDS.items():
+    app.command(_name, epilog=epilog(_name), rich_help_panel=_PANELS.get(_name, "Train"))(_function)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"concat {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=epilog(""), invoke_without_command=True)
+def concat(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
+    ] = False,
+) -> None:
+    """Zero-shot panoptic and semantic segmentation."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), or 130 (^C)."""
+    try:
+        app(argv, prog_name="concat")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        mistake = _as_user_error(error)
+        if mistake is None or os.environ.get("CONCAT_DEBUG"):
+            raise
+        show_error(mistake)
+        return 2
+    finally:
+        _leave_group()
+    return 0
+
+
+def _as_user_error(error: Exception) -> UserError | None:
+    """What the user can do something about: mistakes, a full disk, missing rights, no memory."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return write_error(Path(error.filename or "."), error)
+    short = "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and short):
+        return UserError(f"Out of memory: {str(error).splitlines()[0][:160]}", _MEMORY_HINT)
+    return None
+
+
+def _leave_group() -> None:
+    """Leaves the process group of `torchrun`, if a command joined it."""
+    if (distributed := sys.modules.get("concat_cli.core.train.distributed")) is not None:
+        distributed.leave()

@@ -1,0 +1,138 @@
+"""What a stage would do, found without data, weights or a GPU being touched: `--dry-run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+
+from concat_cli.core.build import build_generator, build_segmentor
+from concat_cli.core.checkpoint import read_meta
+from concat_cli.core.clip import tiny
+from concat_cli.core.config import ClipConfig, Config
+from concat_cli.core.data.dataset import read_dataset_info
+from concat_cli.core.errors import UserError
+from concat_cli.core.runs import Run
+from concat_cli.core.train.session import draws_shapes
+from concat_cli.core.vocabulary_file import parse_vocabulary
+
+Plan = dict[str, str]
+
+
+def describe(
+    stage: str,
+    cfg: Config,
+    run: Run,
+    *,
+    weights: Path | None = None,
+    vocabulary: Path | None = None,
+) -> Plan:
+    """What -> value, in reading order: data, what it starts from, sizes, downloads, outputs.
+
+    UserError for what would stop the stage at once, except for data that is not there yet.
+    """
+    kind = run.stage(stage).stage
+    facts = {"data": _data(cfg)}
+    if kind == "con":
+        facts |= _con(cfg)
+    else:
+        facts["weights"] = _weights("con" if kind == "cat" else "cat", run, weights)
+        facts |= _cat(cfg) if kind == "cat" else _finetune(cfg, vocabulary)
+    return facts | _outputs(stage, run)
+
+
+def clip_width(cfg: ClipConfig) -> int | None:
+    """E of the teacher by its model configuration; None where only its files tell."""
+    if cfg.model in tiny.FILES:
+        raw = json.loads((tiny.FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
+        return raw["model_cfg"]["embed_dim"]
+    found = open_clip.get_model_config(cfg.model.replace("/", "-"))
+    return None if found is None else found["embed_dim"]
+
+
+def _data(cfg: Config) -> str:
+    root = Path(cfg.data.root)
+    if (root / "dataset.json").exists():
+        info = read_dataset_info(root)
+        seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
+        parts = ", ".join(info.parts)
+        return f"{root}: {info.name}, {seen} seen and {classes - seen} unseen classes; {parts}"
+    if draws_shapes(cfg):
+        world = cfg.shapes
+        return f"{root}: would be drawn, {world.train} train, {world.dev} dev, {world.val} val"
+    return f"{root}: not there; make it with `concat prepare-data coco ROOT --out {root}`"
+
+
+def _con(cfg: Config) -> Plan:
+    optim, model = cfg.optim, cfg.model
+    width = clip_width(cfg.clip)
+    with torch.device("meta"):
+        segmentor = build_segmentor(model, width or 512)
+    parameters = sum(p.numel() for p in segmentor.parameters()) / 1e6
+    guess = "" if width else " (if CLIP is 512 wide)"
+    return {
+        "segmentor": f"{parameters:.1f} million parameters{guess}, {model.queries} queries",
+        "steps": f"{cfg.warmup.steps} of warm-up, then {optim.steps} of {optim.batch_size} images",
+        "CLIP": _clip(cfg.clip),
+        "backbone": _backbone(cfg),
+    }
+
+
+def _clip(cfg: ClipConfig) -> str:
+    if cfg.model in tiny.FILES:
+        return f"{cfg.model}, in the package"
+    if cfg.pretrained == "random":
+        return f"{cfg.model} with random weights"
+    if Path(cfg.pretrained).is_file() or cfg.model.startswith("local-dir:"):
+        return f"{cfg.model} {cfg.pretrained}, a file"
+    return f"{cfg.model} {cfg.pretrained}: downloaded by open_clip unless it is in its cache"
+
+
+def _backbone(cfg: Config) -> str:
+    model = cfg.model
+    if model.backbone_weights == "timm":
+        return f"{model.backbone}: weights downloaded by timm unless they are in its cache"
+    return f"{model.backbone}, {model.backbone_weights or 'random weights'}"
+
+
+def _weights(stage: str, run: Run, given: Path | None) -> str:
+    if given is None and run.stage(stage).weights is None:
+        return f"none yet; `concat train-{stage} --name {run.name}` makes them"
+    path = given or run.weights_of(stage)
+    meta = read_meta(path)
+    return f"{path}, stage {meta['stage']}, step {meta.get('step', '?')}"
+
+
+def _cat(cfg: Config) -> Plan:
+    with torch.device("meta"):
+        generator = build_generator(cfg.cat, clip_width(cfg.clip) or 512, cfg.model.width)
+    parameters = sum(p.numel() for p in generator.parameters()) / 1e6
+    bank = f"{cfg.bank.images or 'all'} images, {cfg.bank.views} views of each"
+    return {
+        "query bank": f"{bank}; {cfg.model.queries} queries of width {cfg.model.width} each",
+        "generator": f"{cfg.cat.generator}, {parameters:.1f} million parameters",
+        "steps": f"{cfg.cat.steps} of {cfg.cat.batch} queries",
+    }
+
+
+def _finetune(cfg: Config, vocabulary: Path | None) -> Plan:
+    names = "the unseen classes of the data set"
+    if vocabulary is not None:
+        count = len(parse_vocabulary(vocabulary))
+        names = f"{count} names of {vocabulary}"
+    elif cfg.protocol.mode == "inductive" and cfg.finetune.pseudo:
+        raise UserError(
+            "protocol.mode=inductive: no unseen name may be known before evaluation.",
+            "Set finetune.pseudo=false, or teach names on purpose with --vocab.",
+        )
+    steps = f"{cfg.finetune.steps} of {cfg.finetune.batch} real queries"
+    return {"teaches": names if cfg.finetune.pseudo else "nothing new (control)", "steps": steps}
+
+
+def _outputs(stage: str, run: Run) -> Plan:
+    folder = run.stage(stage)
+    names = "config.yaml, metrics.jsonl, last.safetensors, last.state.pt"
+    state = "would resume from its last save" if folder.state.exists() else "new"
+    return {"would write": f"{folder.path}/ ({state}): {names}"}

@@ -1,0 +1,195 @@
+"""Pictures of any size in, predictions out; loading from a weights file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from concat_cli.core.build import build_segmentor
+from concat_cli.core.checkpoint import save_weights
+from concat_cli.core.clip import tiny
+from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.config import Config, InferConfig, ModelConfig
+from concat_cli.core.config_file import to_dict
+from concat_cli.core.data.image_io import read_id_png, write_png
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.files import evaluate_files
+from concat_cli.core.infer.files import image_ids, output_names, write_index, write_prediction
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.render import overlay
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+
+VOCABULARY = Vocabulary(
+    (
+        ClassEntry("solid star", 1),
+        ClassEntry("dotted star", 4, seen=False),
+        ClassEntry("red brick", 9, kind="stuff"),
+    )
+)
+MODEL = ModelConfig(width=32, mask_width=32, heads=4, encoder_ffn=32, decoder_layers=1,
+                    decoder_ffn=32, queries=6, projector_hidden=32)  # fmt: skip
+CFG = InferConfig(size=64, max_size=128, min_score=0.05, overlap=0.1, batch=3)
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    torch.manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(3, 16), dim=-1)
+    return Predictor(build_segmentor(MODEL, 16).eval(), text, VOCABULARY, CFG)
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (5000, 40), (3, 700), (97, 131)])
+def test_any_size(predictor, size):
+    found = predictor(picture(*size))
+    assert found.panoptic_map.shape == size and found.panoptic_map.dtype == np.int32
+    assert found.semantic_map.shape == size
+    assert found.semantic_map.min() >= 0 and found.semantic_map.max() < 3
+    assert found.milliseconds.keys() == {"load", "model", "post"}
+    assert len(found.names) == len(found.segments)
+    overlay(picture(*size), found)
+
+
+def test_a_batch_equals_single_pictures(predictor):
+    pictures = [picture(h, w, i) for i, (h, w) in enumerate(
+        [(64, 64), (80, 70), (64, 64), (40, 90), (64, 64), (64, 64)]
+    )]  # fmt: skip
+    together = predictor.predict_batch(pictures)
+    assert any(found.segments for found in together)
+    for found, one in zip(together, pictures, strict=True):
+        alone = predictor(one)
+        assert (found.panoptic_map != alone.panoptic_map).mean() < 0.01
+        assert found.names == alone.names
+        assert (found.semantic_map != alone.semantic_map).mean() < 0.01
+
+
+def test_paths_arrays_and_images_are_the_same(predictor, tmp_path):
+    array = picture(70, 50)
+    write_png(tmp_path / "p.png", array)
+    maps = [
+        predictor(form).panoptic_map
+        for form in (array, tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(array))
+    ]
+    assert all((m == maps[0]).all() for m in maps)
+    with pytest.raises(UserError, match="nowhere"):
+        predictor(tmp_path / "nowhere.jpg")
+
+
+def test_an_empty_result_is_valid(predictor, tmp_path):
+    none = Predictor(
+        predictor.segmentor, predictor.text, VOCABULARY, InferConfig(size=64, min_score=1.0)
+    )
+    found = none(picture(30, 40))
+    assert found.segments == () and not found.panoptic_map.any()
+    written = write_prediction(tmp_path, "a", found, image_id=1, file_name="a.jpg")
+    index = write_index(tmp_path, [written], VOCABULARY)
+    assert json.loads(index.read_text())["annotations"][0]["segments_info"] == []
+
+
+def test_files_are_valid_for_scoring(predictor, tmp_path):
+    written = []
+    for number in (2, 1):
+        image = picture(60, 80, number)
+        found = predictor(image)
+        assert found.segments
+        one = write_prediction(
+            tmp_path, f"p{number}", found, image_id=number, file_name=f"p{number}.jpg",
+            overlay=overlay(image, found),
+        )  # fmt: skip
+        assert (read_id_png(one.png) == found.panoptic_map).all()
+        assert one.overlay is not None and Image.open(one.overlay).size[0] >= 512
+        written.append(one)
+    index = write_index(tmp_path, written, VOCABULARY)
+    content = json.loads(index.read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2]
+    assert [c["id"] for c in content["categories"]] == [1, 4, 9]
+    for segment in content["annotations"][0]["segments_info"]:
+        assert segment.keys() >= {"id", "category_id", "area", "bbox", "iscrowd", "score"}
+    groups = evaluate_files(index, index, unseen=["dotted star"]).panoptic
+    assert groups["all"] is not None and groups["all"].pq == 1
+
+
+def test_equal_stems_get_different_names():
+    inputs = [
+        "a/cat.jpg",
+        "b/cat.jpg",
+        "a/cat.png",
+        "dog.jpg",
+        "DOG.png",
+        "x/bird.jpg",
+        "x/bird.jpg",
+    ]
+    names = output_names([Path(name) for name in inputs])
+    assert len({name.casefold() for name in names}) == len(inputs)
+    assert names[3:5] == ["dog_jpg", "DOG_png"]
+    assert output_names([Path("a/cat.jpg"), Path("b/dog.jpg")]) == ["cat", "dog"]
+    tricky = ["x/cat.jpg", "y/cat.jpg", "x_cat_jpg.png"]
+    assert len(set(output_names([Path(name) for name in tricky]))) == 3
+
+
+def test_image_ids_come_from_coco_names():
+    assert image_ids(["000000142238", "000000439180"]) == [142238, 439180]
+    assert image_ids(["000000142238", "cat"]) == [1, 2]
+    assert image_ids(["1", "01"]) == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    if not tiny.FILES["tiny"].is_file():
+        pytest.skip("the built-in CLIP is not here")
+    clip = load_clip(Config().clip, image_tower=False)
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    cfg = Config(model=MODEL, infer=CFG)
+    torch.manual_seed(0)
+    state = build_segmentor(MODEL, clip.embed_dim).state_dict()
+    meta = {
+        "format": 1, "stage": "con", "config": to_dict(cfg), "vocabulary": VOCABULARY.to_json(),
+        "trained": ["solid star", "red brick"],
+        "clip": {"model": "tiny", "pretrained": "", "sha256": clip.identity.sha256},
+    }  # fmt: skip
+    save_weights(path, {f"segmentor.{k}": v for k, v in state.items()}, meta)
+    return path
+
+
+def test_load_from_weights_and_a_vocabulary_file(weights, tmp_path):
+    file = tmp_path / "classes.txt"
+    file.write_text("red brick\nstriped heart, solid star\ngreen water : stuff\n")
+    found = Predictor.load(weights, file, "cpu", cache_dir=tmp_path)
+    assert found.vocabulary.names == ("red brick", "striped heart", "green water")
+    assert found.vocabulary.is_thing == (False, True, False)
+    assert found.vocabulary.is_seen == (True, True, False)  # by name or synonym
+    assert found.cfg == CFG and found.meta["stage"] == "con" and found.dtype is None
+    assert found(picture(50, 60)).panoptic_map.shape == (50, 60)
+
+
+def test_load_defaults_to_the_vocabulary_of_the_weights(weights, tmp_path):
+    found = Predictor.load(weights, device="cpu", cache_dir=tmp_path)
+    assert found.vocabulary.names == VOCABULARY.names
+    assert found.vocabulary.is_seen == (True, False, True)
+
+
+def test_words_that_the_built_in_clip_never_saw(weights, tmp_path):
+    file = tmp_path / "classes.txt"
+    file.write_text("zebra\n")
+    with pytest.raises(UserError, match="zebra"):
+        Predictor.load(weights, file, "cpu", cache_dir=tmp_path)
+    assert Predictor.load(weights, file, "cpu", cache_dir=tmp_path, force=True)
+
+
+def test_weights_of_another_clip(weights, tmp_path):
+    from concat_cli.core.checkpoint import load_weights
+
+    known = load_weights(weights)
+    other = known.meta | {"clip": known.meta["clip"] | {"sha256": "0" * 64}}
+    save_weights(tmp_path / "o.safetensors", known.tensors, other)
+    with pytest.raises(UserError, match="CLIP"):
+        Predictor.load(tmp_path / "o.safetensors", device="cpu", cache_dir=tmp_path)

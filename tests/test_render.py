@@ -1,0 +1,122 @@
+"""Overlays: what is coloured, what stays plain, and that names can be read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from concat_cli.core.infer import render
+from concat_cli.core.infer.render import Drawing, Mark, enlargement, overlay, panel, side_by_side
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    """Grey, so that every colour comes from the drawing."""
+    return np.full((height, width, 3), 128, np.uint8)
+
+
+def two_halves(height: int = 128, width: int = 128) -> Drawing:
+    """A thing on the left, nothing in the middle, stuff on the right."""
+    segment_map = np.zeros((height, width), np.int32)
+    segment_map[:, : width // 3] = 1
+    segment_map[:, 2 * width // 3 :] = 2
+    return Drawing(segment_map, (Mark(1, "cat", True, 0.93), Mark(2, "sky", False, 0.71)))
+
+
+def test_small_pictures_are_enlarged_and_large_ones_kept():
+    assert overlay(picture(128, 128), two_halves()).size == (512, 512)
+    assert overlay(picture(600, 800), two_halves(600, 800)).size == (800, 600)
+    for size in ((1, 1), (40, 5000), (5000, 40), (128, 96), (3000, 4000)):
+        factor = enlargement(*size)
+        assert factor >= 1 and (factor == 1 or max(size) * factor <= render.MAX_SIDE)
+
+
+def test_segments_are_tinted_and_the_rest_stays_plain():
+    drawing = two_halves(600, 600)
+    drawn = np.asarray(overlay(picture(600, 600), drawing)).astype(int)
+    colour = {m.id: c for m, c in zip(drawing.marks, colours(drawing), strict=True)}
+    assert (drawn[:, 210:390] == 128).all()  # nothing there
+    for mark, column in ((1, 20), (2, 580)):
+        tint = drawn[10, column] - 128
+        assert np.abs(tint).max() > 10
+        towards = np.array(colour[mark]) - 128
+        assert np.dot(tint, towards) / np.linalg.norm(tint) / np.linalg.norm(towards) > 0.99
+
+
+def colours(drawing: Drawing) -> list[render.Colour]:
+    found = render._colours(drawing, drawing.segment_map.astype(np.int64))
+    return [found[mark.id] for mark in drawing.marks]
+
+
+def test_colours_are_distinct_and_stable():
+    rng = np.random.default_rng(0)
+    names = [f"class {i}" for i in range(12)] + ["class 0", "class 0"]
+    segment_map = rng.integers(0, len(names) + 1, (40, 40))
+    marks = tuple(Mark(i + 1, name, True) for i, name in enumerate(names))
+    found = colours(Drawing(segment_map, marks))
+    assert len(set(found)) == len(names)  # of classes, and of the three things of class 0
+    assert found == colours(Drawing(segment_map, marks))
+    alone = Drawing(np.where(segment_map == 3, 1, 0), (Mark(1, "class 2", True),))
+    assert colours(alone)[0] in render.PALETTE
+
+
+def test_type_contrasts_with_its_plate():
+    def luminance(colour):
+        return sum(
+            w * (c / 255) ** 2.2 for w, c in zip((0.2126, 0.7152, 0.0722), colour, strict=True)
+        )
+
+    for colour in render.PALETTE:
+        for tone in (0.0, 0.3, -0.25, 0.5, -0.4):
+            plate = render._toned(colour, tone)
+            light, dark = sorted((luminance(plate), luminance(render._contrast(plate))))[::-1]
+            assert (light + 0.05) / (dark + 0.05) > 2.9, (colour, tone)
+
+
+def test_plates_lie_in_the_picture_and_do_not_overlap():
+    taken: list[render.Rect] = []
+    mask = np.zeros((200, 200), bool)
+    mask[60:140, 60:140] = True
+    for _ in range(5):
+        taken.append(render._place(mask, (60, 14), taken, (200, 200)))
+    assert all(r[0] >= 0 and r[1] >= 0 and r[2] <= 200 and r[3] <= 200 for r in taken)
+    shared = [render._shared(a, b) for i, a in enumerate(taken) for b in taken[:i]]
+    assert sum(shared) == 0
+
+
+def test_the_name_is_drawn():
+    drawing = two_halves(600, 600)
+    unnamed = Drawing(
+        drawing.segment_map, tuple(Mark(m.id, m.name, m.thing) for m in drawing.marks)
+    )
+    with_scores = np.asarray(overlay(picture(600, 600), drawing))
+    without = np.asarray(overlay(picture(600, 600), unnamed))
+    nameless = np.asarray(overlay(picture(600, 600), drawing, min_area=2.0))
+    assert (with_scores != without).any() and (without != nameless).any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (40, 900), (33, 5)])
+def test_any_size_and_any_segments(size):
+    for drawing in (
+        Drawing(np.zeros(size, np.int32), ()),
+        Drawing(np.ones(size, np.int32), (Mark(1, "a very long name indeed", True, 0.5),)),
+        Drawing(np.zeros(size, np.int32), (Mark(1, "hidden", True),)),
+    ):
+        drawn = overlay(picture(*size), drawing)
+        assert drawn.mode == "RGB" and drawn.width % size[1] == 0
+
+
+def test_an_empty_prediction_leaves_the_picture_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
+    drawn = overlay(image, Drawing(np.zeros((600, 700), np.int32), ()))
+    assert (np.asarray(drawn) == image).all()
+
+
+def test_panels_hold_their_pictures():
+    pictures = [Image.new("RGB", (100, 80), colour) for colour in ("red", "lime", "blue")]
+    sheet = np.asarray(panel([pictures, pictures[:2]], captions=["a", "b", "c"], gap=10))
+    assert sheet.shape[1] == 3 * 100 + 4 * 10
+    for colour, count in (((255, 0, 0), 2), ((0, 255, 0), 2), ((0, 0, 255), 1)):
+        assert (sheet == colour).all(-1).sum() == count * 100 * 80
+    row = side_by_side(picture(128, 128), two_halves(), two_halves())
+    assert row.width > 3 * 512 and row.height > 512
