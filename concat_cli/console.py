@@ -87,8 +87,8 @@ class Console:
 class ConsoleProgress:
     """`core.progress.Progress` on a console: tqdm on a terminal, else a line now and then."""
 
-    def __init__(self, console: Console, every: float) -> None:
-        self._console, self._every = console, every
+    def __init__(self, console: Console | None = None, every: float = 10.0) -> None:
+        self._console, self._every = console or Console(), every
         self._texts: list[str] = []  # latest figures of the running tracks, innermost last
         self._bars: list[Any] = []
 

@@ -16,6 +16,7 @@ from concat_cli.core.config import ClipConfig
 from concat_cli.core.data.shapes import scene_seed
 from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.errors import UserError
+from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 SHIPPED = [pytest.param(name, id=name) for name in tiny.FILES]
@@ -59,7 +60,7 @@ def test_without_the_image_tower_no_image_weights_are_kept(tmp_path):
 def test_random_weights_are_seeded_and_said_and_leave_the_generator_alone(tmp_path):
     said = []
 
-    class Lines:
+    class Lines(Silent):
         def say(self, message):
             said.append(message)
 
@@ -122,15 +123,15 @@ def test_shipped_files_are_small_and_load(model):
 
 
 def test_shipped_file_names_held_out_segments(tiny_clip):
-    """Issue's bar: 90% of the seen, 88% of the unseen things; here on a small sample."""
-    scenes = draw_scenes("clip_test", 0, 120)
-    for templates in TEMPLATES:
-        top1 = evaluate(tiny_clip, scenes, ClipConfig(templates=templates))
+    """90% of the seen and 88% of the unseen things is the bar; here on a small sample."""
+    scenes = draw_scenes("clip_test", 0, 80)
+    for cfg in (ClipConfig(), ClipConfig(templates="imagenet_select")):
+        top1 = evaluate(tiny_clip, scenes, cfg)
         assert top1.seen >= 0.9 and top1.unseen_things >= 0.88, top1
 
 
 def test_weak_file_is_weak():
-    top1 = evaluate(load_clip(ClipConfig(model="tiny-weak")), draw_scenes("clip_test", 0, 60))
+    top1 = evaluate(load_clip(ClipConfig(model="tiny-weak")), draw_scenes("clip_test", 0, 40))
     assert 0.4 <= top1.all <= 0.6
 
 

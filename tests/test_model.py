@@ -317,10 +317,23 @@ def test_frozen_batch_norms_stay() -> None:
 def test_backbone_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="resnet5"):
         Backbone("resnet5")
-    with pytest.raises(UserError, match="strides 4, 8, 16"):
+    with pytest.raises(UserError, match="not at 4, 8, 16"):
         Backbone("vit_tiny_patch16_224")
     with pytest.raises(UserError, match="no published weights"):
         Backbone("small", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "swin_tiny_patch4_window7_224"])
+def test_timm_backbones_of_both_layouts(name: str) -> None:
+    backbone = Backbone(name).eval()
+    padding = torch.zeros(1, 64, 96, dtype=torch.bool)
+    padding[:, :, 64:] = True
+    with torch.no_grad():
+        maps = backbone(torch.randn(1, 3, 64, 96), padding)
+    assert [m.shape[1] for m in maps] == list(backbone.channels)
+    for stride, features in zip(backbone.strides, maps, strict=True):
+        assert features.shape[-2:] == (64 // stride, 96 // stride)
+        assert not features[..., 64 // stride :].any() and features[..., : 64 // stride].any()
 
 
 def test_bf16_autocast() -> None:

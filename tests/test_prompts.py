@@ -11,6 +11,7 @@ from concat_cli.core.clip import prompts
 from concat_cli.core.clip.prompts import check_words, clean_name, text_embeddings
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
+from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -21,7 +22,7 @@ VOCABULARY = Vocabulary(
 )
 
 
-class Lines:
+class Lines(Silent):
     """Progress that keeps what was said."""
 
     def __init__(self):

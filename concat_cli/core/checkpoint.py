@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +116,12 @@ def load_state(path: Path) -> dict[str, Any]:
     """The inverse of `save_state`, on the CPU; UserError where the file is damaged."""
     data = _read(path)
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # which torch.save writes
+            broken = archive.testzip()
+        if broken is not None:
+            raise zipfile.BadZipFile(f"{broken} was changed")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(
             f"{path} is damaged, the run cannot go on from it ({_first_line(error)}).",
             "Run the same command with --fresh to start again.",

@@ -116,7 +116,8 @@ class StageDir:
             self._check_inputs(inputs or {})
         if not self.state.exists():
             self.metrics.unlink(missing_ok=True)
-        write_json(self.inputs_json, inputs or {}, indent=1)
+        if inputs:
+            write_json(self.inputs_json, inputs, indent=1)
         write_text(self.config_yaml, dump_yaml(cfg, full=True))
         return self
 
@@ -175,6 +176,12 @@ class Run:
 
     name: str
     root: Path = RUNS
+
+    def __post_init__(self) -> None:
+        if self.name in ("", ".", "..") or set(self.name) & set("/\\"):
+            raise UserError(
+                f"'{self.name}' cannot be the name of a run.", "It is one folder's name in runs/."
+            )
 
     @property
     def path(self) -> Path:

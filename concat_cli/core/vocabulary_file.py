@@ -119,7 +119,7 @@ def _row(row: Any, where: str) -> _Item:
         )
     synonyms = row.get("synonyms") or []
     synonyms = synonyms.split(",") if isinstance(synonyms, str) else synonyms
-    names = [row["name"], *synonyms] if isinstance(synonyms, list) else [None]
+    names: list[Any] = [row["name"], *synonyms] if isinstance(synonyms, list) else [None]
     if not all(isinstance(name, str) for name in names):
         raise UserError(f"{where}: names and synonyms must be strings.", _FORM)
     return _Item(_clean(names), str(row.get("kind") or ""), where)

@@ -140,7 +140,7 @@ def load_clip(
     device = torch.device(device)
     assert not half or device.type == "cuda", "half precision is for CUDA"
     words = None
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if cfg.model in tiny.FILES:
             source = f"local-dir:{tiny.FOLDER}"
@@ -238,7 +238,7 @@ def _short(error: Exception, most: int = 200) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps open_clip's log lines off the terminal: what matters is said through `Progress`."""
     root, handler, level = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
     root.addHandler(handler)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Average = Callable[[Tensor], Tensor]  # mean of a tensor over the processes
 
 
 def coverage(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -38,7 +42,13 @@ def seed_tokens(share: Tensor, labels: Tensor) -> Tensor:
     return target.scatter_reduce(1, seeds, (labels >= 0).to(target.dtype), "amax")
 
 
-def objectness_loss(logits: Tensor, target: Tensor, valid: Tensor | None, weight: float) -> Tensor:
+def objectness_loss(
+    logits: Tensor,
+    target: Tensor,
+    valid: Tensor | None,
+    weight: float,
+    average: Average | None = None,
+) -> Tensor:
     """BCE over tokens, positives weighted.
 
     logits, target (B, T); valid (B, T) bool or None; weight: of a positive.
@@ -46,16 +56,20 @@ def objectness_loss(logits: Tensor, target: Tensor, valid: Tensor | None, weight
     loss = F.binary_cross_entropy_with_logits(
         logits.float(), target, reduction="none", pos_weight=logits.new_tensor(weight).float()
     )
-    if valid is None:
-        return loss.mean()
-    return (loss * valid).sum() / valid.sum().clamp(min=1)
+    valid = torch.ones_like(target, dtype=torch.bool) if valid is None else valid
+    count = valid.sum().float()
+    count = count if average is None else average(count)
+    return (loss * valid).sum() / count.clamp(min=1)
 
 
-def token_class_loss(class_logits: Tensor, classes: Tensor) -> Tensor:
+def token_class_loss(
+    class_logits: Tensor, classes: Tensor, average: Average | None = None
+) -> Tensor:
     """Cross-entropy of tokens that lie in one segment.
 
     class_logits (B, T, K+1), classes (B, T) with -1 for void.
     """
-    count = (classes >= 0).sum().clamp(min=1)
+    count = (classes >= 0).sum().float()
+    count = (count if average is None else average(count)).clamp(min=1e-12)
     flat = class_logits.flatten(0, 1).float()
     return F.cross_entropy(flat, classes.flatten(), ignore_index=-1, reduction="sum") / count

@@ -85,11 +85,12 @@ def _timm_features(name: str, pretrained: bool) -> nn.Module:
     """A timm model as feature extractor; errors are told to the user."""
     import timm
 
-    hint = "Any timm model with `features_only` and strides 4, 8, 16, 32: resnet50, swin_tiny_..."
+    hint = "Any timm model with `features_only`: resnet50, convnext_tiny, swin_tiny_patch4_..."
     if not timm.is_model(name):
         raise UserError(f"model.backbone '{name}' is neither 'small' nor a timm model.", hint)
+    any_size = {"strict_img_size": False} if name.startswith("swin") else {}
     try:
-        model = timm.create_model(name, pretrained=pretrained, features_only=True)
+        return timm.create_model(name, pretrained=pretrained, features_only=True, **any_size)
     except (OSError, RuntimeError) as error:
         if not pretrained:
             raise UserError(f"timm cannot build '{name}': {error}", hint) from error
@@ -97,10 +98,6 @@ def _timm_features(name: str, pretrained: bool) -> nn.Module:
             f"The published weights of '{name}' cannot be loaded: {error}",
             "Download them where there is a network, or set model.backbone_weights to a file.",
         ) from error
-    keep = [i for i, stride in enumerate(model.feature_info.reduction()) if stride in STRIDES]
-    if tuple(model.feature_info.reduction()[i] for i in keep) != STRIDES:
-        raise UserError(f"Backbone '{name}' has no features at strides 4, 8, 16 and 32.", hint)
-    return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=keep)
 
 
 class TimmBackbone(nn.Module):
@@ -109,13 +106,24 @@ class TimmBackbone(nn.Module):
     def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
         self.body = _timm_features(name, pretrained)
-        self.channels = tuple(self.body.feature_info.channels())
+        reductions = self.body.feature_info.reduction()
+        if not set(STRIDES) <= set(reductions):
+            raise UserError(
+                f"Backbone '{name}' has features at strides {reductions}, not at 4, 8, 16 and 32.",
+                "Choose another one, such as resnet50.",
+            )
+        last = {stride: index for index, stride in enumerate(reductions)}
+        self.kept = [last[stride] for stride in STRIDES]
+        self.channels = tuple(self.body.feature_info.channels()[index] for index in self.kept)
+        self.channels_at_end = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
         """Normalised (B, 3, H, W) -> maps at strides 4, 8, 16, 32, zero at the padding."""
+        found = self.body(images)
         maps = []
-        for features, channels in zip(self.body(images), self.channels, strict=True):
-            if features.shape[1] != channels:  # Swin and its kin speak (B, h, w, C)
+        for index in self.kept:
+            features = found[index]
+            if self.channels_at_end:  # Swin and its kin speak (B, h, w, C)
                 features = features.permute(0, 3, 1, 2).contiguous()
             maps.append(zero_padding(features, resize_padding(padding, features.shape[-2:])))
         return maps

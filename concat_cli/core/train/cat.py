@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from concat_cli.core.build import Generator, build_generator, restore_segmentor
-from concat_cli.core.checkpoint import Weights, check_clip, load_weights
+from concat_cli.core.build import Generator, build_generator, config_of, restore_segmentor
+from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import CatConfig, Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
@@ -21,11 +21,18 @@ from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.con import trained_indices
+from concat_cli.core.train.distributed import wait
 from concat_cli.core.train.fold import choose_fold, fold_figures
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.queries import QueryBatch, class_statistics, query_batches
 from concat_cli.core.train.query_bank import QueryBank, check_bank, open_bank
-from concat_cli.core.train.session import Session, embed, open_session, text_clip
+from concat_cli.core.train.session import (
+    Session,
+    embed,
+    open_session,
+    text_clip,
+    trained_names,
+)
 
 
 class GeneratorModule(nn.Module):
@@ -130,7 +137,9 @@ def open_banks(
     to_trained = trained_indices(info.vocabulary.is_seen, session.device)
 
     def bank(part: str, augmented: bool) -> QueryBank:
-        return open_bank(
+        if not session.processes.is_main:
+            wait()  # until the first process has written it
+        found = open_bank(
             run.path / "bank" / part,
             segmentor,
             text,
@@ -142,6 +151,9 @@ def open_banks(
             dtype=session.dtype,
             progress=session.progress,
         )
+        if session.processes.is_main:
+            wait()
+        return found
 
     train = bank("train", augmented=True)
     check_bank(train, cfg.bank)
@@ -158,8 +170,10 @@ def train_cat(
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 2 of a run, or resumes it; its weights are in `runs/<name>/cat/`."""
-    session = open_session(cfg, device, progress)
     source = load_weights(weights or run.weights_of("con"))
+    check_stage(source, "con")
+    cfg = replace(cfg, model=config_of(source).model)
+    session = open_session(cfg, device, progress)
     stage = run.stage("cat").open(
         cfg, fresh=fresh, main=session.processes.is_main, inputs={"weights": source.sha256}
     )
@@ -174,7 +188,9 @@ def train_cat(
         names = ", ".join(session.info.vocabulary.seen_only().names[c] for c in fold)
         progress.say(f"choosing the number of steps on seen classes set aside: {names}")
         inner = stage.inner("fold")
-        _fit(session, clip, source, segmentor, text, banks, fold, fold, steps, inner)
+        chosen = _fit(session, clip, source, segmentor, text, banks, fold, fold, steps, inner)
+        if not chosen.finished:
+            return replace(chosen, weights=stage.last, steps=0)
         steps, figures = _best_step(inner)
         progress.say(f"best after {steps} steps ({figures['score']:.3f}); training on all classes")
     result = _fit(session, clip, source, segmentor, text, banks, (), fold, steps, stage)
@@ -209,7 +225,12 @@ def _fit(
         save_every=max(1, cfg.cat.eval_every),
         seed=cfg.cat.seed,
     )
-    facts = session.meta("cat", clip, segmentor=source.meta.get("segmentor", source.sha256))
+    facts = session.meta(
+        "cat",
+        clip,
+        trained=trained_names(source, session.info.vocabulary),
+        segmentor=source.meta.get("segmentor", source.sha256),
+    )
     return Fit(
         task,
         optim,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,15 +61,17 @@ class ConModule(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name. Random numbers come from torch's global generator."""
+        batch = with_slots(batch, self.align.crops if self.align.instance else 1)
         labels = trained_labels(batch.labels, self.to_trained)
         masks = batch.masks() & (labels >= 0)[..., None, None]  # (B, N, H, W)
         padding = batch.padding if bool(batch.padding.any()) else None
         count = mean_over_processes((labels >= 0).sum().float()).clamp(min=1)
+        # one set of points for all images, drawn before anything whose size depends on the batch:
+        # matching does not depend on the split over processes
+        coords = torch.rand(1, self.loss.points, 2, device=masks.device).expand(len(masks), -1, -1)
         noised = self._denoising(masks, labels)
         wants_tokens = self.segmentor.query_decoder.objectness is not None
         out = self.segmentor(batch.images, padding, self.text, noised, dense=wants_tokens)
-        # one set of points for all images, so that losses do not depend on the split over processes
-        coords = torch.rand(1, self.loss.points, 2, device=masks.device).expand(len(masks), -1, -1)
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
         matched = match(
             out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, coords
@@ -85,7 +89,7 @@ class ConModule(nn.Module):
             terms = self._segmentation(out.denoising, own, part, masks[:, :slots], empty, count)
             losses |= {f"denoising_{name}": value for name, value in terms.items()}
         if out.dense is not None:
-            losses |= self._of_tokens(out, labels, masks)
+            losses |= self._of_tokens(out, labels, masks, void)
         if self.align.instance:
             losses["align_instance"] = self._instance(out, matched, batch, labels, masks)
         if self.align.image:
@@ -114,26 +118,34 @@ class ConModule(nn.Module):
         }
 
     def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising | None:
-        """Truth masks, shifted by up to an eighth of the view and scaled in strength, as queries."""
+        """Truth masks at stride 8 with about a third of the cells left out, as queries."""
         if not self.loss.denoising:
             return None
         slots = min(self.loss.denoising, labels.shape[1])
         small = F.avg_pool2d(masks[:, :slots].float(), 8)
         noise = torch.rand(len(small), slots, *small.shape[-2:], device=small.device)
-        return Denoising((small * (noise > 0.3)).clamp(min=0), labels[:, :slots] >= 0)
+        return Denoising(small * (noise > 0.3), labels[:, :slots] >= 0)
 
-    def _of_tokens(self, out: SegmentorOutput, labels: Tensor, masks: Tensor) -> dict[str, Tensor]:
+    def _of_tokens(
+        self, out: SegmentorOutput, labels: Tensor, masks: Tensor, void: Tensor | None
+    ) -> dict[str, Tensor]:
         assert out.dense is not None
         share = dense.coverage(masks, out.dense.size)
         valid = None if out.dense.padding is None else ~out.dense.padding
         seeds = dense.seed_tokens(share, labels)
+        if void is not None:
+            astray = dense.coverage(void[:, None], out.dense.size)[:, 0].flatten(1) > VOID_SHARE
+            known = ~astray | (seeds > 0)
+            valid = known if valid is None else known & valid
         losses = {
-            "objectness": dense.objectness_loss(out.dense.objectness, seeds, valid, SEED_WEIGHT)
+            "objectness": dense.objectness_loss(
+                out.dense.objectness, seeds, valid, SEED_WEIGHT, mean_over_processes
+            )
         }
         if self.loss.dense:
             classes = dense.token_classes(share, labels)
             losses["dense"] = self.loss.dense * dense.token_class_loss(
-                out.dense.class_logits, classes
+                out.dense.class_logits, classes, mean_over_processes
             )
         return losses
 
@@ -197,6 +209,15 @@ class ConModule(nn.Module):
         if self.training:
             bank.push(every.tokens, every.groups, every.valid)
         return loss
+
+
+def with_slots(batch: Batch, least: int) -> Batch:
+    """The batch with at least so many slots for segments; every process needs the same number of
+    crops, and a batch without any segment still needs a slot."""
+    missing = max(least, 1) - batch.labels.shape[1]
+    if missing <= 0:
+        return batch
+    return replace(batch, labels=F.pad(batch.labels, (0, missing), value=-1))
 
 
 def trained_labels(labels: Tensor, to_trained: Tensor) -> Tensor:

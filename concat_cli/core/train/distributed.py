@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(hours=6)  # how long processes wait for the one that writes a query bank
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ def join(device_type: str) -> Processes:
     if world == 1:
         return Processes()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
 
 
@@ -47,7 +51,7 @@ def process_rank() -> int:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows (M, ...) of every process, in rank order, without gradient; M must be equal everywhere."""
+    """Rows (M, ...) of every process, in rank order, without gradient; M is equal everywhere."""
     if not dist.is_initialized():
         return rows.detach()
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
@@ -62,6 +66,20 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """True on every process if the flag is true on one."""
+    if not dist.is_initialized():
+        return flag
+    return bool(mean_over_processes(torch.tensor(float(flag), device=device)) > 0)
+
+
+def share_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrites tensors, which every process gives in the same order, by those of rank 0."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import restore_generator, restore_segmentor
-from concat_cli.core.checkpoint import Weights, check_clip, load_weights
+from concat_cli.core.build import config_of, restore_generator, restore_segmentor
+from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.prompts import check_words
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.errors import UserError
@@ -19,7 +19,13 @@ from concat_cli.core.train.calibration import choose_offset
 from concat_cli.core.train.cat import Banks, open_banks
 from concat_cli.core.train.fold import choose_fold
 from concat_cli.core.train.loop import Fit, StageResult
-from concat_cli.core.train.session import Session, embed, open_session, text_clip
+from concat_cli.core.train.session import (
+    Session,
+    embed,
+    open_session,
+    text_clip,
+    trained_names,
+)
 from concat_cli.core.train.union import UnionModule, UnionTask, statistics_for
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import parse_vocabulary
@@ -50,11 +56,13 @@ def finetune(
 
     The new weights are in `runs/<name>/finetune/`, or in `finetune-<file stem>/` beside it.
     """
+    pseudo = cfg.finetune.pseudo
+    source = load_weights(weights or run.weights_of("cat" if pseudo else "con"))
+    check_stage(source, *(("cat",) if pseudo else ("con", "cat")))
+    cfg = _as_built(cfg, source)
     session = open_session(cfg, device, progress)
     known = session.info.vocabulary
     given = None if vocabulary is None else parse_vocabulary(vocabulary, known)
-    pseudo = cfg.finetune.pseudo
-    source = load_weights(weights or run.weights_of("cat" if pseudo else "con"))
     new = new_names(known, given, cfg) if pseudo else Vocabulary(())
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
@@ -92,6 +100,7 @@ def finetune(
     meta = told.meta(
         "finetune",
         clip,
+        trained=trained_names(source, known),
         taught=list(new.names),
         segmentor=source.meta.get("segmentor", source.sha256),
     )
@@ -117,16 +126,25 @@ def finetune(
 
 
 def new_names(known: Vocabulary, given: Vocabulary | None, cfg: Config) -> Vocabulary:
-    """The classes that need pseudo queries: unseen ones, or given names that were not trained on."""
+    """The classes that need pseudo queries: unseen ones, or given names not trained on."""
     if given is not None:
-        trained = set(known.seen_only().names)
-        return Vocabulary(tuple(entry for entry in given.entries if entry.name not in trained))
+        return Vocabulary(tuple(entry for entry in given.entries if not entry.seen))
     if cfg.protocol.mode == "inductive":
         raise UserError(
             "protocol.mode=inductive: no unseen name may be known before evaluation.",
-            "set finetune.pseudo=false (real queries only), or teach names on purpose with --vocab.",
+            "Set finetune.pseudo=false (real queries only), or teach names on purpose with "
+            "--vocab.",
         )
     return Vocabulary(tuple(entry for entry in known.entries if not entry.seen))
+
+
+def _as_built(cfg: Config, source: Weights) -> Config:
+    """The configuration with the sizes of the segmentor and generator that there are."""
+    built, asked = config_of(source), cfg.cat
+    if source.stage == "cat":
+        cat = replace(built.cat, noise=asked.noise, fold=asked.fold, seed=asked.seed)
+        cfg = replace(cfg, cat=cat)
+    return replace(cfg, model=built.model)
 
 
 def shorten(names: tuple[str, ...], most: int = 8) -> str:

@@ -19,7 +19,13 @@ from concat_cli.core.config import OptimConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
-from concat_cli.core.train.distributed import Processes, mean_over_processes, wait
+from concat_cli.core.train.distributed import (
+    Processes,
+    any_process,
+    mean_over_processes,
+    share_from_main,
+    wait,
+)
 from concat_cli.core.train.optim import MovingAverage, lr_factor
 
 
@@ -111,6 +117,7 @@ class Fit:
         self.average = MovingAverage(task.module, optim.ema) if optim.ema else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
         self.step, self.best, self.trained_seconds = 0, float("-inf"), 0.0
+        self.scored = -1  # the step of the newest figures
         self.figures: dict[str, float] = {}
         self.model: nn.Module = task.module
         if processes.world > 1:
@@ -121,7 +128,7 @@ class Fit:
     def run(self) -> StageResult:
         """Trains from the last saved state to the end, or to SIGTERM."""
         self._restore()
-        began, start = time.monotonic(), self.step
+        began = time.monotonic()
         steps = range(self.step, self.optim.steps)
         batches = self.task.batches(self.step)
         with _Stop() as stop:
@@ -129,19 +136,21 @@ class Fit:
                 self._one_step(next(batches))
                 self.trained_seconds += time.monotonic() - began
                 began = time.monotonic()
-                if self.step % self.optim.preview_every == 0 and self.processes.is_main:
+                if _is_due(self.step, self.optim.preview_every) and self.processes.is_main:
                     self._with_average(self.task.preview, self.stage.previews / self._preview_name)
-                if self.optim.eval_every and self.step % self.optim.eval_every == 0:
+                if _is_due(self.step, self.optim.eval_every):
                     self._evaluate()
-                if stop.asked or self.step % self.optim.save_every == 0:
+                stopped = any_process(stop.asked, self.device)
+                if stopped or _is_due(self.step, self.optim.save_every):
                     self._save()
-                if stop.asked:
+                if stopped:
                     self.progress.say(f"stopped by a signal; step {self.step} is saved")
                     break
-        finished = self.step >= self.optim.steps
-        if finished and (start < self.step or not self.stage.last.exists()):
-            self._evaluate()
-            self._save()
+            finished = self.step >= self.optim.steps
+            if finished and (self.scored < self.step or not self.stage.last.exists()):
+                if self.scored < self.step:
+                    self._evaluate()
+                self._save()
         wait()
         weights = self.stage.best if self.stage.best.exists() else self.stage.last
         return StageResult(weights, self.step, self.trained_seconds, finished, self.figures)
@@ -163,7 +172,8 @@ class Fit:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 losses: dict[str, Tensor] = self.model(batch.to(self.device), self.step)
             self._check_finite(losses, batch)
-            self.scaler.scale(torch.stack(list(losses.values())).sum() / len(micro_batches)).backward()
+            total = torch.stack(list(losses.values())).sum() / len(micro_batches)
+            self.scaler.scale(total).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
         self.scaler.unscale_(self.optimiser)
@@ -184,9 +194,10 @@ class Fit:
             return
         bad = [name for name, v in losses.items() if not bool(torch.isfinite(v))]
         raise UserError(
-            f"step {self.step}: the loss {', '.join(bad)} is not finite on {self.task.describe(batch)}.",
-            "lower optim.lr, or set optim.precision=fp32; the last saved step is kept, "
-            "the same command continues from it.",
+            f"Step {self.step + 1}: the loss {', '.join(bad)} is not finite on "
+            f"{self.task.describe(batch)}.",
+            "Lower optim.lr, or set optim.precision=fp32. The last saved step is kept; the same "
+            "command continues from it.",
         )
 
     def _log(self, sums: dict[str, Tensor], norm: Tensor, factor: float) -> None:
@@ -218,6 +229,11 @@ class Fit:
             module.train(training)
 
     def _evaluate(self) -> None:
+        self.scored = self.step
+        # running statistics differ between processes; all score what the first one would save
+        share_from_main(
+            self.average.state.values() if self.average else self.task.module.buffers()
+        )
         self.figures = self._with_average(self.task.score, self.step)
         if not self.figures:
             return
@@ -239,6 +255,7 @@ class Fit:
             state: dict[str, Any] = {
                 "step": self.step,
                 "best": self.best,
+                "scored": self.scored,
                 "seconds": self.trained_seconds,
                 "figures": self.figures,
                 "module": self.task.module.state_dict(),
@@ -253,12 +270,15 @@ class Fit:
 
     def _restore(self) -> None:
         if not self.stage.state.exists():
+            if self.processes.is_main:  # lines of a run that was killed before its first save
+                self.stage.forget_metrics_after(-1)
             return
         state = load_state(self.stage.state)
         self.task.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], state["best"]
+        self.scored = state.get("scored", -1)
         self.trained_seconds, self.figures = state["seconds"], state["figures"]
         if self.average:
             self.average.state = {k: v.to(self.device) for k, v in state["average"].items()}
@@ -266,3 +286,8 @@ class Fit:
         if self.processes.is_main:
             self.stage.forget_metrics_after(self.step)
         self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
+
+
+def _is_due(step: int, every: int) -> bool:
+    """True at each multiple of `every`; never where it is 0."""
+    return every > 0 and step % every == 0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from concat_cli.core.config import OptimConfig
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.Embedding)
+DECAYED = (nn.Linear, nn.Conv2d)
 
 
 def parameter_groups(
@@ -18,18 +18,23 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and decay.
 
-    Norms, embeddings, biases and scalars are not decayed (Mask2Former's recipe). `factors` maps a
-    prefix of the parameter's name to a factor on the learning rate.
+    Only the weights of linear layers and convolutions are decayed: no norms, embeddings, learned
+    queries, biases and scalars (Mask2Former's recipe). `factors` maps a prefix of the parameter's
+    name to a factor on the learning rate.
     """
-    undecayed = {
-        id(p) for m in module.modules() if isinstance(m, NORMS) for p in m.parameters(recurse=False)
+    decayed = {
+        id(p)
+        for m in module.modules()
+        if isinstance(m, DECAYED)
+        for p in m.parameters(recurse=False)
+        if p.ndim >= 2
     }
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
         factor = next((f for prefix, f in factors.items() if name.startswith(prefix)), 1.0)
-        decay = 0.0 if id(parameter) in undecayed or parameter.ndim < 2 else weight_decay
+        decay = weight_decay if id(parameter) in decayed else 0.0
         groups.setdefault((lr * factor, decay), []).append(parameter)
     return [{"params": p, "lr": lr, "weight_decay": d} for (lr, d), p in groups.items()]
 
@@ -45,7 +50,7 @@ def lr_factor(step: int, optim: OptimConfig) -> float:
         return (1 - done) ** 0.9
     if optim.schedule == "step":
         return 0.1 ** sum(done >= at for at in optim.step_at)
-    past = max(0.0, (done - optim.decay_from) / (1 - optim.decay_from))
+    past = max(0.0, (done - optim.decay_from) / max(1e-9, 1 - optim.decay_from))
     return 0.5 * (1 + math.cos(math.pi * min(1.0, past)))
 
 

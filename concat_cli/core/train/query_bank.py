@@ -5,6 +5,7 @@ CAT and finetuning look only at queries, so the images are passed through the se
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from concat_cli.core.losses.classes import query_targets
 from concat_cli.core.losses.matcher import match
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.train.con_module import on_void, trained_labels, void_of
+from concat_cli.core.train.con_module import on_void, trained_labels, void_of, with_slots
 
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
 SYNC_EVERY = 16  # batches between two points that a killed pass can resume from
@@ -91,12 +92,15 @@ def open_bank(
         "shape": list(shape),
         "part": str(dataset.part.json),
         "augmented": augmented,
-        "bank": [cfg.bank.views, cfg.bank.images, cfg.bank.void_share],
-        "data": [cfg.data.crop, cfg.data.flip, cfg.data.scale_min, cfg.data.scale_max],
+        "trained": to_trained.tolist(),
+        "segments": _segments(dataset),
+        "config": _facts(cfg),
     }
     done = _done(folder, facts)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not done:  # what is about to be overwritten must not be taken for complete
+            (folder / FLUSHED).unlink(missing_ok=True)
         mode = "r+" if done else "w+"
         queries = np.lib.format.open_memmap(folder / "queries.npy", mode, np.float16, shape)
         classes = np.lib.format.open_memmap(folder / "classes.npy", mode, np.int16, shape[:2])
@@ -120,11 +124,33 @@ def open_bank(
     return QueryBank(queries, classes)
 
 
+def _facts(cfg: Config) -> list[Any]:
+    """The configuration that a bank's content depends on."""
+    data, loss = cfg.data, cfg.loss
+    return [
+        [cfg.bank.views, cfg.bank.images, cfg.bank.void_share],
+        [data.crop, data.flip, data.scale_min, data.scale_max, data.colour, cfg.optim.seed],
+        [loss.classes, loss.mask, loss.dice, loss.points],
+        [cfg.infer.size, cfg.infer.max_size],
+        [cfg.clip.templates, cfg.clip.clean_names],
+    ]
+
+
+def _segments(dataset: PanopticDataset) -> str:
+    """A digest of the data set's files, segment ids and labels."""
+    digest = hashlib.sha256()
+    for record in dataset.records:
+        digest.update(record.file_name.encode())
+        digest.update(record.ids.tobytes() + record.labels.tobytes())
+    return digest.hexdigest()
+
+
 @torch.no_grad()
 def describe(
     segmentor: Segmentor, batch: Batch, text: Tensor, to_trained: Tensor, cfg: Config
 ) -> tuple[Tensor, Tensor]:
     """Final vision queries (B, Q, D) of a batch and what each holds, (B, Q): see `QueryBank`."""
+    batch = with_slots(batch, 1)
     labels = trained_labels(batch.labels, to_trained)
     masks = batch.masks() & (labels >= 0)[..., None, None]
     padding = batch.padding if bool(batch.padding.any()) else None

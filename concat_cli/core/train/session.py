@@ -1,4 +1,4 @@
-"""What every stage needs before it trains: device, data, text embeddings, the facts for its file."""
+"""What every stage needs before it trains: device, data, text embeddings, facts for its file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from concat_cli import __version__
+from concat_cli.core.checkpoint import Weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config import Config
@@ -79,6 +80,11 @@ def open_data(cfg: Config, processes: Processes, progress: Progress) -> DatasetI
 def draws_shapes(cfg: Config) -> bool:
     """True where `data.root` names the built-in world: its folder's name begins with shapes."""
     return Path(cfg.data.root).name.startswith("shapes")
+
+
+def trained_names(source: Weights, vocabulary: Vocabulary) -> list[str]:
+    """Every class whose labels the weights, or what they start from, were trained on."""
+    return list(dict.fromkeys((*source.meta["trained"], *vocabulary.seen_only().names)))
 
 
 def embed(clip: Clip, vocabulary: Vocabulary, cfg: Config, device: torch.device) -> Tensor:

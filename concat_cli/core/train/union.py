@@ -144,11 +144,12 @@ class UnionTask:
         """Nothing to show."""
 
 
-def statistics_for(noise: str, banks: Banks, classes: int, device: torch.device) -> (
-    ClassStatistics | None
-):
+def statistics_for(
+    noise: str, banks: Banks, classes: int, device: torch.device
+) -> ClassStatistics | None:
     """Statistics for noise by analogy, on the device; None for the generator's own noise."""
     if noise != "analogy":
         return None
     found = class_statistics(banks.train, classes)
-    return ClassStatistics(*(getattr(found, f).to(device) for f in ("means", "counts", "mean", "std")))
+    parts = (found.means, found.counts, found.mean, found.std)
+    return ClassStatistics(*(part.to(device) for part in parts))

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from concat_cli.core.config import AlignConfig, BackboneWarmupConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.alignment import info_nce
+from concat_cli.core.losses.alignment import Negatives, info_nce
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.train.con_module import trained_labels
-from concat_cli.core.train.distributed import mean_over_processes
+from concat_cli.core.train.con_module import trained_labels, with_slots
+from concat_cli.core.train.distributed import gather_rows, mean_over_processes, process_rank
 from concat_cli.core.train.teacher import Teacher
 
 
@@ -39,6 +39,7 @@ class WarmupModule(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Weighted losses by name."""
+        batch = with_slots(batch, self.align.crops if self.aligns else 1)
         labels = trained_labels(batch.labels, self.to_trained)
         valid = labels >= 0
         masks = batch.masks()
@@ -49,14 +50,25 @@ class WarmupModule(nn.Module):
         count = mean_over_processes(valid.sum().float()).clamp(min=1)
         each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
         losses = {"class": each / count}
-        (teacher,) = self._teacher
-        if self.aligns and teacher is not None:
-            target = teacher.segments(batch, labels, masks)
-            losses["align_instance"] = self.align.instance * info_nce(
-                semantic[target.image, target.segment],
-                target.tokens,
-                target.valid,
-                self.align.temperature,
-                groups=labels[target.image, target.segment].masked_fill(~target.valid, -1),
+        if self.aligns:
+            losses["align_instance"] = self.align.instance * self._aligned(
+                semantic, batch, labels, masks
             )
         return losses
+
+    def _aligned(self, semantic: Tensor, batch: Batch, labels: Tensor, masks: Tensor) -> Tensor:
+        """Semantic embeddings (B, N, E) of true masks against the CLS tokens of every process."""
+        (teacher,) = self._teacher
+        assert teacher is not None
+        target = teacher.segments(batch, labels, masks)
+        groups = labels[target.image, target.segment].masked_fill(~target.valid, -1)
+        every = Negatives(*(gather_rows(x) for x in (target.tokens, groups, target.valid)))
+        return info_nce(
+            semantic[target.image, target.segment],
+            target.tokens,
+            target.valid,
+            self.align.temperature,
+            groups,
+            every.without_rows(process_rank() * len(groups), len(groups)),
+            mean_over_processes(target.valid.sum().float()),
+        )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from concat_cli.core.clip import tiny
-from concat_cli.core.clip.encoder import Clip, ClipIdentity, load_clip
+from concat_cli.core.clip.encoder import Clip, ClipIdentity, load_clip, quiet
 from concat_cli.core.clip.prompts import class_texts, encode_classes
 from concat_cli.core.clip.tiny.captions import Concepts, all_captions, known_words
 from concat_cli.core.clip.tiny.views import Job, Sampler, Scenes, Views, draw_scenes, take_all
@@ -66,7 +66,8 @@ class Student(nn.Module):
         super().__init__()
         source = f"local-dir:{tiny.FOLDER}"
         torch.manual_seed(seed)
-        self.clip = open_clip.create_model(source, load_weights=False)
+        with quiet():
+            self.clip = open_clip.create_model(source, load_weights=False)
         self.clip.visual.to(memory_format=torch.channels_last)  # a third faster in bf16
         self.tokenize = open_clip.get_tokenizer(source)
         captions = all_captions(Concepts.of(CLASSES))

@@ -1,0 +1,71 @@
+# `make demo` and `make test` do all of their own set-up on a fresh machine.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Given to pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small torch.
+PIP_ARGS ?=
+JOBS ?= 2
+DEMO_DATA ?= data/shapes
+# Options of `prepare-data shapes` and overrides of configs/demo.yaml, for a smaller demo.
+DEMO_SCENES ?=
+DEMO_ARGS ?=
+ABLATION_ARGS ?=
+
+BIN := $(VENV)/bin
+CONCAT := $(BIN)/concat
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint ablation reference tiny-clip clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+# What runs, and what develops: pip is asked again whenever pyproject.toml changes.
+$(VENV)/.run: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
+	@touch $@ $(VENV)/.run
+
+venv: $(VENV)/.dev ## a virtual environment with everything
+
+demo: $(VENV)/.run ## the whole chain on the built-in world, at most 20 minutes on two cores
+	$(CONCAT) prepare-data shapes $(DEMO_DATA) $(DEMO_SCENES)
+	$(CONCAT) train-con -c configs/demo.yaml data.root=$(DEMO_DATA) $(DEMO_ARGS)
+	$(CONCAT) train-cat --name demo
+	$(CONCAT) finetune --name demo
+	$(CONCAT) evaluate --name demo
+	$(CONCAT) predict --name demo --out predictions/demo \
+		$$(ls $(DEMO_DATA)/val/*.png | head -n 12)
+
+test: $(VENV)/.dev ## all tests, at most 10 minutes on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lint: $(VENV)/.dev ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+ablation: $(VENV)/.run ## every cell of the ablation that is not there yet, then its tables
+	$(BIN)/python benchmarks/ablation.py $(ABLATION_ARGS)
+
+reference: $(VENV)/.run ## configs/shapes.yaml on the default split and on those of seeds 1 and 2
+	for split in default=-1 1=1 2=2; do \
+		name=shapes-$${split%=*} seed=$${split#*=}; \
+		root=data/$$name run="--name $$name"; \
+		$(CONCAT) prepare-data shapes $$root --unseen-seed=$$seed && \
+		$(CONCAT) train-con -c configs/shapes.yaml $$run data.root=$$root shapes.unseen_seed=$$seed && \
+		$(CONCAT) train-cat $$run && $(CONCAT) finetune $$run && $(CONCAT) evaluate $$run || exit 1; \
+	done
+
+tiny-clip: $(VENV)/.run ## the built-in CLIP from scratch, about 10 minutes, then its scores
+	$(BIN)/python -m concat_cli.core.clip.tiny.train
+	$(BIN)/python -m concat_cli.core.clip.tiny.train --evaluate
+
+clean: ## removes the virtual environment and caches; data and runs stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
