@@ -1,8 +1,9 @@
 """Forward time of the R-50 segmentor against `transformers`' Mask2Former of the same architecture.
 
-Same weights (random, converted), 100 queries, 9 decoder layers, 133 classes, fp32. Both
-are timed in interleaved pairs; the figure is the median of the paired ratios (ours / theirs), with
-its quartiles. Before timing, the masks of both are compared.
+Same weights (random, converted), 100 queries, 9 decoder layers, 133 classes, fp32. Both are timed
+in interleaved pairs; the figure is the median of the paired ratios (ours / theirs), with quartiles.
+Before timing, the masks of both are compared. On a machine that others use too, set
+OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait make all times several times longer.
 
     python benchmarks/segmentor_vs_transformers.py --sizes 512 640 --pairs 15 --threads 2
 """

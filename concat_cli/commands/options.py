@@ -34,13 +34,14 @@ Name = Annotated[
     str | None,
     typer.Option(help="Run folder below runs/. Default: the config's stem, or shapes."),
 ]
+RunName = Annotated[str | None, typer.Option("--name", help="Run below runs/. Default: shapes.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; the old folder is kept.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only show the configuration and what would be done.")
 ]
 WeightsFile = Annotated[
-    Path | None, typer.Option("--weights", help="Weights to start from instead of the run's.")
+    Path | None, typer.Option("--weights", help="Weights to use instead of the run's.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ def score_weights(
     from concat_cli.commands.shares import open_shares
     from concat_cli.core.evaluate.weights import evaluate_weights
 
+    if official:
+        _check_official()
     place, shares = open_shares(device, console)
     with ExitStack() as stack:
         if official and save is None:
@@ -58,6 +61,8 @@ def score_files(
     from concat_cli.core.data.dataset import read_panoptic_json
     from concat_cli.core.evaluate.files import evaluate_files
 
+    if official:
+        _check_official()
     unseen: tuple[str, ...] = ()
     if class_split is not None and truth.is_file():
         names = [str(c["name"]) for c in read_panoptic_json(truth)["categories"]]
@@ -69,6 +74,14 @@ def score_files(
     if official:
         _say_official(report, predictions, truth, predictions_dir, truth_dir, console)
     return report
+
+
+def _check_official() -> None:
+    """UserError before any work if panopticapi is not installed."""
+    from concat_cli.core.evaluate.official import INSTALL
+
+    if find_spec("panopticapi") is None:
+        raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
 
 
 def _compare(

@@ -14,8 +14,8 @@ from concat_cli.commands.options import (
     DryRun,
     Force,
     Json,
-    Name,
     Overrides,
+    RunName,
     WeightsFile,
 )
 from concat_cli.commands.predicting import run_predictor, show_predictions, to_json
@@ -42,7 +42,7 @@ def evaluate(
     save: Annotated[
         Path | None, typer.Option(help="Also write the predictions there (COCO panoptic).")
     ] = None,
-    name: Name = None,
+    name: RunName = None,
     weights: WeightsFile = None,
     device: DeviceOption = Device.auto,
     dry_run: DryRun = False,
@@ -103,7 +103,7 @@ def predict(
         float | None, typer.Option(min=0, max=1, help="Least score of a segment.")
     ] = None,
     as_json: Json = False,
-    name: Name = None,
+    name: RunName = None,
     weights: WeightsFile = None,
     device: DeviceOption = Device.auto,
     force: Force = False,

@@ -32,7 +32,7 @@ class QueryBatch:
 def query_batches(
     bank: QueryBank, rows: np.ndarray, count: int, empty: int, seed: int, start: int
 ) -> Iterator[list[QueryBatch]]:
-    """Endless steps: `count` queries of the flat indices `rows`, and `empty` ones that hold nothing.
+    """Endless steps: `count` queries of the flat indices `rows`, and `empty` without a segment.
 
     What step t holds depends on (seed, t) alone.
     """

@@ -1,0 +1,307 @@
+"""The command line: the examples of every help, results and errors as a person sees them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from concat_cli.app import main
+from concat_cli.console import Console, ConsoleProgress, duration
+from concat_cli.core.errors import UserError
+from concat_cli.core.progress import Progress
+from concat_cli.examples import EXAMPLES
+
+SCENES = ["--train", "8", "--dev", "2", "--val", "3", "--size", "64"]
+SMALL = """
+    model.width=32 model.mask_width=32 model.heads=2 model.queries=6 model.decoder_layers=1
+    model.encoder_ffn=32 model.decoder_ffn=32 data.crop=64 infer.size=64 infer.max_size=64
+    loss.points=32 align.instance=0.5 align.image=0.1 optim.steps=2 optim.batch_size=4
+    optim.per_device=4 optim.warmup=1 optim.precision=fp32 optim.save_every=1 cat.generator=mlp
+    cat.hidden=16 cat.steps=2 cat.eval_every=1 cat.batch=8 cat.negatives=8 cat.fold=2
+    finetune.steps=2 finetune.batch=16 infer.min_score=0.0
+""".split()  # fmt: skip
+Output = tuple[int, str, str]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where every example can run: drawn data, COCO's layout, a run, a photo, a list."""
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert main(["prepare-data", "shapes", "data/shapes", *SCENES]) == 0
+        assert main(["train-con", *SMALL]) == main(["train-cat"]) == main(["finetune"]) == 0
+    coco = root / "data" / "coco"
+    for part, name in (("train", "train2017"), ("val", "val2017")):
+        shutil.copytree(root / "data/shapes" / part, coco / name)
+        pngs = root / f"data/shapes/annotations/panoptic_{part}"
+        shutil.copytree(pngs, coco / "annotations" / f"panoptic_{name}")
+        shutil.copy(pngs.with_suffix(".json"), coco / "annotations" / f"panoptic_{name}.json")
+    shutil.copytree(root / "runs/shapes", root / "runs/demo")
+    shutil.copytree(Path(__file__).parents[1] / "configs", root / "configs")
+    (root / "classes.txt").write_text("solid star\nstriped ring\ngreen water : stuff\n")
+    scene = sorted((root / "data/shapes/val").iterdir())[0]
+    Image.open(scene).convert("RGB").save(root / "photo.jpg")
+    return root
+
+
+@pytest.fixture
+def inside(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(world)
+    return world
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Output:
+    """Exit code, stdout and stderr of a command line."""
+    capsys.readouterr()
+    code = main(list(arguments))
+    return code, *capsys.readouterr()
+
+
+def each_example() -> Iterator[str]:
+    for lines in EXAMPLES.values():
+        for line in lines:
+            yield from line.split(" && ")
+
+
+@pytest.mark.parametrize("line", sorted(set(each_example())))
+def test_every_example_runs(line: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Long ones with --dry-run, drawn worlds with few scenes, COCO with an all-seen split."""
+    words = shlex.split(line)[1:]
+    if words[0] in ("train-con", "train-cat", "finetune"):
+        words.append("--dry-run")
+    if words[:2] == ["prepare-data", "shapes"]:
+        words = [*words, *SCENES]
+    if words[:2] == ["prepare-data", "coco"]:
+        words = [*words, "--class-split", "all_seen"]  # these scenes have classes of their own
+    if "--predictions" in words:
+        assert main(["evaluate", "--save", "scores"]) == 0
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert out and "error" not in err
+
+
+def test_predict_writes_what_it_says(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(
+        capsys, "predict", "photo.jpg", "data/shapes/val", "--vocab", "classes.txt", "--json",
+        "--out", "results",
+    )  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["images"][0]["file"] == "photo.jpg"
+    assert len(result["images"]) == 4
+    index = json.loads(Path(result["panoptic_json"]).read_text())
+    assert [c["name"] for c in index["categories"]] == ["solid star", "striped ring", "green water"]
+    for image, entry in zip(result["images"], index["annotations"], strict=True):
+        ids = np.asarray(Image.open(image["png"])).astype(int) @ [1, 256, 65536]
+        assert ids.shape == (image["height"], image["width"])
+        assert set(np.unique(ids)) - {0} == {s["id"] for s in image["segments"]}
+        assert image["segments"] == sorted(entry["segments_info"], key=lambda s: -s["area"])
+        assert Image.open(image["overlay"]).size[0] >= 64
+    assert "drawn shapes" in err
+
+
+def test_a_picture_without_segments_is_a_result(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(capsys, "predict", "photo.jpg", "--min-score", "1", "--out", "empty")
+    assert code == 0 and "nothing above --min-score" in out
+    assert (
+        json.loads(Path("empty/panoptic.json").read_text())["annotations"][0]["segments_info"] == []
+    )
+
+
+def test_evaluate_json_is_pure_and_split_reports_less(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "evaluate", "--split", "seen", "--json")
+    report = json.loads(out)
+    assert code == 0 and "weights runs/shapes/finetune" in err
+    assert report["panoptic"]["unseen"] is None and report["protocol"]["candidates"] == 48
+    assert report["protocol"]["stage"] == "finetune" and report["images"] == 3
+
+
+def test_the_same_command_resumes_and_another_one_stops(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("runs/shapes/con/last.safetensors").read_bytes()
+    code, out, _ = call(capsys, "train-con", *SMALL)
+    assert code == 0 and "resumed from step 2" in out and "next" in out
+    assert Path("runs/shapes/con/last.safetensors").read_bytes() == before
+    code, _, err = call(capsys, "train-con", *SMALL, "optim.lr=0.5")
+    assert code == 2 and "optim.lr: 0.001 -> 0.5" in err and "--fresh" in err
+
+
+def test_processes_share_the_pictures_and_write_one_result(inside: Path) -> None:
+    """Two processes of a `torchrun` report what one does."""
+    command = ["-m", "concat_cli", "evaluate", "--json", "--device", "cpu", "--save"]
+    reports = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"]):
+        out = f"shared-{len(launcher)}"
+        done = subprocess.run(
+            [sys.executable, *launcher, *command, out], capture_output=True, encoding="utf-8"
+        )
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+    assert reports[0]["panoptic"] == reports[1]["panoptic"]
+    assert reports[0]["per_class"] == reports[1]["per_class"]
+    written = [Path(out, "panoptic.json").read_bytes() for out in ("shared-0", "shared-4")]
+    assert written[0] == written[1]
+
+
+def test_names_taught_by_file(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "finetune", "--vocab", "classes.txt")
+    assert code == 0 and "runs/shapes/finetune-classes/last.safetensors" in out
+    _, out, _ = call(capsys, "predict", "photo.jpg", "--vocab", "classes.txt", "--dry-run")
+    assert "runs/shapes/finetune-classes/last.safetensors" in out
+
+
+def test_words_that_the_built_in_clip_never_saw(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("pets.txt").write_text("a zebra\nsolid star\n")
+    for command in (["predict", "photo.jpg"], ["finetune"]):
+        code, _, err = call(capsys, *command, "--vocab", "pets.txt")
+        assert code == 2 and "zebra" in err and "--force" in err
+    assert not Path("runs/shapes/finetune-pets/last.safetensors").exists()
+    code, out, _ = call(capsys, "predict", "photo.jpg", "--vocab", "pets.txt", "--force")
+    assert code == 0 and "zebra" in out
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "hint"),
+    [
+        ("train-con optim.lrr=1", "unknown key 'optim.lrr'", "Did you mean optim.lr?"),
+        ("train-con -c configs/dem.yaml", "no configuration configs/dem.yaml", "configs/demo.yaml"),
+        ("train-con data.root=none", "none", "concat prepare-data"),
+        ("train-cat --name nobody", "no weights of stage con", "concat train-con --name nobody"),
+        ("finetune --name a/b", "cannot be the name of a run", ""),
+        ("finetune --vocab none.txt", "no vocabulary file none.txt", "a class a line"),
+        ("finetune --weights runs/shapes/con/last.safetensors", "is of stage 'con'", "train-cat"),
+        ("evaluate --name nobody", "Run nobody has no weights", "concat train-con --name nobody"),
+        ("evaluate --weights classes.txt", "no complete weights file", ""),
+        ("evaluate --predictions p.json", "belong together", "both"),
+        ("evaluate --predictions p.json --truth t.json", "no file", ""),
+        pytest.param(
+            "evaluate --official",
+            "panopticapi",
+            "pip install",
+            marks=pytest.mark.skipif(find_spec("panopticapi") is not None, reason="it is there"),
+        ),
+        ("predict none.jpg", "no picture none.jpg", "files, folders or globs"),
+        ("predict configs", "holds no picture", "**"),
+        ("predict nothing*.png", "No picture matches", ""),
+        ("predict classes.txt", "classes.txt", ""),
+        ("prepare-data coco none", "none", ""),
+        ("prepare-data shapes data/x --unseen ring", "", ""),
+        ("prepare-data shapes data/x --train 0", "at least 1", ""),
+        ("prepare-data shapes classes.txt --val 3", "classes.txt", ""),
+    ],
+)
+def test_mistakes_are_told_in_few_lines(
+    line: str, what: str, hint: str, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, *shlex.split(line))
+    assert code == 2
+    assert err.startswith("error: ") and len(err.strip().splitlines()) <= 4
+    assert what in err and "\n hint: " in err and hint in err.partition("\n hint: ")[2]
+
+
+@pytest.mark.parametrize(
+    "line", ["trian-con", "predict", "evaluate --splt x", "train-con --device tpu"]
+)
+def test_wrong_usage_is_exit_code_2(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, *line.split())
+    assert code == 2 and "Error" in err and not out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 2, "Cannot write /x/y"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "No permission"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 2, "optim.per_device"),
+        (MemoryError("Unable to allocate"), 2, "infer.batch"),
+        (UserError("it is broken", "mend it"), 2, "error: it is broken\n hint: mend it\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_a_command_may_raise(
+    error: BaseException,
+    code: int,
+    shown: str,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("concat_cli.core.train.con.train_con", fail)
+    found, _, err = call(capsys, "train-con")
+    assert found == code and shown in err and "Traceback" not in err
+    if code == 2:
+        monkeypatch.setenv("CONCAT_DEBUG", "1")
+        with pytest.raises(type(error)):
+            main(["train-con"])
+
+
+def test_faults_of_ours_are_not_hidden(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("concat_cli.core.train.con.train_con", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main(["train-con"])
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    progress: Progress = ConsoleProgress(Console(), every=0.0)
+    for item in progress.track(range(3), "work"):
+        progress.status(f"loss {item}")
+    out, err = capsys.readouterr()
+    assert [line.split(" · ")[0] for line in out.splitlines()] == [
+        "work: 1/3",
+        "work: 2/3",
+        "work: 3/3",
+    ]
+    assert out.splitlines()[-1].endswith("loss 2") and "\r" not in out + err
+
+
+def test_other_ranks_are_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    console = Console()
+    console.say("a")
+    console.table(["b"], [["c"]])
+    console.done({"d": "e"}, ["f"])
+    console.json({})
+    assert list(console.progress.track([1, 2], "g")) == [1, 2]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_table_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().table(["name", "PQ"], [["[bold]x[/bold]", 12.345], ["y", None]])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines] == [
+        ["name", "PQ"],
+        ["[bold]x[/bold]", "12.3"],
+        ["y", "-"],
+    ]
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (8.31, 65, 7800)] == ["8.3 s", "1 min 5 s", "2 h 10 min"]

@@ -1,0 +1,62 @@
+"""Help: quick, without torch, one screen, examples last."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from concat_cli.examples import EXAMPLES
+
+COMMANDS = [command.split() for command in EXAMPLES]
+CPU_SECONDS = 0.3
+
+
+def run(*arguments: str) -> tuple[str, float]:
+    """What a help prints on 80 columns, and the CPU seconds that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "concat_cli", *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"COLUMNS": "80", "NO_COLOR": "1"},
+        check=True,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, sum(
+        getattr(after, k) - getattr(before, k) for k in ("ru_utime", "ru_stime")
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_each_help_is_quick_and_ends_with_its_examples(command: list[str]) -> None:
+    text, seconds = run(*command, "--help")
+    seconds = min(seconds, *(run(*command, "--help")[1] for _ in range(2)))
+    assert seconds <= CPU_SECONDS
+    _, title, last = text.partition(" Examples ")
+    shown = " ".join(last.split()).split(" $ ")
+    assert title and [line.removeprefix("$ ") for line in shown] == list(
+        EXAMPLES[" ".join(command)]
+    )
+
+
+def test_concat_alone_is_one_screen_with_three_commands_last() -> None:
+    text, seconds = run()
+    assert seconds <= 2 * CPU_SECONDS
+    assert len(text.strip().splitlines()) <= 24
+    assert [line.strip()[:8] for line in text.strip().splitlines()[-3:]] == ["$ concat"] * 3
+    for command in ("prepare-data", "train-con", "train-cat", "finetune", "evaluate", "predict"):
+        assert f" {command} " in text
+
+
+def test_the_command_line_does_not_import_heavy_packages() -> None:
+    code = (
+        "import sys, concat_cli.app as app\n"
+        "app.main(['predict', '--help']); app.main(['prepare-data'])\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'timm', 'open_clip', 'scipy', 'tqdm'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

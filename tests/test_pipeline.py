@@ -1,0 +1,231 @@
+"""The whole pipeline on a miniature world: CON, CAT, finetuning, any names, and prediction."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mini import Heard, draw_world, mini_config
+from PIL import Image
+
+from concat_cli.core.build import restore_generator, restore_segmentor
+from concat_cli.core.checkpoint import load_weights
+from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.config import Config, ModelConfig
+from concat_cli.core.config_file import from_dict
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.weights import evaluate_weights, unseen_but_trained
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.runs import Run, find_weights
+from concat_cli.core.train.cat import train_cat
+from concat_cli.core.train.con import train_con
+from concat_cli.core.train.finetune import finetune
+
+PROJECTOR = {"segmentor.projector.layers.0.weight", "segmentor.projector.layers.0.bias"}
+
+
+@pytest.fixture
+def copied(mini_run, tmp_path) -> Run:
+    """A copy of the finished run that a test may go on with."""
+    shutil.copytree(mini_run.run.path, tmp_path / "runs" / "mini")
+    return Run("mini", tmp_path / "runs")
+
+
+def tensors(run: Run, stage: str) -> dict[str, torch.Tensor]:
+    return load_weights(run.weights_of(stage)).tensors
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    assert before.keys() <= after.keys()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def test_every_stage_tells_what_it_is(mini_run):
+    info = read_dataset_info(Path(mini_run.cfg.data.root))
+    identity = load_clip(mini_run.cfg.clip, image_tower=False).identity
+    seen = [e.name for e in info.vocabulary.entries if e.seen]
+    unseen = [e.name for e in info.vocabulary.entries if not e.seen]
+    for stage, taught in (("con", []), ("cat", []), ("finetune", unseen)):
+        meta = load_weights(mini_run.run.weights_of(stage)).meta
+        assert meta["stage"] == stage and meta["trained"] == seen and meta["taught"] == taught
+        assert meta["clip"]["sha256"] == identity.sha256 and meta["clip"]["model"] == "tiny"
+        assert [row["name"] for row in meta["vocabulary"]] == list(info.vocabulary.names)
+        assert meta["data"] == {"name": "shapes", "class_split": "default"}
+        assert meta["format"] == 1 and meta["step"] > 0
+        assert from_dict(meta["config"]).data.root == mini_run.cfg.data.root
+
+
+def test_a_later_stage_keeps_the_segmentor_and_adds_the_generator(mini_run):
+    con, cat, last = (tensors(mini_run.run, s) for s in ("con", "cat", "finetune"))
+    assert all(name.startswith("segmentor.") for name in con)
+    assert changed(con, cat) == set()
+    added = cat.keys() - con.keys()
+    assert added and all(name.startswith("generator.") for name in added)
+    assert last.keys() == cat.keys()
+
+
+def test_only_the_projector_is_finetuned(mini_run):
+    assert changed(tensors(mini_run.run, "cat"), tensors(mini_run.run, "finetune")) == PROJECTOR
+
+
+def test_the_no_object_embedding_learns_by_option(mini_run, copied):
+    cfg = replace(mini_run.cfg, finetune=replace(mini_run.cfg.finetune, no_object=True))
+    finetune(cfg, copied, fresh=True)
+    found = changed(tensors(copied, "cat"), tensors(copied, "finetune"))
+    assert found == PROJECTOR | {"segmentor.classifier.no_object"}
+
+
+def test_the_control_needs_no_generator(mini_run, copied):
+    cfg = replace(mini_run.cfg, finetune=replace(mini_run.cfg.finetune, pseudo=False))
+    finetune(cfg, copied, fresh=True)
+    weights = load_weights(copied.weights_of("finetune"))
+    assert changed(tensors(copied, "con"), weights.tensors) == PROJECTOR
+    assert weights.meta["taught"] == [] and "segmentor" in weights.meta
+    assert not any(name.startswith("generator.") for name in weights.tensors)
+
+
+def test_any_names_any_number_of_times(mini_run, copied, tmp_path):
+    files = {"one": "Solid  Circle\nstriped star\n", "two": "green water : stuff\ndotted ring\n"}
+    before = copied.weights_of("finetune").read_bytes()
+    info = read_dataset_info(Path(mini_run.cfg.data.root))
+    image = PanopticDataset(info.part("val"), info.vocabulary)[0].image
+    for stem, text in files.items():
+        path = tmp_path / f"{stem}.txt"
+        path.write_text(text)
+        result = finetune(mini_run.cfg, copied, vocabulary=path)
+        assert result.weights.parent == copied.path / f"finetune-{stem}"
+        assert find_weights("mini", root=copied.root, vocabulary=path).path == result.weights
+        prediction = Predictor.load(result.weights, path, "cpu")(image)
+        assert prediction.panoptic_map.shape == image.shape[:2]
+        assert len(prediction.vocabulary) == 2
+    taught = {s: load_weights(copied.weights_of(f"finetune-{s}")).meta["taught"] for s in files}
+    # names that were trained on, however they are written, need no pseudo queries
+    assert taught == {"one": ["striped star"], "two": ["green water"]}
+    assert copied.weights_of("finetune").read_bytes() == before
+
+
+def test_names_that_clip_never_saw(mini_run, copied, tmp_path):
+    path = tmp_path / "zoo.txt"
+    path.write_text("zebra\n")
+    with pytest.raises(UserError, match="zebra"):
+        finetune(mini_run.cfg, copied, vocabulary=path)
+    assert not (copied.path / "finetune-zoo").exists()
+    finetune(mini_run.cfg, copied, vocabulary=path, force=True)
+    assert load_weights(copied.weights_of("finetune-zoo")).meta["taught"] == ["zebra"]
+
+
+def test_prediction_from_python(mini_run, tmp_path):
+    weights = mini_run.run.weights_of("finetune")
+    info = read_dataset_info(Path(mini_run.cfg.data.root))
+    predictor = Predictor.load(weights, None, "cpu")
+    assert predictor.vocabulary.names == info.vocabulary.names
+    assert predictor.vocabulary.is_seen == info.vocabulary.is_seen  # told by the weights alone
+    image = PanopticDataset(info.part("val"), info.vocabulary)[0].image
+    Image.fromarray(image).resize((90, 50)).save(tmp_path / "photo.png")
+    prediction = predictor(tmp_path / "photo.png")
+    assert prediction.panoptic_map.shape == (50, 90)
+    assert set(np.unique(prediction.panoptic_map)) <= {0, *(s.id for s in prediction.segments)}
+    assert prediction.semantic_map.shape == (50, 90) and prediction.semantic_map.max() < 48
+
+
+def test_evaluation_of_the_result(mini_run):
+    report = evaluate_weights(mini_run.run.weights_of("finetune"), device="cpu")
+    assert report.images == 12 and report.protocol["stage"] == "finetune"
+    assert report.protocol["mode"] == "transductive" and report.protocol["setting"] == "generalised"
+    assert report.panoptic["seen"] is not None and report.panoptic["unseen"] is not None
+
+
+def test_the_same_command_again_changes_nothing(mini_run, copied):
+    for train, name in ((train_con, "con"), (train_cat, "cat"), (finetune, "finetune")):
+        folder = copied.stage(name)
+        before = {f: f.stat().st_mtime_ns for f in (folder.last, folder.state)}
+        lines, said = folder.metrics.read_text(), Heard()
+        result = train(mini_run.cfg, copied, progress=said)
+        assert result.finished and result.steps == load_weights(folder.last).meta["step"]
+        assert {f: f.stat().st_mtime_ns for f in before} == before
+        assert folder.metrics.read_text() == lines and any("resumed" in x for x in said.lines)
+        assert result.figures
+
+
+def test_training_leaves_metrics_pictures_and_a_best(mini_run):
+    stage = mini_run.run.stage("con")
+    rows = stage.read_metrics()
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "dev" in row] == [3, 6]
+    wanted = {"class", "mask", "dice", "denoising_class", "denoising_mask", "denoising_dice"}
+    wanted |= {"objectness", "dense", "align_instance", "align_image"}
+    losses = [row for row in rows if "loss" in row]
+    assert all(wanted <= row.keys() for row in losses)
+    assert all(row["loss"] == pytest.approx(sum(row[n] for n in wanted), abs=1e-3) for row in losses)
+    pictures = sorted(path.name for path in stage.previews.iterdir())
+    assert pictures == ["step_000003.png", "step_000006.png"]
+    assert all(np.asarray(Image.open(stage.previews / p)).std() > 0 for p in pictures)
+    assert stage.best.exists() and load_weights(stage.best).meta["step"] in (3, 6)
+
+
+def test_weights_of_another_stage(mini_run, tmp_path):
+    con, cat, last = (mini_run.run.weights_of(s) for s in ("con", "cat", "finetune"))
+    run = Run("other", tmp_path)
+    for train, wrong in ((train_cat, cat), (train_cat, last), (finetune, con), (finetune, last)):
+        with pytest.raises(UserError, match="is of stage"):
+            train(mini_run.cfg, run, weights=wrong)
+    with pytest.raises(UserError, match="has no weights of stage con"):
+        train_cat(mini_run.cfg, run)
+    with pytest.raises(UserError, match="has no weights of stage cat"):
+        finetune(mini_run.cfg, run)
+    assert not run.path.exists()
+
+
+def test_weights_of_another_clip(mini_run, copied):
+    cfg = replace(mini_run.cfg, clip=replace(mini_run.cfg.clip, model="tiny-weak"))
+    run = Run("other", copied.root)
+    with pytest.raises(UserError, match="was trained with CLIP tiny"):
+        train_cat(cfg, run, weights=copied.weights_of("con"))
+    with pytest.raises(UserError, match="was trained with CLIP tiny"):
+        finetune(cfg, run, weights=copied.weights_of("cat"))
+
+
+def test_sizes_come_from_the_weights(mini_run, tmp_path):
+    """`--weights X` works without X's configuration, and what is written can be read back."""
+    wide = replace(mini_run.cfg, model=ModelConfig())
+    run = Run("other", tmp_path)
+    cat = train_cat(wide, run, weights=mini_run.run.weights_of("con")).weights
+    assert restore_generator(load_weights(cat)).statistics.mean.shape == (32,)
+    other = replace(wide, cat=Config().cat)
+    last = load_weights(finetune(other, run, weights=cat).weights)
+    assert restore_generator(last).statistics.mean.shape == (32,)
+    assert restore_segmentor(last).query_decoder.width == 32
+
+
+def test_labels_that_were_trained_on_stay_known(tmp_path):
+    """Weights that saw every label, taken on with a split that calls some of them unseen."""
+    everything = draw_world(tmp_path / "shapes-all", unseen="none", train=8, dev=2, val=2)
+    split = draw_world(tmp_path / "shapes", train=8, dev=2, val=2)
+    keys = ("optim.steps=0", "warmup.steps=0", "cat.fold=0", "cat.steps=1", "finetune.steps=1")
+    first = train_con(mini_config(everything, *keys), Run("all", tmp_path / "runs")).weights
+    run = Run("split", tmp_path / "runs")
+    cat = train_cat(mini_config(split, *keys), run, weights=first).weights
+    last = finetune(mini_config(split, *keys), run, weights=cat).weights
+    for path in (cat, last):
+        trained = load_weights(path).meta["trained"]
+        assert len(trained) == 48 == len(set(trained))
+        assert len(unseen_but_trained(read_dataset_info(split), trained)) == 10
+
+
+def test_a_missing_part_and_options_that_need_another(mini_world, tmp_path):
+    run = Run("bad", tmp_path)
+    for keys, word in (
+        (("model.mask_pooling=false",), "mask_pooling"),
+        (("model.token_queries=false", "loss.dense=0"), "token_queries"),
+        (("model.token_queries=false", "loss.denoising=0"), "token_queries"),
+    ):
+        with pytest.raises(UserError, match=word):
+            train_con(mini_config(mini_world, *keys), run)
+    with pytest.raises(UserError, match="No prepared data set"):
+        train_con(mini_config(tmp_path / "elsewhere"), run)
+    assert not run.path.exists()

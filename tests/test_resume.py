@@ -1,0 +1,337 @@
+"""An interrupted run continues as if nothing had happened; what cannot continue says why."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mini import Heard, Interrupt, Killed, flat_state, metrics, mini_config, same
+
+from concat_cli.core.build import config_of, restore_segmentor
+from concat_cli.core.checkpoint import load_weights
+from concat_cli.core.config_file import dump_yaml
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.errors import UserError
+from concat_cli.core.runs import Run
+from concat_cli.core.train.cat import train_cat
+from concat_cli.core.train.con import train_con, trained_indices
+from concat_cli.core.train.con_module import ConModule
+from concat_cli.core.train.finetune import finetune
+from concat_cli.core.train.query_bank import QueryBank, open_bank
+
+TEN = ("optim.steps=10", "optim.save_every=5", "warmup.steps=4", "optim.eval_every=5")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def straight(mini_world, tmp_path_factory) -> Run:
+    """Ten steps without a break."""
+    run = Run("straight", tmp_path_factory.mktemp("runs"))
+    train_con(mini_config(mini_world, *TEN), run, device="cpu")
+    return run
+
+
+@pytest.fixture
+def copied(mini_run, tmp_path) -> Run:
+    shutil.copytree(mini_run.run.path, tmp_path / "runs" / "mini")
+    return Run("mini", tmp_path / "runs")
+
+
+def assert_same(run: Run, other: Run, stage: str) -> None:
+    """Bit for bit: weights, optimiser, moving average, token banks, counters; and all metrics."""
+    a, b = run.stage(stage), other.stage(stage)
+    assert same(flat_state(a), flat_state(b)) == []
+    first, second = load_weights(a.last), load_weights(b.last)
+    assert same(first.tensors, second.tensors) == []
+    assert first.meta["step"] == second.meta["step"]
+    assert metrics(a) == metrics(b)
+
+
+def assert_no_step_twice(run: Run, stage: str) -> None:
+    rows = run.stage(stage).read_metrics()
+    keys = [(row["step"], "dev" in row) for row in rows]
+    assert rows and keys == sorted(set(keys))
+
+
+@pytest.mark.parametrize(("call", "at"), [(1, 5), (1, 8), (1, 3), (0, 2)])
+def test_con_is_ten_or_five_and_five(mini_world, straight, tmp_path, call, at):
+    """Killed after 5 steps, 8 (3 are lost), 3 (nothing saved yet), or within the warm-up."""
+    cfg, run = mini_config(mini_world, *TEN), Run("broken", tmp_path)
+    with pytest.raises(Killed):
+        train_con(cfg, run, device="cpu", progress=Interrupt("con", at, call))
+    said = Heard()
+    result = train_con(cfg, run, device="cpu", progress=said)
+    assert result.finished and result.steps == 10
+    resumed = [line for line in said.lines if line.startswith("resumed from step 5")]
+    assert len(resumed) == (call == 1 and at >= 5)
+    assert_same(straight, run, "con")
+    assert_no_step_twice(run, "con")
+    state = flat_state(run.stage("con"))
+    assert state["/step"] == 10 and state["/module/segment_bank.valid"].any()
+    assert any(key.startswith("/average/") for key in state)
+    assert any(key.startswith("/optimiser/state/") for key in state)
+
+
+def test_cat_is_ten_or_five_and_five(mini_run, tmp_path):
+    cfg = replace(mini_run.cfg, cat=replace(mini_run.cfg.cat, steps=10, eval_every=5, fold=0))
+    weights = mini_run.run.weights_of("con")
+    straight, broken = Run("straight", tmp_path), Run("broken", tmp_path)
+    train_cat(cfg, straight, weights=weights)
+    with pytest.raises(Killed):
+        train_cat(cfg, broken, weights=weights, progress=Interrupt("cat", 7))
+    said = Heard()
+    assert train_cat(cfg, broken, weights=weights, progress=said).steps == 10
+    assert any("resumed from step 5" in line for line in said.lines)
+    assert_same(straight, broken, "cat")
+    assert_no_step_twice(broken, "cat")
+
+
+def test_cat_resumes_within_the_choice_of_its_steps(mini_run, tmp_path):
+    """The fold's own loop is interrupted; then the final one."""
+    cfg, weights = mini_run.cfg, mini_run.run.weights_of("con")
+    run = Run("broken", tmp_path)
+    for call in (0, 1):
+        with pytest.raises(Killed):
+            train_cat(cfg, run, weights=weights, progress=Interrupt("cat", 2, call))
+    result = train_cat(cfg, run, weights=weights)
+    assert result.finished
+    assert_same(mini_run.run, run, "cat")
+    assert metrics(run.stage("cat").inner("fold")) == metrics(mini_run.run.stage("cat").inner("fold"))
+
+
+def test_finetuning_resumes(mini_run, tmp_path):
+    run = Run("broken", tmp_path)
+    shutil.copytree(mini_run.run.path / "cat", run.path / "cat")
+    cfg, whole = mini_run.cfg, flat_state(mini_run.run.stage("finetune"))
+    with pytest.raises(Killed):
+        finetune(cfg, run, progress=Interrupt("finetune", 3))
+    assert finetune(cfg, run).steps == 4
+    assert same(flat_state(run.stage("finetune")), whole) == []
+    assert_no_step_twice(run, "finetune")
+
+
+class Signalled(Interrupt):
+    """Sends SIGTERM to this process instead of raising, once."""
+
+    sent = False
+
+    def track(self, items, what, total=None):
+        try:
+            yield from super().track(items, what, total)
+        except Killed:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield None
+
+
+def test_sigterm_saves_and_ends_cleanly(mini_world, straight, tmp_path):
+    cfg, run = mini_config(mini_world, *TEN), Run("stopped", tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    result = train_con(cfg, run, device="cpu", progress=Signalled("con", 2, 1))
+    assert not result.finished and result.steps == 3  # the step it came in is finished
+    assert flat_state(run.stage("con"))["/step"] == 3
+    assert load_weights(run.stage("con").last).meta["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert train_con(cfg, run, device="cpu").finished
+    assert_same(straight, run, "con")
+
+
+def test_sigterm_during_the_warm_up(mini_world, straight, tmp_path):
+    cfg, run = mini_config(mini_world, *TEN), Run("stopped", tmp_path)
+    result = train_con(cfg, run, device="cpu", progress=Signalled("con", 1, 0))
+    assert not result.finished and not run.stage("con").state.exists()
+    assert train_con(cfg, run, device="cpu").finished
+    assert_same(straight, run, "con")
+
+
+def test_sigterm_during_the_fold_of_cat(mini_run, tmp_path):
+    """It must not go on with a number of steps that was chosen too early."""
+    run, weights = Run("stopped", tmp_path), mini_run.run.weights_of("con")
+    result = train_cat(mini_run.cfg, run, weights=weights, progress=Signalled("cat", 1, 0))
+    assert not result.finished and not run.stage("cat").state.exists()
+    assert train_cat(mini_run.cfg, run, weights=weights).finished
+    assert_same(mini_run.run, run, "cat")
+
+
+def test_a_process_that_is_terminated_or_killed(mini_world, tmp_path):
+    """`concat train-con`: SIGTERM ends it with 0, SIGKILL at any moment is survived."""
+    (tmp_path / "tiny.yaml").write_text(dump_yaml(mini_config(mini_world)))
+    keys = ["optim.steps=40", "optim.save_every=2", "warmup.steps=0", "align.instance=0"]
+    command = [sys.executable, "-m", "concat_cli", "train-con", "-c", "tiny.yaml", *keys]
+    stage = Run("tiny", tmp_path / "runs").stage("con")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+    def start_and_send(number: int, after: int) -> subprocess.CompletedProcess[str]:
+        with subprocess.Popen(
+            [*command, "--device", "cpu"], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as process:  # fmt: skip
+            deadline = time.monotonic() + 100
+            while saved_step(stage.state) <= after and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=100)
+        return subprocess.CompletedProcess(command, process.returncode, output)
+
+    done = start_and_send(signal.SIGTERM, 0)
+    assert done.returncode == 0, done.stdout
+    assert "is saved" in done.stdout and "resumes" in done.stdout
+    stopped = saved_step(stage.state)
+    assert 0 < stopped < 40
+    killed = start_and_send(signal.SIGKILL, stopped)
+    assert killed.returncode == -signal.SIGKILL and f"from step {stopped}" in killed.stdout
+    assert stopped < saved_step(stage.state) < 40
+    run = Run("tiny", tmp_path / "runs")
+    cfg = mini_config(mini_world, *keys)
+    assert train_con(cfg, run, device="cpu").steps == 40
+    assert_no_step_twice(run, "con")
+    steps = [row["step"] for row in run.stage("con").read_metrics() if "loss" in row]
+    assert steps == list(range(1, 41))
+
+
+def saved_step(state: Path) -> int:
+    """0 where nothing is saved; a state file is always whole."""
+    return torch.load(state, weights_only=True)["step"] if state.exists() else 0
+
+
+def test_another_configuration_stops_with_a_diff(mini_run, copied):
+    cfg = mini_run.cfg
+    changes = {
+        train_con: ("optim.lr", replace(cfg, optim=replace(cfg.optim, lr=0.5))),
+        train_cat: ("cat.contrast", replace(cfg, cat=replace(cfg.cat, contrast=9.0))),
+        finetune: ("finetune.lr", replace(cfg, finetune=replace(cfg.finetune, lr=0.5))),
+    }
+    for train, (key, other) in changes.items():
+        with pytest.raises(UserError, match=key) as caught:
+            train(other, copied)
+        assert "--fresh" in caught.value.hint and "->" in caught.value.what
+    how = replace(cfg, optim=replace(cfg.optim, log_every=7, save_every=9, per_device=2))
+    assert train_con(how, copied).finished  # keys that say only how to run
+
+
+def test_other_weights_stop_a_later_stage(mini_run, copied):
+    """A new stage 1 under an old stage 2 is noticed."""
+    cfg = replace(mini_run.cfg, optim=replace(mini_run.cfg.optim, steps=1, seed=5))
+    train_con(cfg, copied, fresh=True)
+    with pytest.raises(UserError, match="made from other weights"):
+        train_cat(cfg, copied)
+    train_cat(cfg, copied, fresh=True)
+    with pytest.raises(UserError, match="made from other weights"):
+        finetune(cfg, copied)
+
+
+def test_fresh_moves_the_old_run_aside(mini_run, copied):
+    stage = copied.stage("con")
+    old = stage.last.read_bytes()
+    cfg = replace(mini_run.cfg, optim=replace(mini_run.cfg.optim, steps=1, seed=5))
+    for number in (1, 2):
+        kept = stage.last.read_bytes()
+        assert train_con(cfg, copied, fresh=True).steps == 1
+        aside = copied.path / f"con.old-{number}"
+        assert (aside / "last.safetensors").read_bytes() == kept
+    assert (copied.path / "con.old-1" / "last.safetensors").read_bytes() == old
+    assert [row["step"] for row in metrics(stage) if "loss" in row] == [1]
+
+
+def test_a_loss_that_is_not_finite(mini_world, tmp_path, monkeypatch):
+    """It stops with the term and the images; the last save stays and training can go on."""
+    cfg = mini_config(mini_world, "optim.steps=6", "optim.save_every=2", "warmup.steps=0")
+    run, whole = Run("nan", tmp_path), ConModule.forward
+    seen: list[str] = []
+
+    def broken(self, batch, step):
+        losses = whole(self, batch, step)
+        if step == 3:
+            seen.extend(batch.file_names)
+            losses["dice"] = losses["dice"] * math.nan
+        return losses
+
+    monkeypatch.setattr(ConModule, "forward", broken)
+    with pytest.raises(UserError, match=r"the loss dice is not finite on images") as caught:
+        train_con(cfg, run, device="cpu")
+    assert len(seen) == 4 and all(name in caught.value.what for name in seen)
+    assert "optim.lr" in caught.value.hint and "ep 4" in caught.value.what
+    assert flat_state(run.stage("con"))["/step"] == 2
+    saved = load_weights(run.stage("con").last)
+    assert all(bool(torch.isfinite(value).all()) for value in saved.tensors.values())
+    monkeypatch.undo()
+    assert train_con(cfg, run, device="cpu").finished
+    assert_no_step_twice(run, "con")
+
+
+def test_a_damaged_state_is_named(mini_world, mini_run, copied):
+    stage = copied.stage("con")
+    stage.state.write_bytes(stage.state.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"last\.state\.pt is damaged"):
+        train_con(mini_run.cfg, copied)
+
+
+def small_bank(folder: Path, mini_run, identity: str = "a", progress=None) -> QueryBank:
+    """A bank of two views an image, written one image at a time."""
+    cfg = replace(
+        mini_run.cfg,
+        bank=replace(mini_run.cfg.bank, views=2),
+        infer=replace(mini_run.cfg.infer, batch=1),
+    )
+    info = read_dataset_info(Path(cfg.data.root))
+    weights = load_weights(mini_run.run.weights_of("con"))
+    assert config_of(weights).model == cfg.model
+    indices = trained_indices(info.vocabulary.is_seen, CPU)
+    text = torch.nn.functional.normalize(torch.ones(38, 38) + torch.eye(38, 38), dim=-1)
+    width = weights.tensors["segmentor.classifier.no_object"].shape[0]
+    text = torch.nn.functional.pad(text, (0, width - 38))
+    return open_bank(
+        folder, restore_segmentor(weights), text, indices,
+        PanopticDataset(info.part("train"), info.vocabulary), cfg, identity, augmented=True,
+        progress=progress or Heard(),
+    )  # fmt: skip
+
+
+def test_the_bank_resumes(mini_run, tmp_path):
+    whole = small_bank(tmp_path / "whole", mini_run)
+    assert whole.queries.shape == (48, 10, 32) and np.isfinite(whole.queries).all()
+    with pytest.raises(Killed):
+        small_bank(tmp_path / "broken", mini_run, progress=Interrupt("bank", 20))
+    assert json.loads((tmp_path / "broken" / "bank.json").read_text())["done"] == 16
+    counted = Counted()
+    again = small_bank(tmp_path / "broken", mini_run, progress=counted)
+    assert counted.number == 32
+    assert (again.queries == whole.queries).all() and (again.classes == whole.classes).all()
+    small_bank(tmp_path / "broken", mini_run, progress=counted)
+    assert counted.number == 32  # nothing is left to do
+    assert (whole.queries[:24] != whole.queries[24:]).any()  # the second view is another one
+
+
+class Counted(Heard):
+    """Counts the batches that are done."""
+
+    number = 0
+
+    def track(self, items, what, total=None):
+        for item in items:
+            self.number += 1
+            yield item
+
+
+def test_a_bank_of_other_weights_is_written_anew(mini_run, tmp_path):
+    first = np.array(small_bank(tmp_path / "bank", mini_run).queries)
+    with pytest.raises(Killed):  # killed before its first sync: the old bank is gone as well
+        small_bank(tmp_path / "bank", mini_run, "b", Interrupt("bank", 3))
+    counted = Counted()
+    again = small_bank(tmp_path / "bank", mini_run, progress=counted)
+    assert counted.number == 48 and (again.queries == first).all()
+
+
