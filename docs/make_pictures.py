@@ -1,83 +1,145 @@
 """Makes the pictures of the README with the tool itself, in docs/pictures/.
 
-    python docs/make_pictures.py                           # with the built-in weights
+    python docs/make_pictures.py                                  # with the built-in weights
     python docs/make_pictures.py --weights runs/shapes/finetune/last.safetensors
-    python docs/make_pictures.py --seeds 5 13 29           # other scenes
+    python docs/make_pictures.py --seeds 5 13 29                  # other scenes
 
-The scenes are drawn for the pictures: no data set and no training of the tiny CLIP holds them. They
-are larger than the scenes that the built-in segmentor learned on.
+The scenes are drawn for the pictures: they belong to no part of a data set, and the tiny CLIP was
+not trained on them. They are larger than those that the built-in segmentor learned on.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from concat_cli.core.data.shapes import Scene, draw_scene
+from concat_cli.core.data.shapes import draw_scene
 from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.files import write_bytes
-from concat_cli.core.infer.predictor import Prediction, Predictor
-from concat_cli.core.infer.render import Drawing, Mark, enlargement, overlay, panel
-from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.render import INK, PAPER, Drawing, Mark, overlay, panel
+from concat_cli.core.runs import BUILT_IN
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
-SIZE = (320, 512)  # height and width of the scenes
-SEEDS = (5, 13, 29)  # with unseen classes of the default split in each
-WORLD = (6, 17, 24, 37, 41, 53, 62, 70)
+OUT = Path(__file__).parent / "pictures"
+SIZE = (384, 448)  # height and width of a scene
+SEEDS = (5, 13, 29)  # each holds classes that are unseen in the default split
+WORLD = tuple(range(40, 52))
+WIDTH = 1600  # of a picture at most
 LIMIT = 390_000  # bytes of a picture at most
-UNSEEN = "* "  # stands before the names of unseen classes
-NAMES = {  # other names for the same pictures, all of words that the tiny CLIP knows
-    "star": "thing", "circle": "thing", "square": "thing", "heart": "thing", "ring": "thing",
-    "triangle": "thing", "cross": "thing", "crescent": "thing",
-    "brick": "stuff", "grass": "stuff", "water": "stuff", "wood": "stuff",
-}  # fmt: skip
-
-
-def truth_of(scene: Scene, seen: frozenset[str]) -> Drawing:
-    """The scene's segments under their names, unseen ones marked."""
-    names = [CLASSES.names[label] for label in scene.labels]
-    marks = (
-        Mark(i + 1, marked(name, seen), CLASSES.is_thing[label])
-        for i, (name, label) in enumerate(zip(names, scene.labels, strict=True))
+SIGN = "* "  # stands before the names of unseen classes
+COARSE = tuple(  # another vocabulary for the same weights: single words, no patterns or colours
+    ClassEntry(name, i, kind="stuff" if i > 8 else "thing")
+    for i, name in enumerate(
+        "star circle square heart ring triangle cross crescent brick grass water wood".split(), 1
     )
-    return Drawing(scene.segment_map, tuple(marks))
+)
 
 
-def found_in(prediction: Prediction, seen: frozenset[str]) -> Drawing:
-    """The predicted segments under their names, unseen ones marked."""
-    plain = Drawing.of_prediction(prediction)
-    marks = (Mark(m.id, marked(m.name, seen), m.thing, m.score) for m in plain.marks)
-    return Drawing(plain.segment_map, tuple(marks))
+def marked(drawing: Drawing, seen: Collection[str]) -> Drawing:
+    """The drawing with a sign before the name of every class that is not in `seen`."""
+    marks = (
+        Mark(m.id, m.name if m.name in seen else SIGN + m.name, m.thing, m.score)
+        for m in drawing.marks
+    )
+    return Drawing(drawing.segment_map, tuple(marks))
 
 
-def marked(name: str, seen: frozenset[str]) -> str:
-    """The name, with a sign before it if no label of the class was trained on."""
-    return name if name in seen else UNSEEN + name
+def drawn(image: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
+    """The overlay; a light band runs inside the edge of every segment of an unseen class."""
+    canvas = image.copy()
+    for mark in drawing.marks:
+        if mark.name.startswith(SIGN):
+            mask = drawing.segment_map == mark.id
+            inner = ndimage.binary_erosion(mask, iterations=max(2, len(image) // 64))
+            canvas[mask & ~inner] = PAPER
+    return overlay(canvas, drawing)
 
 
-def with_halos(picture: Image.Image, drawing: Drawing) -> Image.Image:
-    """The overlay with a white ring around every segment of an unseen class."""
-    canvas = np.array(picture)
-    ids = [mark.id for mark in drawing.marks if mark.name.startswith(UNSEEN)]
-    for number in ids:
-        mask: NDArray[np.bool_] = drawing.segment_map == number
-        inner = ndimage.binary_erosion(mask, iterations=2, border_value=0)
-        canvas[mask & ~inner] = 255
-    return Image.fromarray(canvas)
+def truth_of(seed: int) -> tuple[NDArray[np.uint8], Drawing]:
+    """A scene and its segments."""
+    scene = draw_scene(seed, SIZE)
+    marks = (
+        Mark(i + 1, CLASSES.names[label], CLASSES.is_thing[label])
+        for i, label in enumerate(scene.labels)
+    )
+    return scene.image, Drawing(scene.segment_map, tuple(marks))
 
 
-def hero(predictor: Predictor, seeds: tuple[int, ...], seen: frozenset[str]) -> Image.Image:
-    """Image, truth and prediction of a few scenes, a row each, with a legend."""
+def prediction_picture(predictor: Predictor, seeds: Sequence[int]) -> Image.Image:
+    """Image, truth and prediction of a few scenes, a row each."""
+    vocabulary = predictor.vocabulary
+    seen = {vocabulary.names[i] for i in vocabulary.seen_indices}
     rows = []
     for seed in seeds:
-        scene = draw_scene(seed, SIZE)
-        drawings = truth_of(scene, seen), found_in(predictor(scene.image), seen)
-        drawn = [with_halos(overlay(scene.image, one), one) for one in drawings]
-        rows.append([Image.fromarray(scene.image), *drawn])
-    sheet = panel(rows, captions=["image", "truth", "prediction, with scores"])
-    return with_legend(sheet, f"{UNSEEN}white edge: unseen, no label of the class in training")
+        image, truth = truth_of(seed)
+        found = Drawing.of_prediction(predictor(image))
+        both = (drawn(image, marked(one, seen)) for one in (truth, found))
+        rows.append([Image.fromarray(image), *both])
+    sheet = panel(rows, captions=["image", "truth", "prediction"])
+    return with_legend(sheet, f"{SIGN}unseen: trained without any label or image of this class")
+
+
+def vocabulary_picture(fine: Predictor, coarse: Predictor, seed: int) -> Image.Image:
+    """One scene, predicted with two vocabularies by the same weights."""
+    image, _ = truth_of(seed)
+    both = (overlay(image, one(image)) for one in (fine, coarse))
+    names = ["image", f"{len(fine.vocabulary)} names", f"{len(coarse.vocabulary)} other names"]
+    return panel([[Image.fromarray(image), *both]], captions=names)
+
+
+def world_picture(seeds: Sequence[int], columns: int = 4) -> Image.Image:
+    """Scenes of the built-in world."""
+    scenes = [Image.fromarray(draw_scene(seed, (288, 384)).image) for seed in seeds]
+    return panel([scenes[i : i + columns] for i in range(0, len(scenes), columns)])
+
+
+def with_legend(sheet: Image.Image, text: str) -> Image.Image:
+    """The sheet with a line of text below."""
+    font = ImageFont.load_default(max(14, sheet.width // 80))
+    height = int(2 * font.size)
+    taller = Image.new("RGB", (sheet.width, sheet.height + height), PAPER)
+    taller.paste(sheet, (0, 0))
+    ImageDraw.Draw(taller).text((12, sheet.height), text, INK, font=font)
+    return taller
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Writes a WebP of at most LIMIT bytes."""
+    if picture.width > WIDTH:
+        height = round(picture.height * WIDTH / picture.width)
+        picture = picture.resize((WIDTH, height), Image.Resampling.LANCZOS)
+    for quality in (90, 85, 80, 70, 60, 45):
+        buffer = BytesIO()
+        picture.save(buffer, "WEBP", quality=quality, method=6)
+        if buffer.tell() <= LIMIT:
+            break
+    write_bytes(path, buffer.getvalue())
+    print(f"{path}: {picture.width}x{picture.height}, {buffer.tell() // 1000} kB, q {quality}")
+
+
+def main() -> None:
+    """Draws, predicts and writes the pictures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--weights", type=Path, default=BUILT_IN)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args()
+    save(world_picture(WORLD), args.out / "world.webp")
+    fine = Predictor.load(args.weights, device="cpu")
+    save(prediction_picture(fine, args.seeds), args.out / "prediction.webp")
+    coarse = Predictor.load(args.weights, Vocabulary(COARSE), device="cpu")
+    save(vocabulary_picture(fine, coarse, args.seeds[0]), args.out / "vocabulary.webp")
+
+
+if __name__ == "__main__":
+    main()

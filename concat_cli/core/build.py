@@ -15,6 +15,7 @@ from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import MaskPool, Segmentor
 
+STRIDE_16 = {"fpn": 0, "deformable": 1}  # which level, coarse to fine, tokens are selected from
 Generator = PrimitiveGenerator | MlpGenerator
 
 
@@ -38,6 +39,7 @@ def build_segmentor(cfg: ModelConfig, clip_width: int, *, pretrained: bool = Fal
         layers=cfg.decoder_layers,
         queries=cfg.queries,
         token_queries=cfg.token_queries,
+        token_level=STRIDE_16[cfg.pixel_decoder],
     )
     return Segmentor(
         backbone,

@@ -283,3 +283,14 @@ class Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+
+    def __post_init__(self) -> None:
+        made_of_tokens = self.loss.denoising or self.loss.dense
+        _check(
+            self.model.token_queries or not made_of_tokens,
+            "loss.denoising and loss.dense need model.token_queries=true",
+        )
+        _check(
+            self.model.mask_pooling or not self.warmup.steps,
+            "warmup.steps needs model.mask_pooling=true",
+        )

@@ -229,7 +229,8 @@ def _meant(key: str) -> str:
     if "." not in key and key not in (k.split(".")[1] for k in _TYPES):
         close = difflib.get_close_matches(key, [*_SECTIONS, *_TYPES], n=2, cutoff=0.5)
     else:
-        close = [k for k in _TYPES if k.split(".")[1] == key.split(".")[-1]][:3]
+        same = [k for k in _TYPES if k.split(".")[1] == key.split(".")[-1]]
+        close = difflib.get_close_matches(key, same, n=1 if "." in key else 3, cutoff=0.0)
         close = close or difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
