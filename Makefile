@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Given to pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for a small torch.
+# Given to pip, e.g. an index that holds a CPU build of torch, where disk is short.
 PIP_ARGS ?=
 JOBS ?= 2
 DEMO_DATA ?= data/shapes

@@ -53,7 +53,7 @@ class MiniRun:
     run: Run
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """What `Interrupt` raises: stands for a process that dies."""
 
 
@@ -69,7 +69,7 @@ class Interrupt(Silent):
             here, self.calls = self.calls == self.call, self.calls + 1
         for number, item in enumerate(items):
             if here and number == self.at:
-                raise Killed
+                raise KilledError
             yield item
 
 

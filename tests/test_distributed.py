@@ -67,7 +67,7 @@ def work(rank: int, port: int, cfg: Config, folder: Path) -> None:
 
 
 def stopped_at(cfg: Config, run: Run, rank: int) -> int:
-    """SIGTERM reaches one process only: both must stop after the same step, or one waits forever."""
+    """SIGTERM reaches one process only: both must stop after the same step, or one waits on."""
     original = loop._Stop.__enter__
 
     def enter(self: loop._Stop) -> loop._Stop:

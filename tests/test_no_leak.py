@@ -72,7 +72,8 @@ class World:
         dataset = PanopticDataset(info.part("train"), info.vocabulary)
         samples = [dataset[i] for i in range(6)]
         self.batch = collate(samples, range(6))
-        self.never = int(self.batch.labels[0, 0])  # its class is made unseen
+        largest = torch.bincount(self.batch.segment_map[0].flatten())[1:].argmax()
+        self.never = int(self.batch.labels[0, largest])  # this class is made unseen
         self.others = info.vocabulary.unseen_indices
         seen = torch.tensor(info.vocabulary.is_seen)
         seen[self.never] = False
@@ -145,6 +146,7 @@ def test_con_takes_an_unseen_segment_for_void(world, pooling):
     assert same(found, trained(world.con(align), world.relabelled())) == []
     assert same(found, trained(world.con(align), world.voided())) == []
     whole = world.con(align)  # and the test is no empty one: a trained label does matter
+    whole.to_trained = whole.to_trained.clone()
     whole.to_trained[world.never] = 0
     assert {"class", "mask", "dense", "align_instance"} <= set(
         same(found, trained(whole, world.batch))
@@ -166,7 +168,7 @@ def test_the_query_bank_takes_an_unseen_segment_for_void(world):
         assert torch.equal(queries, again[0]) and torch.equal(held, again[1])
     assert held.min() >= IGNORED and held.max() < len(world.text)
     assert (held >= 0).sum() == ((world.batch.labels >= 0) & ~world.unseen_slots).sum()
-    assert (held == IGNORED).any() and (held == EMPTY).sum() + (held == IGNORED).sum() > 0
+    assert (held == IGNORED).any() and (held == EMPTY).any()
 
 
 def test_where_unseen_segments_could_have_been_used(world, monkeypatch):
@@ -209,8 +211,9 @@ def test_where_unseen_segments_could_have_been_used(world, monkeypatch):
         assert (labels[unseen[:, :width]] == -1).all() and labels.max() < len(world.text)
     for arguments, _ in given["mask_losses"]:
         assert not arguments[2][unseen[:, : arguments[2].shape[1]]].any()
-    assert not given["denoising"][0].valid[unseen].any()
-    assert not given["denoising"][0].masks[unseen].any()
+    noised = given["denoising"][0]
+    first = unseen[:, : noised.valid.shape[1]]
+    assert first.any() and not noised.valid[first].any() and not noised.masks[first].any()
     (arguments, classes) = given["token_classes"][0]
     size = arguments[0].shape[-2:]
     inside = torch.nn.functional.interpolate(segments[:, None].float(), size=size, mode="area")
@@ -261,7 +264,7 @@ def test_which_names_enter_which_stage(mini_world, tmp_path, monkeypatch, mode):
     assert names_in(heard, seen) == set(seen) and not names_in(heard, DEFAULT_UNSEEN)
     with texts_recorded(monkeypatch, tmp_path / "cache-pseudo") as heard:
         if mode == "inductive":
-            with pytest.raises(UserError, match="protocol.mode=inductive"):
+            with pytest.raises(UserError, match=r"protocol\.mode=inductive"):
                 finetune(cfg, Run("other", tmp_path), weights=run.weights_of("cat"))
             assert not names_in(heard, DEFAULT_UNSEEN)
         else:

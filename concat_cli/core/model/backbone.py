@@ -1,12 +1,13 @@
 """Backbones: a small residual CNN for the built-in world, and any timm model with features."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.padding import resize_padding, zero_padding
+from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
 
 STRIDES = (4, 8, 16, 32)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,6 +40,16 @@ class ResidualBlock(nn.Module):
         return zero_padding(F.relu(self.second(hidden) + self.shortcut(features)), padding)
 
 
+class ResidualStage(nn.ModuleList):
+    """The blocks of one resolution."""
+
+    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
+        """(B, C, h, w) -> (B, C', h', w'); padding is at the output's resolution."""
+        for block in self:
+            features = block(features, padding)
+        return features
+
+
 class SmallBackbone(nn.Module):
     """A residual CNN of about 2 million parameters, built for 128x128 on a CPU [ours]."""
 
@@ -57,7 +68,7 @@ class SmallBackbone(nn.Module):
             strides = [1 if stage == 0 else 2] + [1] * (count - 1)
             widths = [inputs] + [outputs] * (count - 1)
             self.stages.append(
-                nn.ModuleList(
+                ResidualStage(
                     ResidualBlock(i, outputs, s) for i, s in zip(widths, strides, strict=True)
                 )
             )
@@ -75,20 +86,19 @@ class SmallBackbone(nn.Module):
         maps = []
         for stride, stage in zip(STRIDES, self.stages, strict=True):
             at_stride = resize_padding(padding, (height // stride, width // stride))
-            for block in stage:
-                features = block(features, at_stride)
+            features = stage(features, at_stride)
             maps.append(features)
         return maps
 
 
-def _timm_features(name: str, pretrained: bool) -> nn.Module:
-    """A timm model as feature extractor; errors are told to the user."""
+def _timm_features(name: str, pretrained: bool) -> Any:
+    """A timm model as feature extractor (their classes share no type); errors go to the user."""
     import timm
 
     hint = "Any timm model with `features_only`: resnet50, convnext_tiny, swin_tiny_patch4_..."
     if not timm.is_model(name):
         raise UserError(f"model.backbone '{name}' is neither 'small' nor a timm model.", hint)
-    any_size = {"strict_img_size": False} if name.startswith("swin") else {}
+    any_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, **any_size)
     except (OSError, RuntimeError) as error:
@@ -105,8 +115,9 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
-        self.body = _timm_features(name, pretrained)
-        reductions = self.body.feature_info.reduction()
+        body = _timm_features(name, pretrained)
+        self.body: nn.Module = body
+        reductions = body.feature_info.reduction()
         if not set(STRIDES) <= set(reductions):
             raise UserError(
                 f"Backbone '{name}' has features at strides {reductions}, not at 4, 8, 16 and 32.",
@@ -114,8 +125,8 @@ class TimmBackbone(nn.Module):
             )
         last = {stride: index for index, stride in enumerate(reductions)}
         self.kept = [last[stride] for stride in STRIDES]
-        self.channels = tuple(self.body.feature_info.channels()[index] for index in self.kept)
-        self.channels_at_end = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+        self.channels = tuple(body.feature_info.channels()[index] for index in self.kept)
+        self.channels_at_end = str(getattr(body, "output_fmt", "")).endswith("NHWC")
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
         """Normalised (B, 3, H, W) -> maps at strides 4, 8, 16, 32, zero at the padding."""
@@ -125,7 +136,7 @@ class TimmBackbone(nn.Module):
             features = found[index]
             if self.channels_at_end:  # Swin and its kin speak (B, h, w, C)
                 features = features.permute(0, 3, 1, 2).contiguous()
-            maps.append(zero_padding(features, resize_padding(padding, features.shape[-2:])))
+            maps.append(zero_padding(features, resize_padding(padding, map_size(features))))
         return maps
 
 

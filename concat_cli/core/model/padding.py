@@ -10,6 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def map_size(features: Tensor) -> tuple[int, int]:
+    """(h, w) of a map (..., h, w)."""
+    height, width = features.shape[-2:]
+    return height, width
+
+
 def resize_padding(padding: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     """(B, H, W) -> (B, h, w): a cell is padding where its top left pixel is."""
     if padding is None:

@@ -17,6 +17,7 @@ from concat_cli.core.model.deformable import (
 )
 from concat_cli.core.model.padding import (
     PaddedGroupNorm,
+    map_size,
     resize_features,
     resize_padding,
     zero_padding,
@@ -41,7 +42,8 @@ class PixelFeatures:
 def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.kaiming_uniform_(conv.weight, a=1)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return conv
 
 
@@ -76,7 +78,7 @@ class FPNPixelDecoder(nn.Module):
 
     def _attend(self, features: Tensor, padding: Tensor | None) -> Tensor:
         """(B, D, h, w) -> (B, D, h, w) through the transformer encoder."""
-        size = features.shape[-2:]
+        size = map_size(features)
         tokens = features.flatten(2).transpose(1, 2)  # (B, T, D)
         position = sine_positions(size, self.width, padding, features.device)
         flat = None if padding is None else padding.flatten(1)
@@ -89,12 +91,12 @@ class FPNPixelDecoder(nn.Module):
         fine, middle, coarse, coarsest = (
             lateral(x) for lateral, x in zip(self.laterals, features, strict=True)
         )
-        at4, at8, at16, at32 = (resize_padding(padding, x.shape[-2:]) for x in features)
-        coarse = coarse + resize_features(coarsest, coarse.shape[-2:], at32)
+        at4, at8, at16, at32 = (resize_padding(padding, map_size(x)) for x in features)
+        coarse = coarse + resize_features(coarsest, map_size(coarse), at32)
         coarse = self._attend(coarse, at16)
-        middle = middle + resize_features(coarse, middle.shape[-2:], at16)
+        middle = middle + resize_features(coarse, map_size(middle), at16)
         middle = middle + F.relu(self.smooth(zero_padding(middle, at8)))
-        fine = fine + resize_features(middle, fine.shape[-2:], at8)
+        fine = fine + resize_features(middle, map_size(fine), at8)
         hidden = F.relu(self.mask_hidden(zero_padding(fine, at4)))
         maps = {4: (fine, at4), 8: (middle, at8), 16: (coarse, at16), 32: (coarsest, at32)}
         chosen = [maps[stride] for stride in self.level_strides]
@@ -175,6 +177,7 @@ class DeformablePixelDecoder(nn.Module):
             NormedConvolution(c, width, 1, True, groups) for c in reversed(channels[1:])
         )
         self.level_embedding = nn.Parameter(torch.randn(3, width))
+        self.read_shape = (heads, 3, points) if layers else (1, 3, 1)
         self.layers = nn.ModuleList(
             DeformableLayer(width, heads, ffn, points, sampler) for _ in range(layers)
         )
@@ -186,15 +189,15 @@ class DeformablePixelDecoder(nn.Module):
         """Four backbone maps, padding (B, H, W) -> PixelFeatures."""
         fine, *coarse = features
         coarse = coarse[::-1]  # strides 32, 16, 8
-        sizes = [tuple(x.shape[-2:]) for x in coarse]
+        sizes = [map_size(x) for x in coarse]
         paddings = [resize_padding(padding, size) for size in sizes]
         projected = [
             project(x, pad) for project, x, pad in zip(self.inputs, coarse, paddings, strict=True)
         ]
         levels = self._encode(projected, sizes, paddings)
-        mask_padding = resize_padding(padding, fine.shape[-2:])
+        mask_padding = resize_padding(padding, map_size(fine))
         fine = self.lateral(fine, mask_padding)
-        fine = fine + resize_features(levels[-1], fine.shape[-2:], paddings[-1])
+        fine = fine + resize_features(levels[-1], map_size(fine), paddings[-1])
         fine = F.relu(self.smooth(fine, mask_padding))
         return PixelFeatures(self.mask_out(fine), levels, paddings, mask_padding)
 
@@ -211,11 +214,9 @@ class DeformablePixelDecoder(nn.Module):
             1,
         ).to(tokens.dtype)
         references = reference_points(sizes, valid_extents(sizes, paddings, tokens.device))
-        shape = self.layers[0].attention.shape if len(self.layers) else (1, 3, 1)
-        references = references.expand(-1, -1, *shape, 2).contiguous()  # once for all layers
-        flat = None
-        if paddings[0] is not None:
-            flat = torch.cat([pad.flatten(1) for pad in paddings], 1)  # (B, T)
+        references = references.expand(-1, -1, *self.read_shape, 2).contiguous()  # for all layers
+        padded = [pad.flatten(1) for pad in paddings if pad is not None]
+        flat = torch.cat(padded, 1) if padded else None  # (B, T)
         for layer in self.layers:
             tokens = layer(tokens, position, references, sizes, flat)
         parts = tokens.transpose(1, 2).split([h * w for h, w in sizes], 2)

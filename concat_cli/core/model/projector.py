@@ -1,6 +1,7 @@
 """From vision queries into the CLIP space, and there to class logits."""
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,14 @@ class Projector(nn.Module):
         super().__init__()
         assert layers >= 1
         sizes = [width, *[hidden] * (layers - 1), clip_width]
-        self.layers = nn.ModuleList(
-            nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
 
     @property
     def last(self) -> nn.Linear:
         """The layer that ends in the CLIP space."""
-        return self.layers[-1]
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def forward(self, vision_queries: Tensor) -> Tensor:
         """(..., D) -> (..., E), not normalised."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.attention import Attention, FeedForward
+from concat_cli.core.model.padding import map_size
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.positions import sine_positions
 
@@ -138,7 +139,7 @@ class QueryDecoder(nn.Module):
     ) -> Decoded:
         """Decodes; with `last_only` the outputs hold the final layer alone (first dimension 1)."""
         positions = [
-            sine_positions(x.shape[-2:], self.width, pad, x.device)
+            sine_positions(map_size(x), self.width, pad, x.device)
             for x, pad in zip(pixel.levels, pixel.paddings, strict=True)
         ]
         content, position, tokens = self._initial(pixel, positions)
@@ -148,7 +149,7 @@ class QueryDecoder(nn.Module):
             allowed_queries = isolation(self.queries, denoising.valid)
         memories = self._memories(pixel, positions)
         small = [
-            F.interpolate(pixel.mask_features, x.shape[-2:], mode="bilinear").flatten(2).detach()
+            F.interpolate(pixel.mask_features, map_size(x), mode="bilinear").flatten(2).detach()
             for x in pixel.levels
         ]  # resizing is linear: mask logits at a level = embedding . resized mask features
         states, queries = [self.norm(content)], content
@@ -161,7 +162,7 @@ class QueryDecoder(nn.Module):
         embedding = self.mask_embedding(kept).transpose(0, 1).flatten(1, 2)  # (B, (L+1) * N, Dm)
         masks = torch.bmm(embedding, pixel.mask_features.flatten(2))
         masks = masks.unflatten(1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
-        masks = masks.unflatten(-1, pixel.mask_features.shape[-2:])
+        masks = masks.unflatten(-1, map_size(pixel.mask_features))
         return Decoded(kept, masks, tokens)
 
     def _memories(
@@ -193,14 +194,14 @@ class QueryDecoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tokens | None]:
         """Contents and positions (B, Q, D) of the ordinary queries, and the tokens if used."""
         level = pixel.levels[self.token_level]
-        if self.objectness is None:
+        if self.objectness is None or self.token_embedding is None:
             shape = (level.shape[0], -1, -1)
             return self.query_content.expand(shape), self.query_position.expand(shape), None
         features = level.flatten(2).transpose(1, 2)  # (B, T, D)
         padding = pixel.paddings[self.token_level]
         padding = None if padding is None else padding.flatten(1)
         logits = self.objectness(features)[..., 0].float()
-        tokens = Tokens(features, logits, padding, tuple(level.shape[-2:]))
+        tokens = Tokens(features, logits, padding, map_size(level))
         chosen = select_tokens(tokens, self.queries)[..., None].expand(-1, -1, self.width)
         content = self.token_embedding(features.gather(1, chosen))
         places = positions[self.token_level].to(content.dtype)
@@ -217,7 +218,7 @@ class QueryDecoder(nn.Module):
         """Adds queries made of the token features and positions averaged under given masks."""
         assert self.token_embedding is not None, "built without denoising"
         level, padding = pixel.levels[self.token_level], pixel.paddings[self.token_level]
-        weights = average_weights(denoising.masks, level.shape[-2:], padding)  # (B, M, T)
+        weights = average_weights(denoising.masks, map_size(level), padding)  # (B, M, T)
         features = level.flatten(2).transpose(1, 2)
         pooled = self.token_embedding(weights.to(features.dtype) @ features)
         places = (weights @ positions[self.token_level]).to(position.dtype)

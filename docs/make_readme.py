@@ -1,0 +1,224 @@
+"""Fills the generated blocks of README.md and docs/results.md: figures, the tree, the examples.
+
+    python docs/make_readme.py            # rewrites what stands between the marks
+    python docs/make_readme.py --check    # exit code 1 if a block is not up to date
+
+Figures come from the files in docs/results/, all optional; without one: "not measured yet".
+    demo.json, shapes-default.json, shapes-1.json, shapes-2.json   `concat evaluate --json`
+    ablation.jsonl     runs/ablation/results.jsonl, a line for each cell and split
+    figures.json       single figures by name, as text: {"scenes": "150", ...}
+The tree comes from the first line of every file, the examples from concat_cli/examples.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import re
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from concat_cli.examples import EXAMPLES
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+PAGES = (ROOT / "README.md", DOCS / "results.md")
+TREE = ("concat_cli", "configs", "benchmarks", "docs")  # and tests, in one line
+COLUMN = 32  # of the tree's second column
+MISSING = "not measured yet"
+REFERENCE = ("shapes-default", "shapes-1", "shapes-2")
+GROUPS = ("seen", "unseen", "harmonic")
+STAGE1 = {
+    "projection": "projection only",
+    "global": "+ global alignment",
+    "instance": "+ instance alignment",
+    "con": "both alignments (CON)",
+}
+FOLLOW = {
+    "control": "then finetuned on real queries only (control)",
+    "matching": "then generator (moment matching) and finetuning",
+    "contrast": "... with query contrast",
+    "cycle": "... with query contrast and cycle (CAT)",
+}
+OTHERS = {
+    "projection+calibrated": "projection only, calibrated on dev",
+    "con+cycle+calibrated": "CONCAT, calibrated on dev",
+    "weak-projection": "weak teacher: projection only",
+    "weak-con": "weak teacher: CON",
+    "weak-con+cycle": "weak teacher: CONCAT",
+    "clip-on-true-masks": "bound: CLIP names the true masks",
+    "all-labels": "bound: trained with the labels of all classes",
+}
+SHORT = {  # cell of benchmarks/ablation.py -> what it is
+    "projection": "projection only",
+    "projection+cycle": "CAT alone",
+    "con": "CON alone",
+    "con+cycle": "CONCAT",
+    "clip-on-true-masks": OTHERS["clip-on-true-masks"],
+    "all-labels": OTHERS["all-labels"],
+}
+FIGURES = {  # key in figures.json -> what it is, and the command
+    "demo_minutes": ("`make demo`, minutes on two cores", "`make demo`"),
+    "r50_512": (
+        "R-50 segmentor, 512x512: our forward time / `transformers`' Mask2Former",
+        "`python benchmarks/segmentor_vs_transformers.py`",
+    ),
+    "r50_640": ("the same at 640x640", "the same"),
+    "scenes": ("scenes drawn and written a second", "`python benchmarks/draw_shapes.py`"),
+    "teach": (
+        "`concat finetune --vocab` with 50 names, seconds",
+        "`concat finetune --name demo --vocab classes.txt`",
+    ),
+    "tiny_clip": (
+        "tiny CLIP, zero-shot top-1 on held-out masked crops: seen classes / unseen things",
+        "`python -m concat_cli.core.clip.tiny.train --evaluate`",
+    ),
+    "gpu": ("one GPU, R-50 at 1024x1024: images a second, memory", "see docs/results.md"),
+}
+
+
+def scores(folder: Path, name: str) -> tuple[float, ...] | None:
+    """Seen PQ, unseen PQ and hPQ, in percent, of a saved report; None where there is none."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return None
+    panoptic: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["panoptic"]
+    return tuple(100 * panoptic[group]["pq"] for group in GROUPS)
+
+
+def cells(folder: Path) -> dict[str, list[tuple[float, ...]]]:
+    """Seen PQ, unseen PQ and hPQ, in percent, of every split, by cell of the ablation."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    path = folder / "ablation.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for row in map(json.loads, lines):
+        found.setdefault(row["cell"], []).append(tuple(100 * row[group] for group in GROUPS))
+    return found
+
+
+def row(what: str, command: str, rows: Sequence[tuple[float, ...] | None]) -> str:
+    """A line of the table: mean, and spread over several splits."""
+    there = [one for one in rows if one is not None]
+    if not there or len(there) < len(rows):
+        return f"| {what} | {MISSING} | | | {command} |"
+    shown = []
+    for values in zip(*there, strict=True):
+        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+        shown.append(f"{statistics.mean(values):.1f}{spread}")
+    return f"| {what} | {' | '.join(shown)} | {command} |"
+
+
+def scores_table(folder: Path) -> str:
+    """The scores on the built-in world."""
+    ablation = cells(folder)
+    lines = ["| run | seen PQ | unseen PQ | hPQ | command |", "|---|---|---|---|---|"]
+    lines.append(row("demo budget, default split", "`make demo`", [scores(folder, "demo")]))
+    reference = [scores(folder, name) for name in REFERENCE]
+    lines.append(row("reference `configs/shapes.yaml`, 3 splits", "`make reference`", reference))
+    for cell, what in SHORT.items():
+        lines.append(row(f"ablation: {what}", "`make ablation`", ablation.get(cell, [None])))
+    return "\n".join(lines)
+
+
+def ablation_table(folder: Path) -> str:
+    """Every cell of the ablation."""
+    names: dict[str, str] = {}
+    for stage1, what in STAGE1.items():
+        names[stage1] = f"**{what}**"
+        names |= {f"{stage1}+{follow}": then for follow, then in FOLLOW.items()}
+    ablation = cells(folder)
+    lines = ["| what | seen PQ | unseen PQ | hPQ | cell |", "|---|---|---|---|---|"]
+    lines += [
+        row(what, f"`{cell}`", ablation.get(cell, [None]))
+        for cell, what in (names | OTHERS).items()
+    ]
+    return "\n".join(lines)
+
+
+def figures_table(folder: Path) -> str:
+    """Single figures."""
+    path = folder / "figures.json"
+    given = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    assert set(given) <= set(FIGURES), set(given) - set(FIGURES)
+    lines = ["| what | figure | command |", "|---|---|---|"]
+    lines += [f"| {w} | {given.get(k, MISSING)} | {c} |" for k, (w, c) in FIGURES.items()]
+    return "\n".join(lines)
+
+
+def tree() -> str:
+    """Every file of the folders in TREE with what its first line says."""
+    lines = ["```text"]
+    for name in TREE:
+        lines += _branch(ROOT / name, 0)
+    lines.append(f"{'tests/':<{COLUMN}} test_TOPIC.py for each topic, golden files, helpers")
+    lines += [f"{'Makefile':<{COLUMN}} demo, test, lint, reference, ablation, tiny-clip", "```"]
+    return "\n".join(lines)
+
+
+def _branch(folder: Path, depth: int) -> list[str]:
+    lines = [_line(f"{folder.name}/", _first_line(folder / "__init__.py"), depth)]
+    paths = sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name))
+    for path in paths:
+        if path.is_dir() and path.name not in ("__pycache__", "results", "pictures"):
+            lines += _branch(path, depth + 1)
+        elif path.suffix in (".py", ".yaml", ".md") and path.name != "__init__.py":
+            lines.append(_line(path.name, _first_line(path), depth + 1))
+    return lines
+
+
+def _line(name: str, what: str, depth: int) -> str:
+    return f"{'  ' * depth + name:<{COLUMN}} {what}".rstrip()
+
+
+def _first_line(path: Path) -> str:
+    """The first sentence of a module's docstring, or of a comment or title on top."""
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(text)) or ""
+        text = " ".join(text.split("\n\n")[0].split())
+    first = text.splitlines()[0].lstrip("# ") if text else ""
+    return re.split(r"(?<=[a-z)`])[.;] ", first + " ")[0].strip().rstrip(".")
+
+
+def examples() -> str:
+    """The examples of every command, as in its help."""
+    return "\n".join(["```sh", *(line for lines in EXAMPLES.values() for line in lines), "```"])
+
+
+def filled(text: str, folder: Path) -> str:
+    """The text with every block between its marks made anew."""
+    blocks = {
+        "scores": scores_table(folder),
+        "figures": figures_table(folder),
+        "ablation": ablation_table(folder),
+        "tree": tree(),
+        "examples": examples(),
+    }
+    for name, made in blocks.items():
+        block = f"<!-- {name} -->\n\n{made}\n\n<!-- /{name} -->"
+        text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", lambda _, b=block: b, text, flags=re.S)
+    return text
+
+
+def main() -> None:
+    """Rewrites the pages, or checks them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        new = filled(text, DOCS / "results")
+        if args.check and new != text:
+            raise SystemExit(f"{path} is not up to date: run python docs/make_readme.py")
+        path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
