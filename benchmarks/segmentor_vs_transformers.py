@@ -30,8 +30,9 @@ CLASSES, CLIP_WIDTH = 133, 512
 def their_model() -> nn.Module:
     """Mask2Former with R-50 at its defaults otherwise."""
     stages = [f"stage{i}" for i in range(1, 5)]
-    backbone = transformers.ResNetConfig(out_features=stages)  # R-50
-    config = transformers.Mask2FormerConfig(backbone_config=backbone, num_labels=CLASSES)
+    backbone = transformers.ResNetConfig.from_dict({"out_features": stages})  # R-50
+    config = transformers.Mask2FormerConfig(backbone_config=backbone)
+    config.num_labels = CLASSES
     torch.manual_seed(0)
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     for name, tensor in model.state_dict().items():
@@ -88,7 +89,7 @@ def compare(ours: Segmentor, theirs: nn.Module, size: int, pairs: int) -> None:
 
 def main() -> None:
     """Parses the arguments and compares at each size."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 640])
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)

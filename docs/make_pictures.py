@@ -2,7 +2,7 @@
 
     python docs/make_pictures.py                                  # with the built-in weights
     python docs/make_pictures.py --weights runs/shapes/finetune/last.safetensors
-    python docs/make_pictures.py --seeds 21 70 201                # other scenes
+    python docs/make_pictures.py --seeds 145 226 105              # other scenes
 
 The scenes are drawn for the pictures: they belong to no part of a data set, and the tiny CLIP was
 not trained on them. They are larger than those that the built-in segmentor learned on.
@@ -26,21 +26,14 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import INK, PAPER, Drawing, Mark, overlay, panel
 from concat_cli.core.runs import BUILT_IN
-from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 OUT = Path(__file__).parent / "pictures"
 SIZE = (384, 448)  # height and width of a scene
-SEEDS = (145, 226, 105)  # chosen for the classes they hold, before any prediction
+SEEDS = (226, 105)  # chosen for the classes they hold, before any prediction
 WORLD = (180, 48, 256, 94, 191, 190, 50, 232)
 WIDTH = 1600  # of a picture at most
 LIMIT = 390_000  # bytes of a picture at most
 SIGN = "* "  # stands before the names of unseen classes
-COARSE = tuple(  # another vocabulary for the same weights: single words, no patterns or colours
-    ClassEntry(name, i, kind="stuff" if i > 8 else "thing")
-    for i, name in enumerate(
-        "star circle square heart ring triangle cross crescent brick grass water wood".split(), 1
-    )
-)
 
 
 def marked(drawing: Drawing, seen: Collection[str]) -> Drawing:
@@ -59,7 +52,7 @@ def drawn(image: NDArray[np.uint8], drawing: Drawing) -> Image.Image:
         if mark.name.startswith(SIGN):
             mask = drawing.segment_map == mark.id
             inner = ndimage.binary_erosion(mask, iterations=max(2, len(image) // 64))
-            canvas[mask & ~inner] = PAPER
+            canvas[mask & np.logical_not(inner)] = PAPER
     return overlay(canvas, drawing)
 
 
@@ -87,14 +80,6 @@ def prediction_picture(predictor: Predictor, seeds: Sequence[int]) -> Image.Imag
     return with_legend(sheet, f"{SIGN}unseen: trained without any label or image of this class")
 
 
-def vocabulary_picture(fine: Predictor, coarse: Predictor, seed: int) -> Image.Image:
-    """One scene, predicted with two vocabularies by the same weights."""
-    image, _ = truth_of(seed)
-    both = (overlay(image, one(image)) for one in (fine, coarse))
-    names = ["image", f"{len(fine.vocabulary)} names", f"{len(coarse.vocabulary)} other names"]
-    return panel([[Image.fromarray(image), *both]], captions=names)
-
-
 def world_picture(seeds: Sequence[int], columns: int = 4) -> Image.Image:
     """Scenes of the built-in world."""
     scenes = [Image.fromarray(draw_scene(seed, (288, 384)).image) for seed in seeds]
@@ -103,8 +88,9 @@ def world_picture(seeds: Sequence[int], columns: int = 4) -> Image.Image:
 
 def with_legend(sheet: Image.Image, text: str) -> Image.Image:
     """The sheet with a line of text below."""
-    font = ImageFont.load_default(max(14, sheet.width // 80))
-    height = int(2 * font.size)
+    size = max(14, sheet.width // 80)
+    font = ImageFont.load_default(size)
+    height = 2 * size
     taller = Image.new("RGB", (sheet.width, sheet.height + height), PAPER)
     taller.paste(sheet, (0, 0))
     ImageDraw.Draw(taller).text((12, sheet.height), text, INK, font=font)
@@ -135,10 +121,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     save(world_picture(WORLD), args.out / "world.webp")
-    fine = Predictor.load(args.weights, device="cpu")
-    save(prediction_picture(fine, args.seeds), args.out / "prediction.webp")
-    coarse = Predictor.load(args.weights, Vocabulary(COARSE), device="cpu")
-    save(vocabulary_picture(fine, coarse, args.seeds[-1]), args.out / "vocabulary.webp")
+    predictor = Predictor.load(args.weights, device="cpu")
+    save(prediction_picture(predictor, args.seeds), args.out / "prediction.webp")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,6 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "tiny CLIP, zero-shot top-1 on held-out masked crops: seen classes / unseen things",
         "`python -m concat_cli.core.clip.tiny.train --evaluate`",
     ),
-    "gpu": ("one GPU, R-50 at 1024x1024: images a second, memory", "see docs/results.md"),
 }
 
 
@@ -187,7 +186,8 @@ def _first_line(path: Path) -> str:
 
 def examples() -> str:
     """The examples of every command, as in its help."""
-    return "\n".join(["```sh", *(line for lines in EXAMPLES.values() for line in lines), "```"])
+    lines = dict.fromkeys(line for group in EXAMPLES.values() for line in group)
+    return "\n".join(["```sh", *lines, "```"])
 
 
 def filled(text: str, folder: Path) -> str:

@@ -135,7 +135,7 @@ def test_the_losses_of_two_processes_are_those_of_one(both):
 
 def test_the_warm_up_has_nothing_sampled_and_agrees(both):
     one, two = (losses(both[n], "con", "warmup") for n in ("one", "two"))
-    assert len(one) == 2 and {"class", "align_instance"} <= one[0].keys()
+    assert len(one) == 2 and {"truth_class", "truth_align"} <= one[0].keys()
     for a, b in zip(one, two, strict=True):
         assert all(b[name] == pytest.approx(a[name], rel=1e-3) for name in a)
 

@@ -158,7 +158,7 @@ def _naive_sample(values: Tensor, sizes: list, places: Tensor, weights: Tensor) 
 
 
 @pytest.mark.parametrize("sampler", [sample_reference, sample_bags])
-def test_deformable_sampling_against_a_loop(sampler) -> None:  # noqa: ANN001
+def test_deformable_sampling_against_a_loop(sampler) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = [(2, 3), (4, 5), (7, 9)]
     values = torch.randn(2, sum(h * w for h, w in sizes), 2, 4, generator=generator)
@@ -273,7 +273,7 @@ def test_mask_queries_of_the_segmentor() -> None:
     model = _segmentor()
     masks = torch.zeros(2, 3, 16, 16)
     masks[:, :2, :8] = 1.0  # the third mask is empty: finite all the same
-    queries = model.mask_queries(_images(2, 64, 64), masks)
+    queries = model.mask_queries(*model.features(_images(2, 64, 64), None), masks)
     assert queries.shape == (2, 3, WIDTH) and queries.isfinite().all()
     torch.testing.assert_close(queries[:, 0], queries[:, 1])
 

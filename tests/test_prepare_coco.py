@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -288,7 +287,7 @@ def _full_disk(*_: object, **__: object) -> str:
 
 def test_an_unwritable_place(tmp_path: Path, monkeypatch) -> None:
     check_writable(tmp_path / "a" / "b")
-    assert os.listdir(tmp_path) == []
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Cannot write") as caught:
         check_writable(tmp_path / "file" / "out")

@@ -205,7 +205,7 @@ def test_scene_seeds_are_disjoint() -> None:
     places = (0, 1, 2, 499, 3999, 2**31, 2**32 - 1)
     drawn = [scene_seed(*key) for key in product(PARTS, seeds, places)]
     assert len(set(drawn)) == len(drawn) == len(PARTS) * len(seeds) * len(places)
-    assert 0 <= min(drawn) and max(drawn) < 2**64
+    assert min(drawn) >= 0 and max(drawn) < 2**64
     # One bit field each: (part, seed, index) can be read back, so no two can ever be equal.
     for part, seed, index in product(PARTS, seeds, places):
         code = scene_seed(part, seed, index)
@@ -373,5 +373,5 @@ def test_custom_split_in_any_order_is_one_data_set(tmp_path: Path) -> None:
 
 
 def test_a_seed_out_of_range_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="shapes.seed"):
+    with pytest.raises(UserError, match=r"shapes\.seed"):
         prepare_shapes(tmp_path / "shapes", ShapesConfig(seed=SEED_BOUND))

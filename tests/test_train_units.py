@@ -349,7 +349,7 @@ def test_an_image_of_void_alone_gives_finite_losses(mini_run):
         losses = module(batch, 0)
         torch.stack(list(losses.values())).sum().backward()
         assert all(bool(torch.isfinite(value)) for value in losses.values())
-        assert losses.get("mask", torch.zeros(())) == 0 and losses["class"] >= 0
+        assert losses.get("mask", torch.zeros(())) == 0
 
 
 # --- losses on tokens ---------------------------------------------------------------------------
@@ -641,7 +641,7 @@ def test_the_union_loss_is_the_weighted_cross_entropy():
         index = 8 if label == EMPTY else int(label)
         weight = 0.1 if index == 8 else 3.0 if index >= 6 else 1.0
         logits = module.classifier(module.projector(query), module.text)
-        total += weight * float(-logits.log_softmax(-1)[index])
+        total += weight * float(-logits.detach().log_softmax(-1)[index])
         weights += weight
     assert float(found) == pytest.approx(total / weights, rel=1e-5)
     assert made.shape == (8, 8) and of.tolist() == [6] * 4 + [7] * 4

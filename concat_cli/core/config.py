@@ -107,6 +107,7 @@ class LossConfig:
     oversample: float = 3.0  # [Mask2Former]
     importance: float = 0.75  # share of uncertain points [Mask2Former]
     dense: float = 0.0  # per-token cross-entropy on seen classes [ours]
+    truth: float = 0.0  # the warm-up's losses on true masks, kept on in stage 1 [ours]
     denoising: int = 0  # queries made from truth-pooled features, per image [ours]
 
     def __post_init__(self) -> None:
@@ -291,6 +292,6 @@ class Config:
             "loss.denoising and loss.dense need model.token_queries=true",
         )
         _check(
-            self.model.mask_pooling or not self.warmup.steps,
-            "warmup.steps needs model.mask_pooling=true",
+            self.model.mask_pooling or not (self.warmup.steps or self.loss.truth),
+            "warmup.steps and loss.truth need model.mask_pooling=true",
         )

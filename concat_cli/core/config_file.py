@@ -211,7 +211,10 @@ def _build(given: list[_Given], problems: list[_Problem]) -> Config:
             problems.append(_Problem(f"{where.get(section, 'defaults')}: {section}: {error}."))
     if problems:
         raise _error(problems)
-    return Config(**sections)
+    try:
+        return Config(**sections)
+    except ValueError as error:  # sections that do not fit together
+        raise _error([_Problem(f"The configuration does not fit together: {error}.")]) from None
 
 
 def _error(problems: list[_Problem]) -> UserError:

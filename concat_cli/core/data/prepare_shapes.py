@@ -77,12 +77,24 @@ def prepare_shapes(
     )
 
 
-def _header(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str, Any]:
-    """The content of dataset.json."""
-    annotations = {part: f"annotations/panoptic_{part}" for part in PARTS}
+def differing_keys(source: dict[str, Any], cfg: ShapesConfig) -> list[str]:
+    """Keys of `cfg` that are otherwise in `source`, which is what a built-in world's dataset.json
+    tells of its making; keys that it does not tell are left out."""
+    asked = _source(cfg, *unseen_split(cfg.unseen, cfg.unseen_seed))
+    return [key for key in asdict(cfg) if key in source and source[key] != asked[key]]
+
+
+def _source(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str, Any]:
+    """What the data set was drawn from."""
     source = {"world": WORLD} | asdict(cfg)
     if split == "custom":
         source["unseen"] = "; ".join(unseen)  # in class order, however it was written
+    return source
+
+
+def _header(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str, Any]:
+    """The content of dataset.json."""
+    annotations = {part: f"annotations/panoptic_{part}" for part in PARTS}
     return {
         "format": 1,
         "name": "shapes",
@@ -92,7 +104,7 @@ def _header(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str,
             part: {"images": part, "json": f"{path}.json", "pngs": path}
             for part, path in annotations.items()
         },
-        "source": source,
+        "source": _source(cfg, split, unseen),
     }
 
 
@@ -277,8 +289,8 @@ def _segments_info(scene: Scene, ids: Iterable[int]) -> Iterator[dict[str, Any]]
 
 def category_colour(label: int) -> tuple[int, int, int]:
     """A class's colour in COCO's categories: hues a golden section apart, three depths."""
-    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1.0, 0.55 + 0.2 * (label % 3), 0.9)
-    return tuple(int(255 * v) for v in rgb)  # type: ignore[return-value]
+    r, g, b = colorsys.hsv_to_rgb(label * 0.618034 % 1.0, 0.55 + 0.2 * (label % 3), 0.9)
+    return int(255 * r), int(255 * g), int(255 * b)
 
 
 def _panoptic_json(part: str, size: int, annotations: list[dict[str, Any]]) -> dict[str, Any]:

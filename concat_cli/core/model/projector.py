@@ -29,6 +29,12 @@ class Projector(nn.Module):
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def reset(self) -> None:
+        """Draws all weights anew from torch's global generator."""
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            layer.reset_parameters()
+
     def forward(self, vision_queries: Tensor) -> Tensor:
         """(..., D) -> (..., E), not normalised."""
         features = vision_queries

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.padding import resize_padding
+from concat_cli.core.model.padding import map_size, resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import (
@@ -54,9 +54,11 @@ class DenseOutput:
 class SegmentorOutput(QueryOutput):
     """The ordinary queries' predictions, and what training may ask for besides.
 
-    denoising: the same for the M denoising queries. dense: for the tokens.
+    features: the backbone's maps. denoising: predictions of the M denoising queries. dense: of the
+    tokens.
     """
 
+    features: list[Tensor]
     pixel: PixelFeatures
     denoising: QueryOutput | None = None
     dense: DenseOutput | None = None
@@ -89,12 +91,12 @@ class MaskPool(nn.Module):
 
         A map coarser than the weights meets their sums over its cells, which equals upsampling it.
         """
-        finest = maps[0].shape[-2:]
+        finest = map_size(maps[0])
         weights = average_weights(masks, finest, resize_padding(padding, finest))  # sum to 1
         weights = {finest: weights.unflatten(2, finest).to(maps[0].dtype)}
         pooled = []
         for norm, features in zip(self.norms, maps, strict=True):
-            size = features.shape[-2:]
+            size = map_size(features)
             if size not in weights:
                 weights[size] = sum_cells(list(weights.values())[-1], size)  # (B, N, h, w)
             tokens = features.flatten(2).transpose(1, 2)
@@ -123,6 +125,9 @@ class Segmentor(nn.Module):
         detach_class_path: with mask_pool, class gradients reach the backbone through the pooled
             features only, not the decoder's queries [ours].
     """
+
+    mean: Tensor  # (3, 1, 1), of the backbone's input
+    std: Tensor
 
     def __init__(
         self,
@@ -170,6 +175,7 @@ class Segmentor(nn.Module):
         count = self.query_decoder.queries
         return SegmentorOutput(
             *(part[:, :, :count] for part in parts),
+            features=features,
             pixel=pixel,
             denoising=None
             if denoising is None
@@ -193,12 +199,15 @@ class Segmentor(nn.Module):
         semantic = self.projector(vision_queries)
         return semantic, self.classifier(semantic, text)
 
-    def mask_queries(self, images: Tensor, masks: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Vision embeddings (B, N, D) of given masks (B, N, h, w) without the query decoder."""
-        assert self.mask_pool is not None and self.vision_norm is not None, (
-            "built without mask_pool"
-        )
-        features, pixel = self.features(images, padding)
+    def mask_queries(
+        self,
+        features: list[Tensor],
+        pixel: PixelFeatures,
+        masks: Tensor,
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """Vision embeddings (B, N, D) of given masks (B, N, h, w), without the query decoder."""
+        assert self.mask_pool is not None and self.vision_norm is not None, "built without mask_pool"
         return self.vision_norm(self.mask_pool([*features, pixel.levels[-1]], masks, padding))
 
     def _vision_queries(
@@ -211,7 +220,7 @@ class Segmentor(nn.Module):
         """What is projected: the decoder's query, plus what lies under its mask if built so."""
         if self.mask_pool is None or self.vision_norm is None:
             return decoded.queries
-        layers, batch, count = decoded.queries.shape[:3]
+        layers, _, count = decoded.queries.shape[:3]
         # squared probabilities keep a large faint background from outweighing a small segment
         soft = decoded.mask_logits.detach().float().sigmoid().square()
         soft = soft.transpose(0, 1).flatten(1, 2)  # (B, L * N, h, w)
@@ -224,8 +233,9 @@ class Segmentor(nn.Module):
         self, tokens: Tokens | None, features: list[Tensor], pixel: PixelFeatures, text: Tensor
     ) -> DenseOutput:
         """Classes of single tokens through the same class path."""
-        assert tokens is not None, "dense predictions need token queries"
-        vision = self.query_decoder.token_embedding(tokens.features)
+        embedding = self.query_decoder.token_embedding
+        assert tokens is not None and embedding is not None, "built without token queries"
+        vision = embedding(tokens.features)
         if self.mask_pool is not None and self.vision_norm is not None:
             pooled = self.mask_pool.grid([*features, pixel.levels[-1]], tokens.size)
             vision = vision.detach() if self.detach_class_path else vision

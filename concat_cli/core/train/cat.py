@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,8 @@ from concat_cli.core.train.distributed import wait
 from concat_cli.core.train.fold import choose_fold, fold_figures
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.queries import QueryBatch, class_statistics, query_batches
-from concat_cli.core.train.query_bank import QueryBank, check_bank, open_bank
+from concat_cli.core.train.query_bank import Banks, QueryBank, check_bank, open_bank
+from concat_cli.core.train.refit import refitted
 from concat_cli.core.train.session import (
     Session,
     embed,
@@ -41,6 +43,8 @@ class GeneratorModule(nn.Module):
     Args:
         text: (K, E) of the trained classes. segmentor: frozen; its projector closes the cycle.
     """
+
+    text: Tensor
 
     def __init__(
         self, generator: Generator, segmentor: Segmentor, text: Tensor, cfg: CatConfig
@@ -122,13 +126,6 @@ class GeneratorTask:
         """Nothing to show."""
 
 
-class Banks:
-    """The query banks of a run: train, and dev (train again where the data set has no dev)."""
-
-    def __init__(self, train: QueryBank, dev: QueryBank) -> None:
-        self.train, self.dev = train, dev
-
-
 def open_banks(
     session: Session, run: Run, weights: Weights, segmentor: Segmentor, text: Tensor
 ) -> Banks:
@@ -188,7 +185,11 @@ def train_cat(
         names = ", ".join(session.info.vocabulary.seen_only().names[c] for c in fold)
         progress.say(f"choosing the number of steps on seen classes set aside: {names}")
         inner = stage.inner("fold")
-        chosen = _fit(session, clip, source, segmentor, text, banks, fold, fold, steps, inner)
+        judge = segmentor
+        if cfg.cat.refit_projector:  # the cycle must not know the fold either
+            judge = copy.deepcopy(segmentor)
+            judge.projector, _ = refitted(segmentor, text, fold, banks, cfg.finetune)
+        chosen = _fit(session, clip, source, judge, text, banks, fold, fold, steps, inner)
         if not chosen.finished:
             return replace(chosen, weights=stage.last, steps=0)
         steps, figures = _best_step(inner)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip.encoder import load_clip
@@ -37,7 +37,11 @@ class ImageTask:
     """A task of the loop over the images of the train part, scored on dev."""
 
     def __init__(
-        self, module: nn.Module, session: Session, text: Tensor, optim: OptimConfig
+        self,
+        module: ConModule | WarmupModule,
+        session: Session,
+        text: Tensor,
+        optim: OptimConfig,
     ) -> None:
         self.module, self.session, self.text, self.optim = module, session, text, optim
         cfg, info = session.cfg, session.info
@@ -150,7 +154,6 @@ def train_con(
 ) -> StageResult:
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
     session = open_session(cfg, device, progress)
-    check_options(cfg)
     stage = run.stage("con").open(cfg, fresh=fresh, main=session.processes.is_main)
     wait()  # the others look into the folder only after it was made or moved aside
     clip = load_clip(cfg.clip, session.device)
@@ -175,21 +178,6 @@ def train_con(
             return StageResult(stage.last, 0, 0.0, False, {})
     module = ConModule(segmentor, text, to_trained, cfg.loss, cfg.align, teacher)
     return _fit(ImageTask(module.to(session.device), session, text, cfg.optim), stage, meta)
-
-
-def check_options(cfg: Config) -> None:
-    """UserError for options that need another option."""
-    needs = {
-        "warmup.steps": (cfg.warmup.steps, "model.mask_pooling", cfg.model.mask_pooling),
-        "loss.denoising": (cfg.loss.denoising, "model.token_queries", cfg.model.token_queries),
-        "loss.dense": (cfg.loss.dense, "model.token_queries", cfg.model.token_queries),
-    }
-    for key, (value, needed, there) in needs.items():
-        if value and not there:
-            raise UserError(
-                f"{key}={value} needs {needed}, which is off.",
-                f"Set {key}=0, or {needed}=true.",
-            )
 
 
 def trained_indices(is_seen: tuple[bool, ...], device: torch.device) -> Tensor:

@@ -24,7 +24,8 @@ from concat_cli.core.train.distributed import (
     mean_over_processes,
     process_rank,
 )
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import SegmentTokens, Teacher
+from concat_cli.core.train.truth import truth_losses
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
 VOID_SHARE = 0.5  # a query lying on void for more than this share has no target
@@ -39,6 +40,9 @@ class ConModule(nn.Module):
             class must not be trained on: its pixels are void.
         teacher: gives CLS tokens; needed when an alignment weight is positive.
     """
+
+    text: Tensor
+    to_trained: Tensor
 
     def __init__(
         self,
@@ -90,8 +94,11 @@ class ConModule(nn.Module):
             losses |= {f"denoising_{name}": value for name, value in terms.items()}
         if out.dense is not None:
             losses |= self._of_tokens(out, labels, masks, void)
-        if self.align.instance:
-            losses["align_instance"] = self._instance(out, matched, batch, labels, masks)
+        target = self._segment_tokens(batch, labels, masks)
+        if target is not None:
+            losses["align_instance"] = self._instance(out, matched, target, labels)
+        if self.loss.truth:
+            losses |= self._of_truth(out, labels, masks, padding, target)
         if self.align.image:
             losses["align_image"] = self._image(out, matched, batch)
         return losses
@@ -149,13 +156,32 @@ class ConModule(nn.Module):
             )
         return losses
 
+    def _segment_tokens(self, batch: Batch, labels: Tensor, masks: Tensor) -> SegmentTokens | None:
+        """CLS tokens of the segments, where instance alignment is on."""
+        (teacher,) = self._teacher
+        if not self.align.instance or teacher is None:
+            return None
+        return teacher.segments(batch, labels, masks)
+
+    def _of_truth(
+        self,
+        out: SegmentorOutput,
+        labels: Tensor,
+        masks: Tensor,
+        padding: Tensor | None,
+        target: SegmentTokens | None,
+    ) -> dict[str, Tensor]:
+        """The warm-up's losses, kept on beside the queries' own."""
+        maps = (out.features, out.pixel)
+        losses = truth_losses(
+            self.segmentor, maps, self.text, labels, masks, padding, target, self.align
+        )
+        return {name: self.loss.truth * value for name, value in losses.items()}
+
     def _instance(
-        self, out: QueryOutput, matched: Tensor, batch: Batch, labels: Tensor, masks: Tensor
+        self, out: QueryOutput, matched: Tensor, target: SegmentTokens, labels: Tensor
     ) -> Tensor:
         """Each matched semantic query against the CLS token of its masked, cropped segment."""
-        (teacher,) = self._teacher
-        assert teacher is not None
-        target = teacher.segments(batch, labels, masks)
         query = matched[-1][target.image, target.segment]  # (M,), -1 where unmatched
         valid = target.valid & (query >= 0)
         semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)

@@ -16,9 +16,10 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, taught
 from concat_cli.core.train.calibration import choose_offset
-from concat_cli.core.train.cat import Banks, open_banks
+from concat_cli.core.train.cat import open_banks
 from concat_cli.core.train.fold import choose_fold
 from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.query_bank import Banks
 from concat_cli.core.train.session import (
     Session,
     embed,

@@ -32,7 +32,10 @@ from concat_cli.core.train.optim import MovingAverage, lr_factor
 class Task(Protocol):
     """What a stage gives the loop. The module's forward(batch, step) returns weighted losses."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What learns."""
+        ...
 
     def batches(self, start: int) -> Iterator[list[Any]]:
         """Endless list of micro-batches, one list a step, from step `start` on."""

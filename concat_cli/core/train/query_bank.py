@@ -64,6 +64,14 @@ class QueryBank:
         )
 
 
+@dataclass(frozen=True)
+class Banks:
+    """The query banks of a run: train, and dev (train again where the data set has no dev)."""
+
+    train: QueryBank
+    dev: QueryBank
+
+
 def open_bank(
     folder: Path,
     segmentor: Segmentor,

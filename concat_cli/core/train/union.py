@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from concat_cli.core.build import Generator
 from concat_cli.core.config import FinetuneConfig
 from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.train.cat import Banks
 from concat_cli.core.train.queries import (
     ClassStatistics,
     QueryBatch,
@@ -22,7 +21,7 @@ from concat_cli.core.train.queries import (
     query_batches,
     residuals_of,
 )
-from concat_cli.core.train.query_bank import EMPTY, IGNORED
+from concat_cli.core.train.query_bank import EMPTY, IGNORED, Banks
 
 
 class UnionModule(nn.Module):
@@ -33,6 +32,10 @@ class UnionModule(nn.Module):
         new: (U,) indices into `text` of the classes that get pseudo queries; may be empty.
         statistics: of real queries, for noise by analogy (None: the generator's own noise).
     """
+
+    text: Tensor
+    new: Tensor
+    weight: Tensor
 
     def __init__(
         self,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.config import AlignConfig, BackboneWarmupConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.alignment import Negatives, info_nce
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.train.con_module import trained_labels, with_slots
-from concat_cli.core.train.distributed import gather_rows, mean_over_processes, process_rank
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.truth import truth_losses
 
 
 class WarmupModule(nn.Module):
@@ -20,6 +18,9 @@ class WarmupModule(nn.Module):
     With instance alignment on, the pooled features are also aligned with the CLS tokens of their
     masked segments. Arguments as in `ConModule`.
     """
+
+    text: Tensor
+    to_trained: Tensor
 
     def __init__(
         self,
@@ -41,34 +42,13 @@ class WarmupModule(nn.Module):
         """Weighted losses by name."""
         batch = with_slots(batch, self.align.crops if self.aligns else 1)
         labels = trained_labels(batch.labels, self.to_trained)
-        valid = labels >= 0
         masks = batch.masks()
-        small = F.avg_pool2d(masks.float(), 4)
         padding = batch.padding if bool(batch.padding.any()) else None
-        vision = self.segmentor.mask_queries(batch.images, small, padding)  # (B, N, D)
-        semantic, logits = self.segmentor.classify(vision, self.text)
-        count = mean_over_processes(valid.sum().float()).clamp(min=1)
-        each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
-        losses = {"class": each / count}
-        if self.aligns:
-            losses["align_instance"] = self.align.instance * self._aligned(
-                semantic, batch, labels, masks
-            )
-        return losses
-
-    def _aligned(self, semantic: Tensor, batch: Batch, labels: Tensor, masks: Tensor) -> Tensor:
-        """Semantic embeddings (B, N, E) of true masks against the CLS tokens of every process."""
         (teacher,) = self._teacher
-        assert teacher is not None
-        target = teacher.segments(batch, labels, masks)
-        groups = labels[target.image, target.segment].masked_fill(~target.valid, -1)
-        every = Negatives(*(gather_rows(x) for x in (target.tokens, groups, target.valid)))
-        return info_nce(
-            semantic[target.image, target.segment],
-            target.tokens,
-            target.valid,
-            self.align.temperature,
-            groups,
-            every.without_rows(process_rank() * len(groups), len(groups)),
-            mean_over_processes(target.valid.sum().float()),
+        target = None
+        if self.aligns and teacher is not None:
+            target = teacher.segments(batch, labels, masks)
+        maps = self.segmentor.features(batch.images, padding)
+        return truth_losses(
+            self.segmentor, maps, self.text, labels, masks, padding, target, self.align
         )
