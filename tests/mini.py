@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from concat_cli.core.checkpoint import load_state
 from concat_cli.core.config import Config, ShapesConfig
 from concat_cli.core.config_file import load_config
+from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.prepare_shapes import prepare_shapes
 from concat_cli.core.progress import Silent
 from concat_cli.core.runs import Run, StageDir
@@ -41,8 +43,11 @@ def draw_world(root: Path, **options: Any) -> Path:
 
 
 def mini_config(world: Path, *keys: str) -> Config:
-    """The miniature configuration on a world, with overrides."""
-    return load_config(None, [f"data.root={world}", *KEYS, *keys])
+    """The miniature configuration on a world, if it is there as it was drawn, with overrides."""
+    header = world / "dataset.json"
+    source = json.loads(header.read_text())["source"] if header.exists() else {}
+    drawn = [f"shapes.{key}={value}" for key, value in source.items() if key != "world"]
+    return load_config(None, [f"data.root={world}", *drawn, *KEYS, *keys])
 
 
 @dataclass(frozen=True)
@@ -130,3 +135,12 @@ def planted_bank(
     values = 3 * directions[np.where(held >= 0, held, classes)]
     values = values + 0.3 * rng.normal(size=(images, queries, width))
     return QueryBank(values.astype(np.float16), held.astype(np.int16))
+
+
+def scene(labels: list[int], size: int = 8, seed: int = 0) -> Sample:
+    """Random segments of one pixel each and void."""
+    rng = np.random.default_rng(seed)
+    segment_map = rng.integers(0, len(labels) + 1, (size, size), dtype=np.int32)
+    image = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
+    crowd = np.zeros(len(labels), bool)
+    return Sample(image, segment_map, np.array(labels, np.int64), crowd, seed, f"{seed}.png")

@@ -24,7 +24,9 @@ from concat_cli.core.progress import Progress
 from concat_cli.examples import EXAMPLES
 
 SCENES = ["--train", "8", "--dev", "2", "--val", "3", "--size", "64"]
+DRAWN = ["shapes.train=8", "shapes.dev=2", "shapes.val=3", "shapes.size=64"]  # the same as keys
 SMALL = """
+    shapes.train=8 shapes.dev=2 shapes.val=3 shapes.size=64 warmup.steps=1
     model.width=32 model.mask_width=32 model.heads=2 model.queries=6 model.decoder_layers=1
     model.encoder_ffn=32 model.decoder_ffn=32 data.crop=64 infer.size=64 infer.max_size=64
     loss.points=32 align.instance=0.5 align.image=0.1 optim.steps=2 optim.batch_size=4
@@ -81,7 +83,7 @@ def test_every_example_runs(line: str, inside: Path, capsys: pytest.CaptureFixtu
     """Long ones with --dry-run, drawn worlds with few scenes, COCO with an all-seen split."""
     words = shlex.split(line)[1:]
     if words[0] in ("train-con", "train-cat", "finetune"):
-        words.append("--dry-run")
+        words = [*words, "--dry-run", *DRAWN]
     if words[:2] == ["prepare-data", "shapes"]:
         words = [*words, *SCENES]
     if words[:2] == ["prepare-data", "coco"]:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import timm
 import torch
 import yaml
 
 from concat_cli.core.build import build_generator, build_segmentor
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.config import Config
+from concat_cli.core.config import Config, ModelConfig
 from concat_cli.core.config_file import dump_yaml, load_config
+from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import STRIDES
 from concat_cli.core.runs import Run
 from concat_cli.core.train import plan
@@ -131,7 +133,30 @@ def test_no_key_is_dead():
     sources = [p for p in package.rglob("*.py") if p.name not in ("config.py", "examples.py")]
     code = "\n".join(path.read_text() for path in sources)
     keys = [
-        field.name for section in fields(Config) for field in fields(getattr(Config(), section.name))
+        field.name
+        for section in fields(Config)
+        for field in fields(getattr(Config(), section.name))
     ]
     assert len(keys) > 80
     assert [key for key in keys if not re.search(rf"\.{key}\b", code)] == []
+
+
+def test_a_backbone_takes_its_weights_from_a_file(tmp_path):
+    """In timm's format, the classifier left out; a wrong file is named."""
+    model = timm.create_model("resnet18", pretrained=False)
+    torch.save(model.state_dict(), tmp_path / "r18.pth")
+    cfg = replace(
+        ModelConfig(), backbone="resnet18", backbone_weights=str(tmp_path / "r18.pth"),
+        width=32, mask_width=32, heads=4,
+    )  # fmt: skip
+    body = build_segmentor(cfg, 16, pretrained=True).backbone.body.body
+    assert torch.equal(body.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
+    random = build_segmentor(cfg, 16).backbone.body.body  # restoring never looks for the file
+    assert not torch.equal(random.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("text.pth", "missing.pth"):
+        with pytest.raises(UserError, match=name):
+            wrong = replace(cfg, backbone_weights=str(tmp_path / name))
+            build_segmentor(wrong, 16, pretrained=True)
+    with pytest.raises(UserError, match="'small' backbone has no published weights"):
+        build_segmentor(ModelConfig(backbone_weights="timm"), 16, pretrained=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mini import Heard, draw_world, mini_config
+from mini import Heard, draw_world, metrics, mini_config
 from PIL import Image
 
-from concat_cli.core.build import restore_generator, restore_segmentor
+from concat_cli.core.build import part_of, restore_generator, restore_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config, ModelConfig
@@ -21,6 +21,7 @@ from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.weights import evaluate_weights, unseen_but_trained
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run, find_weights
 from concat_cli.core.train.cat import train_cat
 from concat_cli.core.train.con import train_con
@@ -230,3 +231,90 @@ def test_a_missing_part_and_options_that_need_another(mini_world, tmp_path):
     with pytest.raises(UserError, match="No prepared data set"):
         train_con(mini_config(tmp_path / "elsewhere"), run)
     assert not run.path.exists()
+
+
+def first_losses(world: Path, folder: Path, *keys: str) -> list[dict[str, float]]:
+    """The metrics of two steps of stage 1 without augmentation."""
+    run = Run("-".join(keys) or "plain", folder)
+    cfg = mini_config(world, "data.flip=0", "optim.steps=2", "warmup.steps=1", *keys)
+    assert train_con(cfg, run, device="cpu").finished
+    return [row for row in metrics(run.stage("con")) if "loss" in row]
+
+
+def test_a_cached_teacher_says_what_the_teacher_says(mini_world, tmp_path):
+    online = first_losses(mini_world, tmp_path)
+    assert first_losses(mini_world, tmp_path, "align.source=cache") == online
+    files = {path: path.stat().st_size for path in mini_world.rglob("*.tokens")}
+    assert files and all(files.values())
+    again = first_losses(mini_world, tmp_path, "align.source=cache", "optim.save_every=1")
+    assert again == online  # and nothing was encoded twice
+    assert {path: path.stat().st_size for path in mini_world.rglob("*.tokens")} == files
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_stays_near(mini_world, tmp_path, precision):
+    """The same images and points; half-precision features move the losses by a few percent."""
+    exact = first_losses(mini_world, tmp_path, "warmup.steps=0")[0]
+    lower = first_losses(mini_world, tmp_path, "warmup.steps=0", f"optim.precision={precision}")[0]
+    assert lower["loss"] != exact["loss"] == pytest.approx(lower["loss"], rel=0.1)
+    assert lower["class"] == pytest.approx(exact["class"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("optim.channels_last=true", "align.pooling=matched", "align.detach=true"),
+        ("model.detach_class_path=true", "align.pooling=objectness", "model.projector_layers=2"),
+        ("loss.truth=0.5", "warmup.align=false", "data.scale_min=0.5", "data.colour=0.3"),
+        ("model.pixel_decoder=deformable", "model.token_queries=false", "model.mask_pooling=false",
+         "warmup.steps=0", "loss.dense=0", "loss.denoising=0", "optim.ema=0"),
+    ],
+)  # fmt: skip
+def test_options_of_stage_1_run(mini_world, tmp_path, keys):
+    rows = first_losses(mini_world, tmp_path, *keys)
+    assert [row["step"] for row in rows] == [1, 2] and all(row["loss"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("cat.generator=mlp", "cat.noise=analogy", "finetune.unseen_per_step=3"),
+        ("cat.refit_projector=true", "finetune.optimiser=sgd", "finetune.layers=all"),
+        ("bank.views=2", "bank.images=10", "finetune.calibrate=true", "cat.cycle=0"),
+    ],
+)
+def test_options_of_the_later_stages_run(mini_run, tmp_path, keys):
+    run = Run("options", tmp_path)
+    cfg = mini_config(Path(mini_run.cfg.data.root), *keys)
+    cat = train_cat(cfg, run, weights=mini_run.run.weights_of("con"))
+    last = finetune(cfg, run)
+    assert cat.finished and last.finished and np.isfinite(list(last.figures.values())).all()
+    meta = load_weights(last.weights).meta
+    if cfg.finetune.calibrate:  # the offset travels with the weights
+        assert meta["config"]["infer"]["seen_offset"] == last.figures["seen_offset"]
+        assert Predictor.load(last.weights).cfg.seen_offset == last.figures["seen_offset"]
+    segmentor, kept = (load_weights(p).tensors for p in (run.weights_of("cat"), last.weights))
+    assert changed(segmentor, kept) == PROJECTOR
+
+
+def test_the_choice_of_steps_may_forget_the_fold(mini_run, tmp_path):
+    """With the option, the projector that closes the cycle on the fold is another one."""
+    figures = {}
+    for option in ("false", "true"):
+        run = Run(option, tmp_path)
+        cfg = mini_config(Path(mini_run.cfg.data.root), f"cat.refit_projector={option}")
+        train_cat(cfg, run, weights=mini_run.run.weights_of("con"))
+        figures[option] = metrics(run.stage("cat").inner("fold"))
+        cat = tensors(run, "cat")
+        assert changed(tensors(mini_run.run, "con"), cat) == set()  # it is thrown away
+    pairs = zip(figures["false"], figures["true"], strict=True)
+    assert any(a.get("cycle") != b.get("cycle") for a, b in pairs)
+
+
+def test_the_segmentor_of_a_file_has_its_own_type(mini_run):
+    weights = load_weights(mini_run.run.weights_of("con"))
+    restored = restore_segmentor(weights)
+    assert isinstance(restored, Segmentor) and not restored.training
+    assert restored.state_dict().keys() == part_of(weights, "segmentor").keys()
+    with pytest.raises(UserError, match="holds no generator"):
+        part_of(weights, "generator")

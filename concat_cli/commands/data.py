@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,9 @@ def shapes(
     from concat_cli.core.data.prepare_shapes import prepare_shapes
 
     prepare_shapes(out, cfg, console.progress)
-    console.done({"data": relative(out)}, [f"concat train-con data.root={relative(out)}"])
+    keys = [f"data.root={relative(out)}"]
+    keys += [f"shapes.{k}={v}" for k, v in given.items() if v != getattr(_DEFAULT, k)]
+    console.done({"data": relative(out)}, [f"concat train-con {shlex.join(keys)}"])
 
 
 @app.command("coco", epilog=epilog("prepare-data coco"))

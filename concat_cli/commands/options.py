@@ -47,17 +47,21 @@ Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in C
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
 
+REFERENCE = Path(__file__).parents[1] / "shapes.yaml"  # the same as configs/shapes.yaml
+
+
 def open_run(
     stage: str, config: Path | None, name: str | None, overrides: list[str] | None, console: Console
 ) -> tuple[Config, Run]:
     """The run and the configuration of a stage.
 
-    Without `-c`, a later stage takes the configuration of the stage before it in the same run.
+    Without `-c`, a later stage takes the configuration of the stage before it in the same run;
+    where there is none, the reference configuration of the built-in world is taken.
     """
     run = Run(name or (config.stem if config is not None else DEFAULT_NAME))
     earlier = [run.stage(s).config_yaml for s in STAGES[: STAGES.index(stage)]]
     saved = next((path for path in reversed(earlier) if path.exists()), None)
-    cfg = load_config(config or saved, overrides or ())
+    cfg = load_config(config or saved or REFERENCE, overrides or ())
     if config is not None and saved is not None:
         lines = relevant_diff("con", load_config(saved), cfg)
         if lines:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 
 from concat_cli.core.checkpoint import Weights
@@ -21,7 +23,9 @@ Generator = PrimitiveGenerator | MlpGenerator
 
 def build_segmentor(cfg: ModelConfig, clip_width: int, *, pretrained: bool = False) -> Segmentor:
     """A segmentor whose semantic queries have CLIP's width; `pretrained` loads backbone weights."""
-    backbone = Backbone(cfg.backbone, pretrained and cfg.backbone_weights == "timm", cfg.frozen_bn)
+    known: dict[str, bool | Path] = {"": False, "timm": True}
+    source = known.get(cfg.backbone_weights, Path(cfg.backbone_weights)) if pretrained else False
+    backbone = Backbone(cfg.backbone, source, cfg.frozen_bn)
     decoder = {"fpn": FPNPixelDecoder, "deformable": DeformablePixelDecoder}[cfg.pixel_decoder]
     pixel_decoder = decoder(
         backbone.channels,

@@ -1,8 +1,8 @@
 """The schema of a run: frozen dataclasses with defaults and checked ranges.
 
-A YAML file holds deltas from these defaults (`config_file.py` reads it); one file describes all three
-stages. After each key: where its default comes from, [paper] stated by a CONCAT source, [PADing],
-[Mask2Former], [ZegFormer], or [ours].
+A YAML file holds deltas from these defaults (`config_file.py` reads it); one file describes all
+three stages. After each key: where its default comes from, [paper] stated by a CONCAT source,
+[PADing], [Mask2Former], [ZegFormer], or [ours].
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class AlignConfig:
     image: float = 0.0  # weight of conditional global alignment
     instance: float = 0.0  # weight of conditional instance alignment
     temperature: float = 0.07
-    bank: int = 1024  # size of each token bank (FIFO of CLS tokens used as negatives); 0: batch only
+    bank: int = 1024  # size of each token bank (FIFO of CLS tokens as negatives); 0: batch only
     pooling: Literal["attention", "objectness", "matched"] = "attention"  # of the semantic queries
     crops: int = 8  # masked crops per image at most
     source: Literal["online", "cache"] = "online"  # "cache" keeps the tokens of views on disk

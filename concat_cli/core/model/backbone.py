@@ -1,9 +1,12 @@
 """Backbones: a small residual CNN for the built-in world, and any timm model with features."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
@@ -91,17 +94,24 @@ class SmallBackbone(nn.Module):
         return maps
 
 
-def _timm_features(name: str, pretrained: bool) -> Any:
+def _timm_features(name: str, pretrained: bool | Path) -> Any:
     """A timm model as feature extractor (their classes share no type); errors go to the user."""
     import timm
 
     hint = "Any timm model with `features_only`: resnet50, convnext_tiny, swin_tiny_patch4_..."
     if not timm.is_model(name):
         raise UserError(f"model.backbone '{name}' is neither 'small' nor a timm model.", hint)
-    any_size: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+    options: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+    if isinstance(pretrained, Path):
+        options["pretrained_cfg_overlay"] = {"file": str(pretrained)}
     try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, **any_size)
-    except (OSError, RuntimeError) as error:
+        return timm.create_model(name, pretrained=bool(pretrained), features_only=True, **options)
+    except (OSError, RuntimeError, UnpicklingError, SafetensorError) as error:
+        if isinstance(pretrained, Path):
+            raise UserError(
+                f"{pretrained} cannot be loaded into '{name}': {str(error)[:200]}",
+                "Give a file in timm's own format for this model (model.backbone_weights).",
+            ) from error
         if not pretrained:
             raise UserError(f"timm cannot build '{name}': {error}", hint) from error
         raise UserError(
@@ -113,7 +123,7 @@ def _timm_features(name: str, pretrained: bool) -> Any:
 class TimmBackbone(nn.Module):
     """A timm model; padded borders reach a few pixels into the image, as in Mask2Former."""
 
-    def __init__(self, name: str, pretrained: bool) -> None:
+    def __init__(self, name: str, pretrained: bool | Path) -> None:
         super().__init__()
         body = _timm_features(name, pretrained)
         self.body: nn.Module = body
@@ -145,12 +155,13 @@ class Backbone(nn.Module):
 
     Args:
         name: "small", or a timm model with `features_only`.
-        pretrained: load timm's published weights; offline without them a UserError.
+        pretrained: load timm's published weights, or those of a file; UserError where they cannot
+            be had.
         frozen_bn: batch norms keep their statistics and weights, as in Mask2Former's R-50.
     """
 
     def __init__(
-        self, name: str = "small", pretrained: bool = False, frozen_bn: bool = False
+        self, name: str = "small", pretrained: bool | Path = False, frozen_bn: bool = False
     ) -> None:
         super().__init__()
         if name == "small" and pretrained:

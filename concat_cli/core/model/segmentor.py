@@ -147,6 +147,10 @@ class Segmentor(nn.Module):
         self.classifier = classifier
         self.mask_pool = mask_pool
         self.vision_norm = nn.LayerNorm(query_decoder.width) if mask_pool is not None else None
+        # what is pooled comes first: it may be warmed up when the decoder's queries are still noise
+        self.query_gate = (
+            nn.Parameter(torch.full((query_decoder.width,), 0.1)) if mask_pool is not None else None
+        )
         self.detach_class_path = detach_class_path
         mean = torch.tensor(backbone.mean)[:, None, None]
         std = torch.tensor(backbone.std)[:, None, None]
@@ -207,7 +211,7 @@ class Segmentor(nn.Module):
         padding: Tensor | None = None,
     ) -> Tensor:
         """Vision embeddings (B, N, D) of given masks (B, N, h, w), without the query decoder."""
-        assert self.mask_pool is not None and self.vision_norm is not None, "built without mask_pool"
+        assert self.mask_pool is not None and self.vision_norm is not None, "no mask_pool"
         return self.vision_norm(self.mask_pool([*features, pixel.levels[-1]], masks, padding))
 
     def _vision_queries(
@@ -218,7 +222,7 @@ class Segmentor(nn.Module):
         padding: Tensor | None,
     ) -> Tensor:
         """What is projected: the decoder's query, plus what lies under its mask if built so."""
-        if self.mask_pool is None or self.vision_norm is None:
+        if self.mask_pool is None or self.vision_norm is None or self.query_gate is None:
             return decoded.queries
         layers, _, count = decoded.queries.shape[:3]
         # squared probabilities keep a large faint background from outweighing a small segment
@@ -227,7 +231,7 @@ class Segmentor(nn.Module):
         pooled = self.mask_pool([*features, pixel.levels[-1]], soft, padding)
         pooled = pooled.unflatten(1, (layers, count)).transpose(0, 1)  # (L, B, N, D)
         queries = decoded.queries.detach() if self.detach_class_path else decoded.queries
-        return self.vision_norm(queries + pooled)
+        return self.vision_norm(self.query_gate * queries + pooled)
 
     def _dense(
         self, tokens: Tokens | None, features: list[Tensor], pixel: PixelFeatures, text: Tensor
@@ -236,10 +240,10 @@ class Segmentor(nn.Module):
         embedding = self.query_decoder.token_embedding
         assert tokens is not None and embedding is not None, "built without token queries"
         vision = embedding(tokens.features)
-        if self.mask_pool is not None and self.vision_norm is not None:
+        if self.mask_pool and self.vision_norm and self.query_gate is not None:
             pooled = self.mask_pool.grid([*features, pixel.levels[-1]], tokens.size)
             vision = vision.detach() if self.detach_class_path else vision
-            vision = self.vision_norm(vision + pooled)
+            vision = self.vision_norm(self.query_gate * vision + pooled)
         semantic, class_logits = self.classify(vision, text)
         return DenseOutput(
             vision, semantic, class_logits, tokens.objectness, tokens.padding, tokens.size

@@ -95,9 +95,7 @@ class GeneratorTask:
     def batches(self, start: int) -> Iterator[list[QueryBatch]]:
         """Real queries with a segment, and empty ones."""
         cfg = self.cfg
-        return query_batches(
-            self.banks.train, self.rows, cfg.batch, cfg.negatives, cfg.seed, start
-        )
+        return query_batches(self.banks.train, self.rows, cfg.batch, cfg.negatives, cfg.seed, start)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All of the generator, without weight decay [PADing]."""
@@ -134,7 +132,8 @@ def open_banks(
     to_trained = trained_indices(info.vocabulary.is_seen, session.device)
 
     def bank(part: str, augmented: bool) -> QueryBank:
-        if not session.processes.is_main:
+        writes = session.processes.is_main
+        if not writes:
             wait()  # until the first process has written it
         found = open_bank(
             run.path / "bank" / part,
@@ -145,10 +144,11 @@ def open_banks(
             cfg,
             str(weights.meta.get("segmentor", weights.sha256)),
             augmented=augmented,
+            writes=writes,
             dtype=session.dtype,
             progress=session.progress,
         )
-        if session.processes.is_main:
+        if writes:
             wait()
         return found
 
@@ -171,11 +171,9 @@ def train_cat(
     check_stage(source, "con")
     cfg = replace(cfg, model=config_of(source).model)
     session = open_session(cfg, device, progress)
-    stage = run.stage("cat").open(
-        cfg, fresh=fresh, main=session.processes.is_main, inputs={"weights": source.sha256}
-    )
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
+    stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})
     segmentor = restore_segmentor(source).to(session.device)
     text = embed(clip, session.info.vocabulary.seen_only(), cfg, session.device)
     banks = open_banks(session, run, source, segmentor, text)

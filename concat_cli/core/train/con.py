@@ -24,7 +24,7 @@ from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.con_module import ConModule
-from concat_cli.core.train.distributed import Processes, gather_objects, wait
+from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import write_preview
@@ -154,8 +154,7 @@ def train_con(
 ) -> StageResult:
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
     session = open_session(cfg, device, progress)
-    stage = run.stage("con").open(cfg, fresh=fresh, main=session.processes.is_main)
-    wait()  # the others look into the folder only after it was made or moved aside
+    micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     clip = load_clip(cfg.clip, session.device)
     vocabulary = session.info.vocabulary
     text = embed(clip, vocabulary.seen_only(), cfg, session.device)
@@ -168,12 +167,11 @@ def train_con(
     if cfg.optim.channels_last:
         segmentor = segmentor.to(memory_format=torch.channels_last)
     to_trained = trained_indices(vocabulary.is_seen, session.device)
+    stage = session.open_stage(run.stage("con"), fresh=fresh)
     meta = session.meta("con", clip)
     if cfg.warmup.steps and not stage.state.exists():
         module = WarmupModule(segmentor, text, to_trained, cfg.align, cfg.warmup, teacher)
-        optim = replace(
-            cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0
-        )
+        optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
         if not _fit(WarmupTask(module, session, text, optim), stage.inner("warmup"), meta).finished:
             return StageResult(stage.last, 0, 0.0, False, {})
     module = ConModule(segmentor, text, to_trained, cfg.loss, cfg.align, teacher)

@@ -115,9 +115,7 @@ class ConModule(nn.Module):
         classes = class_loss(
             out.class_logits, matched, labels, self.loss.no_object, ignore, mean_over_processes
         )
-        mask, dice = mask_losses(
-            out.mask_logits, matched, masks, labels >= 0, count, self.points
-        )
+        mask, dice = mask_losses(out.mask_logits, matched, masks, labels >= 0, count, self.points)
         return {
             "class": self.loss.classes * classes,
             "mask": self.loss.mask * mask,

@@ -69,12 +69,8 @@ def finetune(
     check_clip(source, clip.identity)
     check_words(new, clip, force)
     name = "finetune" if vocabulary is None else taught(vocabulary)
-    stage = run.stage(name).open(
-        cfg,
-        fresh=fresh,
-        main=session.processes.is_main,
-        inputs={"weights": source.sha256, "vocabulary": "; ".join(new.names)},
-    )
+    inputs = {"weights": source.sha256, "vocabulary": _written(new if given is None else given)}
+    stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)
     segmentor = restore_segmentor(source).to(session.device)
     generator = restore_generator(source).to(session.device) if pseudo else None
     trained = embed(clip, known.seen_only(), cfg, session.device)
@@ -148,6 +144,13 @@ def _as_built(cfg: Config, source: Weights) -> Config:
     return replace(cfg, model=built.model)
 
 
+def _written(vocabulary: Vocabulary) -> str:
+    """The names, synonyms and kinds, as a vocabulary file would have them."""
+    return "; ".join(
+        f"{', '.join((entry.name, *entry.synonyms))} : {entry.kind}" for entry in vocabulary.entries
+    )
+
+
 def shorten(names: tuple[str, ...], most: int = 8) -> str:
     """The first names, and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
@@ -166,8 +169,6 @@ def _calibrate(
     generator = None
     if cfg.finetune.pseudo:
         generator = restore_generator(source).to(session.device)
-    offset, figures = choose_offset(
-        segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune
-    )
+    offset, figures = choose_offset(segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune)
     session.progress.say(f"seen logits are lowered by {offset:.2f} (chosen on dev and the fold)")
     return offset, figures | {"seen_offset": offset}

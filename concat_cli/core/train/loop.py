@@ -131,6 +131,7 @@ class Fit:
     def run(self) -> StageResult:
         """Trains from the last saved state to the end, or to SIGTERM."""
         self._restore()
+        wait()  # until every process has looked for a state: the first one may soon write one
         began = time.monotonic()
         steps = range(self.step, self.optim.steps)
         batches = self.task.batches(self.step)
@@ -208,7 +209,9 @@ class Fit:
         values = mean_over_processes(torch.stack([sums[n].float() for n in names])).tolist()
         row = {"step": self.step, "loss": round(sum(values), 5)}
         row |= {name: round(value, 5) for name, value in zip(names, values, strict=True)}
-        row |= {"grad_norm": round(float(norm), 4), "lr_factor": round(factor, 5)}
+        # fp16 skips a step whose gradient is not finite; JSON has no number for it
+        shown = round(float(norm), 4) if bool(torch.isfinite(norm)) else None
+        row |= {"grad_norm": shown, "lr_factor": round(factor, 5)}
         row["seconds"] = round(self.trained_seconds, 2)
         if self.processes.is_main:
             self.stage.append_metrics(row)
@@ -234,9 +237,7 @@ class Fit:
     def _evaluate(self) -> None:
         self.scored = self.step
         # running statistics differ between processes; all score what the first one would save
-        share_from_main(
-            self.average.state.values() if self.average else self.task.module.buffers()
-        )
+        share_from_main(self.average.state.values() if self.average else self.task.module.buffers())
         self.figures = self._with_average(self.task.score, self.step)
         if not self.figures:
             return

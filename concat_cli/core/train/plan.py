@@ -15,7 +15,7 @@ from concat_cli.core.config import ClipConfig, Config
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train.session import draws_shapes
+from concat_cli.core.train.session import check_world, draws_shapes
 from concat_cli.core.vocabulary_file import parse_vocabulary
 
 Plan = dict[str, str]
@@ -56,6 +56,7 @@ def _data(cfg: Config) -> str:
     root = Path(cfg.data.root)
     if (root / "dataset.json").exists():
         info = read_dataset_info(root)
+        check_world(cfg, info)
         seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
         parts = ", ".join(info.parts)
         return f"{root}: {info.name}, {seen} seen and {classes - seen} unseen classes; {parts}"

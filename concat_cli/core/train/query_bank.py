@@ -82,6 +82,7 @@ def open_bank(
     identity: str,
     *,
     augmented: bool,
+    writes: bool = True,
     dtype: torch.dtype | None = None,
     progress: Progress = SILENT,
 ) -> QueryBank:
@@ -91,6 +92,7 @@ def open_bank(
         text: (K, E) of the trained classes; to_trained: see `ConModule`.
         identity: of the weights; a bank of others is written anew.
         augmented: training views, `bank.views` of them; else the plain images once.
+        writes: False in a process that only reads what another one has finished.
     """
     images = min(len(dataset), cfg.bank.images or len(dataset))
     rows = images * (cfg.bank.views if augmented else 1)
@@ -105,6 +107,7 @@ def open_bank(
         "config": _facts(cfg),
     }
     done = _done(folder, facts)
+    assert writes or done == rows, f"{folder} is not finished"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not done:  # what is about to be overwritten must not be taken for complete

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.dataset import DatasetInfo, read_dataset_info
-from concat_cli.core.data.prepare_shapes import prepare_shapes
+from concat_cli.core.data.prepare_shapes import differing_keys, prepare_shapes
 from concat_cli.core.device import choose_device, choose_precision
+from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Progress
+from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, join, wait
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -33,6 +36,14 @@ class Session:
     dtype: torch.dtype | None
     processes: Processes
     progress: Progress
+
+    def open_stage(
+        self, stage: StageDir, *, fresh: bool = False, inputs: dict[str, str] | None = None
+    ) -> StageDir:
+        """`StageDir.open` by the first process; the others look into the folder only after it."""
+        stage.open(self.cfg, fresh=fresh, main=self.processes.is_main, inputs=inputs)
+        wait()
+        return stage
 
     def meta(self, stage: str, clip: Clip, **facts: Any) -> dict[str, Any]:
         """The facts that a weights file carries about itself."""
@@ -74,7 +85,27 @@ def open_data(cfg: Config, processes: Processes, progress: Progress) -> DatasetI
         progress.say(f"drawing the built-in world into {root} (it is not there yet)")
         prepare_shapes(root, cfg.shapes, progress)
     wait()
-    return read_dataset_info(root)
+    info = read_dataset_info(root)
+    check_world(cfg, info)
+    return info
+
+
+def check_world(cfg: Config, info: DatasetInfo) -> None:
+    """UserError where the built-in world at `data.root` was drawn with other `shapes.*` values."""
+    source = info.source
+    if not draws_shapes(cfg) or "world" not in source:
+        return
+    keys = differing_keys(source, cfg.shapes)
+    if keys:
+        found = "; ".join(
+            f"shapes.{key} is {source[key]!r}, not {getattr(cfg.shapes, key)!r}" for key in keys
+        )
+        there = " ".join(shlex.quote(f"shapes.{key}={source[key]}") for key in keys)
+        raise UserError(
+            f"The scenes in {info.root} are not those of the configuration: {found}.",
+            f"Give {there} to train on them, or another folder, like "
+            f"data.root={info.root}-2, which is then drawn as configured.",
+        )
 
 
 def draws_shapes(cfg: Config) -> bool:

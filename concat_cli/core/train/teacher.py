@@ -53,9 +53,7 @@ class Teacher:
         image, segment, valid = image.flatten(), segment.flatten(), valid.flatten()
         chosen = torch.stack((image[valid], segment[valid]), 1)
         if self.cache is not None:
-            found = self.cache.segment_tokens(
-                self.clip, batch.images, masks, chosen, batch.padding
-            )
+            found = self.cache.segment_tokens(self.clip, batch.images, masks, chosen, batch.padding)
         else:
             found = segment_tokens(self.clip, batch.images, masks, chosen)
         tokens = found.new_zeros(len(image), self.clip.embed_dim)

@@ -110,9 +110,7 @@ class UnionTask:
 
     def batches(self, start: int) -> Iterator[list[QueryBatch]]:
         """Real queries in the bank's own proportion of segments to none."""
-        return query_batches(
-            self.banks.train, self.rows, self.cfg.batch, 0, self.cfg.seed, start
-        )
+        return query_batches(self.banks.train, self.rows, self.cfg.batch, 0, self.cfg.seed, start)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What learns, without weight decay for Adam."""

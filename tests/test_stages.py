@@ -1,0 +1,168 @@
+"""What a stage refuses before it leaves anything behind, and what it notices has changed."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mini import Interrupt, KilledError, draw_world, metrics, mini_config
+
+from concat_cli.core.config import Config, ShapesConfig
+from concat_cli.core.config_file import load_config
+from concat_cli.core.data.dataset import read_dataset_info
+from concat_cli.core.data.prepare_shapes import differing_keys
+from concat_cli.core.errors import UserError
+from concat_cli.core.runs import Run
+from concat_cli.core.train import session as sessions
+from concat_cli.core.train.cat import train_cat
+from concat_cli.core.train.con import train_con
+from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.finetune import finetune
+from concat_cli.core.train.plan import describe
+from concat_cli.core.train.session import Session, check_world
+
+
+@pytest.fixture
+def copied(mini_run, tmp_path: Path) -> Run:
+    shutil.copytree(mini_run.run.path, tmp_path / "runs" / "mini")
+    return Run("mini", tmp_path / "runs")
+
+
+def changed(cfg: Config, section: str, **values: Any) -> Config:
+    return replace(cfg, **{section: replace(getattr(cfg, section), **values)})
+
+
+# --- nothing is left behind -------------------------------------------------------------------
+
+
+def test_a_refused_stage_1_leaves_no_folder(mini_run, tmp_path):
+    run, cfg = Run("bad", tmp_path), mini_run.cfg
+    for bad in (
+        changed(cfg, "optim", batch_size=6),
+        changed(cfg, "clip", model="no-such-clip"),
+        changed(cfg, "model", backbone="no-such-backbone"),
+    ):
+        with pytest.raises(UserError):
+            train_con(bad, run, device="cpu")
+        assert not run.path.exists()
+
+
+def test_a_refused_later_stage_leaves_no_folder(mini_run, tmp_path):
+    cfg = changed(mini_run.cfg, "clip", model="tiny-weak")
+    run = Run("bad", tmp_path)
+    for stage, source in ((train_cat, "con"), (finetune, "cat")):
+        with pytest.raises(UserError, match="was trained with CLIP tiny"):
+            stage(cfg, run, weights=mini_run.run.weights_of(source), device="cpu")
+        assert not run.path.exists()
+
+
+@pytest.mark.parametrize("text", ["zebra\n", "ring\nring\n", ""])
+def test_a_refused_vocabulary_leaves_no_folder(mini_run, copied, tmp_path, text):
+    path = tmp_path / "zoo.txt"
+    path.write_text(text)
+    with pytest.raises(UserError):
+        finetune(mini_run.cfg, copied, vocabulary=path, device="cpu")
+    assert not (copied.path / "finetune-zoo").exists()
+
+
+# --- what is noticed --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "striped star\n",
+        "striped star, star\nring\n",
+        "striped star\nring : stuff\n",
+        "ring, disc\n",
+    ],
+)
+def test_another_content_of_a_vocabulary_file_is_noticed(mini_run, copied, tmp_path, text):
+    path = tmp_path / "some.txt"
+    path.write_text("striped star\nring\n")
+    first = finetune(mini_run.cfg, copied, vocabulary=path, force=True, device="cpu")
+    path.write_text("# the same\nstriped  star : thing\n\nring\n")
+    again = finetune(mini_run.cfg, copied, vocabulary=path, force=True, device="cpu")
+    assert again.finished and again.weights == first.weights
+    path.write_text(text)
+    with pytest.raises(UserError, match="made from other vocabulary") as caught:
+        finetune(mini_run.cfg, copied, vocabulary=path, force=True, device="cpu")
+    assert "--fresh" in caught.value.hint
+    assert finetune(
+        mini_run.cfg, copied, vocabulary=path, force=True, fresh=True, device="cpu"
+    ).finished
+
+
+def test_lines_of_a_killed_inner_loop_do_not_stay(mini_run, tmp_path):
+    """Nothing is saved before the warm-up ends: its lines are written anew, each step once."""
+    run = Run("broken", tmp_path)
+    cfg = replace(mini_run.cfg, warmup=replace(mini_run.cfg.warmup, steps=4))
+    with pytest.raises(KilledError):
+        train_con(cfg, run, device="cpu", progress=Interrupt("con", 3))
+    inner = run.stage("con").inner("warmup")
+    before = metrics(inner)
+    assert [row["step"] for row in before] == [1, 2, 3] and not inner.state.exists()
+    assert train_con(cfg, run, device="cpu").finished
+    assert [row["step"] for row in metrics(inner)] == [1, 2, 3, 4]
+    assert metrics(inner)[:3] == before
+
+
+def test_other_processes_wait_for_the_folder(mini_run, tmp_path, monkeypatch):
+    """The first process opens it before the wait, the others touch nothing."""
+    order: list[str] = []
+    monkeypatch.setattr(sessions, "wait", lambda: order.append("wait"))
+    info = read_dataset_info(Path(mini_run.cfg.data.root))
+    for rank in (0, 1):
+        run = Run(f"rank{rank}", tmp_path)
+        processes = Processes(rank, 2, rank)
+        surroundings: Any = (mini_run.cfg, info, None, None, processes, None)
+        stage = Session(*surroundings).open_stage(run.stage("con"))
+        assert stage.path.exists() == (rank == 0)
+    assert order == ["wait", "wait"]
+
+
+# --- the built-in world -----------------------------------------------------------------------
+
+
+def test_a_world_drawn_otherwise_is_refused(mini_run, mini_world, tmp_path):
+    """The message says what differs, and its hint leads to what is there."""
+    run = Run("other", tmp_path)
+    cfg = changed(mini_run.cfg, "shapes", train=99, unseen_seed=3)
+    with pytest.raises(UserError, match=r"shapes\.train is 24, not 99") as caught:
+        train_con(cfg, run, device="cpu")
+    assert "shapes.unseen_seed is -1, not 3" in caught.value.what
+    assert "Give shapes.train=24 shapes.unseen_seed=-1 to train" in caught.value.hint
+    with pytest.raises(UserError, match=r"shapes\.train"):
+        describe("con", cfg, run)
+    assert not run.path.exists()
+    keys = caught.value.hint.split("Give ")[1].split(" to train")[0].split()
+    followed = load_config(None, [f"shapes.{k}={v}" for k, v in vars(cfg.shapes).items()] + keys)
+    check_world(
+        replace(followed, data=replace(followed.data, root=str(mini_world))),
+        read_dataset_info(mini_world),
+    )
+
+
+def test_only_a_built_in_world_is_compared(mini_world, tmp_path):
+    """Another folder name, or a data set that does not tell, is taken as it is."""
+    info = read_dataset_info(mini_world)
+    other = load_config(None, ["data.root=somewhere/else", "shapes.seed=5"])
+    check_world(other, info)
+    named = replace(other, data=replace(other.data, root="data/shapes"))
+    check_world(named, replace(info, source={}))
+    check_world(named, replace(info, source={"train": 1}))
+    with pytest.raises(UserError, match=r"shapes\.seed"):
+        check_world(named, info)
+
+
+def test_the_order_of_unseen_names_is_no_difference(tmp_path):
+    names = "striped star; green water"
+    root = draw_world(tmp_path / "shapes", unseen=names, train=2, dev=1, val=1)
+    source = read_dataset_info(root).source
+    world = ShapesConfig(unseen="green water;striped star", train=2, dev=1, val=1, size=64)
+    assert differing_keys(source, world) == []
+    assert differing_keys(source, replace(world, unseen="striped star")) == ["unseen"]
+    assert mini_config(root).shapes.unseen == names
