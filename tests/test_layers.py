@@ -17,7 +17,7 @@ LAYERS = (
     ("config", "config_file", "device"),
     ("vocabulary", "vocabulary_file"),
     ("data", "clip", "model"),
-    ("losses", "build", "checkpoint", "runs"),
+    ("losses", "build", "checkpoint", "export", "runs"),
     ("infer",),
     ("evaluate",),
     ("train", "clip.tiny.train", "clip.tiny.views"),
