@@ -5,7 +5,8 @@
     python benchmarks/ablation.py --table             # the tables of what has been measured
 
 Every cell is a run of the ordinary stages under runs/ablation/; a figure that is there is not
-computed again. All cells of a split start from one warmed-up backbone that saw seen classes alone.
+computed again. Cells with instance alignment share one warmed-up backbone, aligned as they are, and
+cells without it another; both saw seen classes alone.
 The split `default` and the splits of seeds 1 and 2 are reported; nothing was tuned on them.
 """
 
@@ -98,7 +99,7 @@ def config(split: str, cell: Cell, args: argparse.Namespace) -> Config:
     keys = [f"data.root={ROOT / 'data' / labels}", f"shapes.unseen_seed={SPLITS[split]}"]
     if cell.stage1 == "all-labels":
         keys = [keys[0], "shapes.unseen=none", "align.instance=0", "align.image=0"]
-    keys += [f"optim.steps={args.steps}", f"warmup.steps={args.warmup}", "warmup.align=false"]
+    keys += [f"optim.steps={args.steps}", f"warmup.steps={args.warmup}"]
     keys += STAGE1.get(cell.stage1, []) + CAT.get(cell.follow, []) + [WEAK] * cell.weak
     if cell.calibrated:
         keys.append("finetune.calibrate=true")
@@ -133,22 +134,17 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
 
 
 def share_warmup(split: str, cell: Cell, cfg: Config) -> None:
-    """Gives a new run the warmed-up backbone of the first run of its kind."""
-    kind = "all-labels" if cell.stage1 == "all-labels" else "seen"
-    store = ROOT / split / f"warmup-{kind}"
+    """Gives a new run the warmed-up backbone of the first run whose warm-up is the same."""
+    kind = "all-labels" if cell.stage1 == "all-labels" else "plain"
+    kind = "aligned" if cfg.align.instance else kind
+    name = f"warmup-{'weak-' if cell.weak and cfg.align.instance else ''}{kind}"
     target = ROOT / split / cell.name / "con"
-    if (target / "last.state.pt").exists() or (target / "warmup").exists():
+    if (target / "warmup").exists() or (target / "last.state.pt").exists():
         return
-    if not store.exists():
-        run = Run(f"{store.name}-run", ROOT / split)
-        plain = replace(
-            cfg,
-            optim=replace(cfg.optim, steps=0),
-            align=replace(cfg.align, instance=0.0, image=0.0),
-        )
-        train_con(plain, run, progress=ConsoleProgress())
-        shutil.copytree(run.path / "con" / "warmup", store)
-    shutil.copytree(store, target / "warmup")
+    source = Run(name, ROOT / split)
+    alone = replace(cfg, optim=replace(cfg.optim, steps=0))
+    train_con(alone, source, progress=ConsoleProgress())
+    shutil.copytree(source.path / "con" / "warmup", target / "warmup")
 
 
 def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, object]:

@@ -12,6 +12,7 @@ import timm
 import torch
 import yaml
 
+from concat_cli.commands.options import REFERENCE
 from concat_cli.core.build import build_generator, build_segmentor
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
@@ -160,3 +161,8 @@ def test_a_backbone_takes_its_weights_from_a_file(tmp_path):
             build_segmentor(wrong, 16, pretrained=True)
     with pytest.raises(UserError, match="'small' backbone has no published weights"):
         build_segmentor(ModelConfig(backbone_weights="timm"), 16, pretrained=True)
+
+
+def test_the_packaged_reference_is_the_one_in_configs() -> None:
+    root = Path(__file__).parents[1]
+    assert REFERENCE.read_text("utf-8") == (root / "configs" / "shapes.yaml").read_text("utf-8")
