@@ -68,6 +68,8 @@ def concat(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), or 130 (^C)."""
+    # OpenMP threads that spin while they wait make everything slow on a machine that is shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(argv, prog_name="concat")
     except SystemExit as end:
