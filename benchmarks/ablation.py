@@ -5,18 +5,21 @@
     python benchmarks/ablation.py --table             # the tables of what has been measured
 
 Every cell is a run of the ordinary stages under runs/ablation/; a figure that is there is not
-computed again. Cells with instance alignment share one warmed-up backbone, aligned as they are, and
-cells without it another; both saw seen classes alone.
+computed again, and one that was made with other arguments stops the script. Cells with instance
+alignment share one warmed-up backbone, aligned as they are, and cells without it another; cells of
+the weak teacher have their own. All of them saw seen classes alone.
 The split `default` and the splits of seeds 1 and 2 are reported; nothing was tuned on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,9 +31,10 @@ from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.clip.tokens import segment_tokens
 from concat_cli.core.config import Config
-from concat_cli.core.config_file import load_config
+from concat_cli.core.config_file import load_config, to_dict
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.prepare_shapes import prepare_shapes
+from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.per_image import (
     Interval,
@@ -99,13 +103,30 @@ def config(split: str, cell: Cell, args: argparse.Namespace) -> Config:
     keys = [f"data.root={ROOT / 'data' / labels}", f"shapes.unseen_seed={SPLITS[split]}"]
     if cell.stage1 == "all-labels":
         keys = [keys[0], "shapes.unseen=none", "align.instance=0", "align.image=0"]
-    keys += [f"optim.steps={args.steps}", f"warmup.steps={args.warmup}"]
+    keys += budget_keys(args)
     keys += STAGE1.get(cell.stage1, []) + CAT.get(cell.follow, []) + [WEAK] * cell.weak
     if cell.calibrated:
         keys.append("finetune.calibrate=true")
         if not cell.follow:  # the model as it is, with an offset
             keys += ["finetune.pseudo=false", "finetune.steps=0"]
     return load_config(args.config, [*keys, *args.keys])
+
+
+def budget_keys(args: argparse.Namespace) -> list[str]:
+    """How long stage 1 trains, the same for every cell."""
+    return [f"optim.steps={args.steps}", f"warmup.steps={args.warmup}"]
+
+
+def digests(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, str]:
+    """`digest` of a cell's configuration; `budget` of what the arguments give to every cell."""
+    common = load_config(args.config, [*budget_keys(args), *args.keys])
+    return {"digest": digest(config(split, cell, args)), "budget": digest(common)}
+
+
+def digest(cfg: Config) -> str:
+    """Twelve hex digits that differ where any key differs."""
+    text = json.dumps(to_dict(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
@@ -115,7 +136,7 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
         prepare_shapes(Path(cfg.data.root), cfg.shapes, say)
     base = replace(cell, follow="", calibrated=False)
     first = Run(base.name, ROOT / split)
-    share_warmup(split, base, cfg)
+    share_warmup(split, base, cfg, args.device)
     stage1 = train_con(cfg, first, device=args.device, progress=say).weights
     if not cell.follow and not cell.calibrated:
         return stage1
@@ -133,17 +154,22 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     return finetune(cfg, run, weights=cat.weights, device=args.device, progress=say).weights
 
 
-def share_warmup(split: str, cell: Cell, cfg: Config) -> None:
-    """Gives a new run the warmed-up backbone of the first run whose warm-up is the same."""
+def share_warmup(split: str, cell: Cell, cfg: Config, device: str) -> None:
+    """Gives a new run the warmed-up backbone of the first run whose warm-up is the same.
+
+    The warm-up depends on the labels, the CLIP model and instance alignment; what else the cells
+    differ in is set alike for all users of its folder.
+    """
     kind = "all-labels" if cell.stage1 == "all-labels" else "plain"
     kind = "aligned" if cfg.align.instance else kind
-    name = f"warmup-{'weak-' if cell.weak and cfg.align.instance else ''}{kind}"
+    name = f"warmup-{'weak-' if cell.weak else ''}{kind}"
     target = ROOT / split / cell.name / "con"
-    if (target / "warmup").exists() or (target / "last.state.pt").exists():
+    there = (target / "warmup").exists() or (target / "last.state.pt").exists()
+    if there or not cfg.warmup.steps:
         return
     source = Run(name, ROOT / split)
-    alone = replace(cfg, optim=replace(cfg.optim, steps=0))
-    train_con(alone, source, progress=ConsoleProgress())
+    alone = replace(cfg, optim=replace(cfg.optim, steps=0), align=replace(cfg.align, image=0.0))
+    train_con(alone, source, device=device, progress=ConsoleProgress())
     shutil.copytree(source.path / "con" / "warmup", target / "warmup")
 
 
@@ -167,10 +193,19 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, objec
     vocabulary = read_dataset_info(root).vocabulary
     seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
     total = counts.sum(0)
-    np.savez_compressed(counts_file(split, cell), counts=counts, seen=seen, unseen=unseen)
+    made_with = digests(split, cell, args)
+    np.savez_compressed(
+        counts_file(split, cell),
+        counts=counts,
+        seen=seen,
+        unseen=unseen,
+        digest=np.array(made_with["digest"]),
+        budget=np.array(made_with["budget"]),
+    )
     return {
         "split": split,
         "cell": cell.name,
+        **made_with,
         "seen": float(mean_pq(total, seen)),
         "unseen": float(mean_pq(total, unseen)),
         "harmonic": float(harmonic_pq(total, seen, unseen)),
@@ -210,6 +245,19 @@ def results() -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def is_measured(split: str, cell: Cell, args: argparse.Namespace) -> bool:
+    """Whether a cell's row is there; UserError if it was made with other arguments."""
+    mine = [row for row in results() if row["split"] == split and row["cell"] == cell.name]
+    now = digests(split, cell, args)["digest"]
+    if any(row.get("digest") != now for row in mine):
+        raise UserError(
+            f"The cell {cell.name} of split {split} in {ROOT / 'results.jsonl'} was measured with "
+            "other arguments.",
+            f"Move {ROOT} away to measure again, or repeat the old arguments.",
+        )
+    return bool(mine)
+
+
 def table() -> str:
     """Mean and spread over splits of every cell, and the paired differences."""
     rows = results()
@@ -222,7 +270,8 @@ def table() -> str:
         ]
         shown = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=len(v) > 1):.1f}" for v in values)
         lines.append(f"| {name} | {len(mine)} | {shown} |")
-    lines += ["", "| difference in hPQ | splits | mean [95% interval] |", "|---|---|---|"]
+    lines += ["", INTERVALS, ""]
+    lines += ["| difference in hPQ | splits | mean [95% interval over images] |", "|---|---|---|"]
     for ours, theirs in PAIRS:
         found = difference(ours, theirs)
         if found is not None:
@@ -233,6 +282,10 @@ def table() -> str:
     return "\n".join(lines)
 
 
+INTERVALS = (
+    "The intervals are bootstraps over the images alone, the same ones drawn for both cells: they\n"
+    "say nothing of other seeds, each cell was trained once a split."
+)
 PAIRS = [
     ("con+cycle", "projection"),
     ("con+cycle+calibrated", "projection+calibrated"),
@@ -246,11 +299,13 @@ PAIRS = [
 
 
 def difference(ours: str, theirs: str) -> tuple[int, Interval] | None:
-    """The paired difference over the splits that have both cells."""
+    """The paired difference over the splits that have both cells, trained with one budget."""
     files = [
         [ROOT / "counts" / f"{split}-{name}.npz" for name in (ours, theirs)] for split in SPLITS
     ]
     loaded = [[np.load(f) for f in pair] for pair in files if all(f.exists() for f in pair)]
+    loaded = [pair for pair in loaded if all("budget" in one for one in pair)]
+    loaded = [(a, b) for a, b in loaded if str(a["budget"]) == str(b["budget"])]
     if not loaded:
         return None
     counts = [[one["counts"] for one in pair] for pair in loaded]
@@ -259,7 +314,7 @@ def difference(ours: str, theirs: str) -> tuple[int, Interval] | None:
     return len(loaded), found
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the cells that are asked for and not measured yet, then prints the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -273,22 +328,23 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("keys", nargs="*", help="section.key=value for every cell")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.threads:
         torch.set_num_threads(args.threads)
     ROOT.mkdir(parents=True, exist_ok=True)
-    for split in [] if args.table else args.splits:
-        for cell in cells():
-            if args.only and cell.name not in args.only:
-                continue
-            if any(row["split"] == split and row["cell"] == cell.name for row in results()):
-                continue
-            row = measure(split, cell, args)
-            with (ROOT / "results.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            print({k: v for k, v in row.items() if k != "diagnostics"}, flush=True)
+    asked = [cell for cell in cells() if not args.only or cell.name in args.only]
+    todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]
+    # all of them are looked at before the first is trained
+    for split, cell in [] if args.table else [one for one in todo if not is_measured(*one, args)]:
+        row = measure(split, cell, args)
+        with (ROOT / "results.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print({k: v for k, v in row.items() if k != "diagnostics"}, flush=True)
     print(table())
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{error.what}\n{error.hint}")

@@ -73,6 +73,10 @@ class Console:
         for name, value, style in lines:
             self._rich.print(Text(f"  {name:<{width}}  ", style="dim") + Text(value, style=style))
 
+    def dry_run(self) -> None:
+        """The last line of a dry run."""
+        self.say("dry run: nothing was written")
+
     def text(self, block: str) -> None:
         """A block of text as it is."""
         if not self.silent:

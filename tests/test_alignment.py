@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.alignment import Negatives, aggregate, global_alignment, info_nce
+from concat_cli.core.losses.alignment import Negatives, aggregate, info_nce
 from concat_cli.core.losses.token_bank import TokenBank
 
 
@@ -245,32 +245,12 @@ def test_pooled_alignment_gradient(pooling: str) -> None:
     assert torch.autograd.gradcheck(loss, queries)
 
 
-@pytest.mark.parametrize("pooling", ["attention", "objectness", "matched"])
-def test_global_alignment_never_sees_the_same_image_as_a_negative(pooling: str) -> None:
-    queries, cls = rows(15, 0).view(3, 5, 6), rows(3, 1)
-    objectness, matched = rows(3, 2, 5).sigmoid(), torch.ones(3, 5, dtype=torch.bool)
-    ids = torch.tensor([7, 8, 7])  # two views of image 7
-    bank = rows(2, 4).requires_grad_()
-    known = all_of(bank, torch.tensor([8, 7]))
-    loss = global_alignment(queries, cls, ids, pooling, objectness, matched, 0.2, known)
-    pooled = naive_aggregate(queries, pooling, cls, objectness, matched, 0.2)
-    extra = [(bank[0], 8), (bank[1], 7)]
-    want = naive_info_nce(pooled, cls, [True] * 3, 0.2, ids.tolist(), extra)
-    assert loss.item() == pytest.approx(want, abs=1e-9)
-    one = global_alignment(
-        queries[:1], cls[:1], ids[:1], pooling, objectness[:1], matched[:1], 0.2, known
-    )
-    (gradient,) = torch.autograd.grad(one, bank)
-    assert gradient[0].any() and not gradient[1].any()
-
-
 def test_an_image_without_matched_query_gives_no_gradient() -> None:
     queries = rows(10, 0).view(2, 5, 6).requires_grad_()
     matched = torch.tensor([[False] * 5, [True] * 5])
-    objectness = torch.ones(2, 5, dtype=torch.float64)
-    loss = global_alignment(
-        queries, rows(2, 1), torch.arange(2), "matched", objectness, matched, 0.2
-    )
+    objectness, cls = torch.ones(2, 5, dtype=torch.float64), rows(2, 1)
+    pooled = aggregate(queries, "matched", cls, objectness, matched, 0.2)
+    loss = info_nce(pooled, cls, torch.ones(2, dtype=torch.bool), 0.2, torch.arange(2))
     (gradient,) = torch.autograd.grad(loss, queries)
     assert gradient.isfinite().all() and not gradient[0].any() and gradient[1].any()
 

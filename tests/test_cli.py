@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from concat_cli.app import main
+from concat_cli.commands.train import resume_command
 from concat_cli.console import Console, ConsoleProgress, duration
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Progress
@@ -119,10 +120,63 @@ def test_a_picture_without_segments_is_a_result(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, _ = call(capsys, "predict", "photo.jpg", "--min-score", "1", "--out", "empty")
-    assert code == 0 and "nothing above --min-score" in out
+    assert code == 0 and "no segment" in out and "ms a picture: load" in out
     assert (
         json.loads(Path("empty/panoptic.json").read_text())["annotations"][0]["segments_info"] == []
     )
+
+
+def test_unreadable_pictures_are_all_named_and_the_others_written(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = Path("photo.jpg").read_bytes()
+    Path("mixed").mkdir()
+    for name, data in (("a.jpg", b"x"), ("b.jpg", photo), ("c.jpg", photo[: len(photo) // 2])):
+        Path("mixed", name).write_bytes(data)
+    code, out, err = call(capsys, "predict", "mixed", "--out", "mixed-out")
+    assert code == 2 and "b.jpg" in out and "mixed-out/panoptic.json" in out
+    assert "2 pictures could not be read" in err and "a.jpg" in err and "c.jpg" in err
+    assert len(json.loads(Path("mixed-out/panoptic.json").read_text())["images"]) == 1
+
+
+def test_dry_runs_check_and_write_nothing(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (
+        "predict photo.jpg --vocab classes.txt --out dry",
+        "evaluate",
+        "prepare-data shapes dry",
+    ):
+        code, out, err = call(capsys, *line.split(), "--dry-run")
+        assert code == 0 and out.endswith("dry run: nothing was written\n"), err
+        assert not Path("dry").exists()
+        assert ("dry" in line) == any(row.split()[-1:] == ["dry"] for row in out.splitlines())
+        if "--vocab" in line:
+            assert "solid star, striped ring, green water" in out
+    Path("odd.txt").write_text("a zebra\n")
+    for line, what in (
+        ("predict photo.jpg --weights none.safetensors", "no file none.safetensors"),
+        ("predict photo.jpg --vocab none.txt", "no vocabulary file none.txt"),
+        ("predict photo.jpg --vocab odd.txt", "zebra"),
+    ):
+        code, _, err = call(capsys, *line.split(), "--dry-run")
+        assert code == 2 and what in err
+
+
+def test_files_are_divided_as_their_data_set_says_or_not_at_all(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = Path("data/shapes/annotations/panoptic_val.json")
+    code, out, err = call(
+        capsys, "evaluate", "--predictions", str(truth), "--truth", str(truth), "--json"
+    )
+    assert code == 0 and "divided as in data/shapes/dataset.json" in err
+    assert {row["seen"] for row in json.loads(out)["per_class"]} == {True, False}
+    shutil.copytree(truth.parent, "alone/annotations")
+    words = ["evaluate", "--predictions", str(truth), "--truth", f"alone/annotations/{truth.name}"]
+    code, out, err = call(capsys, *words, "--json")
+    assert code == 0 and "no --class-split: classes are not divided" in err
+    assert json.loads(out)["panoptic"]["seen"] is None
+    code, _, err = call(capsys, *words, "--split", "unseen")
+    assert code == 2 and "--class-split" in err
 
 
 def test_evaluate_json_is_pure_and_split_reports_less(
@@ -307,3 +361,10 @@ def test_a_table_and_markup(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (8.31, 65, 7800)] == ["8.3 s", "1 min 5 s", "2 h 10 min"]
+
+
+def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, less what would start again."""
+    line = ["/bin/concat", "train-con", "-c", "my runs.yaml", "--fresh", "optim.lr=0.5"]
+    monkeypatch.setattr(sys, "argv", line)
+    assert resume_command() == "concat train-con -c 'my runs.yaml' optim.lr=0.5"

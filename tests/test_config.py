@@ -51,19 +51,29 @@ def test_strings_stay_as_written(tmp_path: Path) -> None:
         ("lr=1", "unknown key 'lr'", "optim.lr"),
         ("optm.lr=1", "unknown key 'optm.lr'", "optim.lr"),
         ("nothing.like.it=1", "unknown key", "Sections are"),
-        ("optim.steps=many", "optim.steps must be a whole number, is 'many'", ""),
+        (
+            "optim.steps=many",
+            "optim.steps must be a whole number, is 'many'",
+            "optim.steps is a whole number; its",
+        ),
         ("optim.steps=1.5", "optim.steps must be a whole number", ""),
         ("optim.lr=nan", "optim.lr must be finite", ""),
         ("optim.lr=", "optim.lr has no value", ""),
-        ("data.cache=perhaps", "data.cache must be true or false", ""),
+        ("data.cache=perhaps", "data.cache must be true or false", "default is"),
         ("model.pixel_decoder=fpm", "must be one of fpn, deformable", ""),
-        ("optim.lr=-1", "lr must be positive", ""),
+        ("optim.lr=-1", "lr must be positive", "optim.lr is a number; its default"),
+        ("finetune.calibrate=true cat.fold=0", "finetune.calibrate=true needs cat.fold > 0", ""),
+        (
+            "model.detach_class_path=true model.mask_pooling=false",
+            "model.detach_class_path=true needs model.mask_pooling=true",
+            "",
+        ),
         ("steps", "no key=value", "optim.steps=500"),
     ],
 )
 def test_each_mistake_is_named(override_text: str, what: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_config(None, [override_text])
+        load_config(None, override_text.split(" "))
     assert what in caught.value.what
     assert hint in caught.value.hint
 

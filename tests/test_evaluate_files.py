@@ -18,6 +18,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import evaluate_files
 from concat_cli.core.evaluate.official import compare_with_official, official_scores
 from concat_cli.core.evaluate.report import load_schema
+from concat_cli.core.progress import Silent
 
 GOLDEN = Path(__file__).parent / "golden" / "pq"
 
@@ -154,6 +155,35 @@ def test_repeated_id_and_id_zero(golden):
 def test_missing_predictions(golden):
     change(golden / "pred.json", lambda c: c["annotations"].pop())
     refused(golden, "no prediction for 1 of the 16 images")
+
+
+class Lines(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, message):
+        self.lines.append(message)
+
+
+def test_predictions_without_truth_are_counted(golden):
+    change(golden / "gt.json", lambda content: content["annotations"].pop())
+    lines = Lines()
+    report = evaluate_files(golden / "pred.json", golden / "gt.json", progress=lines)
+    assert report.protocol["not_scored"] == 1 and report.images == 15
+    assert "1 of 16 predictions have no truth and were not scored" in lines.lines[0]
+
+
+def test_classes_are_divided_only_where_it_is_known_how(golden):
+    report = evaluate_files(golden / "pred.json", golden / "gt.json").to_json()
+    assert not list(Draft202012Validator(load_schema()).iter_errors(json.loads(json.dumps(report))))
+    assert {row["seen"] for row in report["per_class"]} == {None}
+    for groups in (report["panoptic"], report["semantic"]):
+        assert [groups[name] for name in ("seen", "unseen", "harmonic")] == [None] * 3
+    whole = evaluate_files(golden / "pred.json", golden / "gt.json", unseen=()).to_json()
+    assert whole["panoptic"]["seen"] == whole["panoptic"]["all"] == report["panoptic"]["all"]
+    refused(golden, "which classes are seen", split="seen")
 
 
 def test_png_of_another_size(golden):

@@ -193,6 +193,7 @@ def test_where_unseen_segments_could_have_been_used(world, monkeypatch):
     spy(teacher, "segment_tokens")
     spy(Teacher, "segments")
     module = world.con()
+    spy(con_module, "drawn_segments")
     whole = module._denoising
     monkeypatch.setattr(
         module, "_denoising", lambda *a: given.setdefault("denoising", []).append(whole(*a))
@@ -205,15 +206,13 @@ def test_where_unseen_segments_could_have_been_used(world, monkeypatch):
     (arguments, matched) = given["match"][0]
     assert (matched[:, unseen] == -1).all() and not arguments[3][unseen].any()
     assert (matched[:, (world.batch.labels >= 0) & ~unseen] >= 0).all()
-    for arguments, _ in given["class_loss"]:
-        labels = arguments[2]
-        width = labels.shape[1]
-        assert (labels[unseen[:, :width]] == -1).all() and labels.max() < len(world.text)
-    for arguments, _ in given["mask_losses"]:
-        assert not arguments[2][unseen[:, : arguments[2].shape[1]]].any()
     noised = given["denoising"][0]
-    first = unseen[:, : noised.valid.shape[1]]
-    assert first.any() and not noised.valid[first].any() and not noised.masks[first].any()
+    drawn = unseen.gather(1, given["drawn_segments"][0][1])  # slots of denoising queries
+    for (arguments, _), hidden in zip(given["class_loss"], (unseen, drawn), strict=True):
+        assert (arguments[2][hidden] == -1).all() and arguments[2].max() < len(world.text)
+    for (arguments, _), hidden in zip(given["mask_losses"], (unseen, drawn), strict=True):
+        assert not arguments[2][hidden].any()
+    assert drawn.any() and not noised.valid[drawn].any() and not noised.masks[drawn].any()
     (arguments, classes) = given["token_classes"][0]
     size = arguments[0].shape[-2:]
     inside = torch.nn.functional.interpolate(segments[:, None].float(), size=size, mode="area")

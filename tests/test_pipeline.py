@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jsonschema import Draft202012Validator
 from mini import Heard, draw_world, metrics, mini_config
 from PIL import Image
 
 from concat_cli.core.build import part_of, restore_generator, restore_segmentor
-from concat_cli.core.checkpoint import load_weights
+from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config, ModelConfig
 from concat_cli.core.config_file import from_dict
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.weights import evaluate_weights, unseen_but_trained
+from concat_cli.core.export import export
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run, find_weights
+from concat_cli.core.train.calibration import fold_generator
 from concat_cli.core.train.cat import train_cat
 from concat_cli.core.train.con import train_con
 from concat_cli.core.train.finetune import finetune
@@ -110,6 +115,33 @@ def test_any_names_any_number_of_times(mini_run, copied, tmp_path):
     assert copied.weights_of("finetune").read_bytes() == before
 
 
+def test_finetuned_weights_may_be_taught_further(mini_run, tmp_path):
+    """Those that were exported too: what they hold in half precision is widened."""
+    source = tmp_path / "shipped.safetensors"
+    export(mini_run.run.weights_of("finetune"), source)
+    names = tmp_path / "more.txt"
+    names.write_text("zebra\nsolid circle\n")
+    run = Run("further", tmp_path / "runs")
+    result = finetune(mini_run.cfg, run, vocabulary=names, weights=source, force=True)
+    before, after = load_weights(source), load_weights(result.weights)
+    assert any(t.dtype == torch.float16 for t in before.tensors.values())
+    floats = [t for t in after.tensors.values() if t.is_floating_point()]
+    assert floats and all(t.dtype == torch.float32 for t in floats)
+    widened = {k: t.float() if t.is_floating_point() else t for k, t in before.tensors.items()}
+    assert changed(widened, after.tensors) == PROJECTOR and after.tensors.keys() == widened.keys()
+    assert after.meta["taught"] == [*before.meta["taught"], "zebra"]
+    assert after.meta["segmentor"] == before.meta["segmentor"]
+
+
+def test_the_control_cannot_be_taught_names(mini_run, copied, tmp_path):
+    cfg = replace(mini_run.cfg, finetune=replace(mini_run.cfg.finetune, pseudo=False))
+    control = finetune(cfg, copied, fresh=True).weights
+    run = Run("further", tmp_path / "other")
+    with pytest.raises(UserError, match="holds no generator"):
+        finetune(mini_run.cfg, run, weights=control)
+    assert not run.path.exists()
+
+
 def test_names_that_clip_never_saw(mini_run, copied, tmp_path):
     path = tmp_path / "zoo.txt"
     path.write_text("zebra\n")
@@ -139,6 +171,22 @@ def test_evaluation_of_the_result(mini_run):
     assert report.images == 12 and report.protocol["stage"] == "finetune"
     assert report.protocol["mode"] == "transductive" and report.protocol["setting"] == "generalised"
     assert report.panoptic["seen"] is not None and report.panoptic["unseen"] is not None
+    unseen = read_dataset_info(Path(mini_run.cfg.data.root)).vocabulary.unseen_indices
+    assert report.protocol["taught"] == len(unseen)
+
+
+def test_the_mode_is_that_of_the_weights(mini_run, tmp_path):
+    """No override changes it, and weights that were taught an unseen name are transductive."""
+    con = load_weights(mini_run.run.weights_of("con"))
+    config = con.meta["config"] | {"protocol": {"mode": "inductive"}}
+    path = tmp_path / "own.safetensors"
+    for taught, mode, count in (([], "inductive", 0), (["Striped  star", "zebra"], None, 1)):
+        save_weights(path, con.tensors, con.meta | {"config": config, "taught": taught})
+        told = evaluate_weights(path, ["protocol.mode=inductive"], device="cpu").protocol
+        assert told["mode"] == (mode or "transductive") and told["taught"] == count
+    said = evaluate_weights(mini_run.run.weights_of("finetune"), ["protocol.mode=inductive"])
+    assert said.protocol["mode"] == "transductive"
+    Draft202012Validator(load_schema()).validate(json.loads(json.dumps(said.to_json())))
 
 
 def test_the_same_command_again_changes_nothing(mini_run, copied):
@@ -173,7 +221,7 @@ def test_training_leaves_metrics_pictures_and_a_best(mini_run):
 def test_weights_of_another_stage(mini_run, tmp_path):
     con, cat, last = (mini_run.run.weights_of(s) for s in ("con", "cat", "finetune"))
     run = Run("other", tmp_path)
-    for train, wrong in ((train_cat, cat), (train_cat, last), (finetune, con), (finetune, last)):
+    for train, wrong in ((train_cat, cat), (train_cat, last), (finetune, con)):
         with pytest.raises(UserError, match="is of stage"):
             train(mini_run.cfg, run, weights=wrong)
     with pytest.raises(UserError, match="has no weights of stage con"):
@@ -309,6 +357,28 @@ def test_the_choice_of_steps_may_forget_the_fold(mini_run, tmp_path):
         assert changed(tensors(mini_run.run, "con"), cat) == set()  # it is thrown away
     pairs = zip(figures["false"], figures["true"], strict=True)
     assert any(a.get("cycle") != b.get("cycle") for a, b in pairs)
+
+
+def test_calibration_takes_the_generator_that_never_saw_the_fold(mini_run, tmp_path):
+    """CAT's own of the fold run; where it is not there or knows this fold, that is said."""
+    cat = mini_run.run.stage("cat")
+    source, cfg = load_weights(mini_run.run.weights_of("cat")), mini_run.cfg
+    inner = cat.inner("fold").weights
+    assert inner is not None
+    heard = Heard()
+    found = fold_generator(source, cfg, heard).state_dict()
+    wanted = part_of(load_weights(inner), "generator")
+    assert not heard.lines and all(torch.equal(found[key], wanted[key]) for key in wanted)
+    final = part_of(source, "generator")
+    assert any(not torch.equal(final[key], wanted[key]) for key in wanted)
+    copy = tmp_path / "last.safetensors"
+    copy.write_bytes(source.path.read_bytes())
+    other_fold = mini_config(Path(cfg.data.root), "cat.seed=1")
+    for weights, asked in ((load_weights(copy), cfg), (source, other_fold)):
+        heard = Heard()
+        found = fold_generator(weights, asked, heard).state_dict()
+        assert all(torch.equal(found[key], final[key]) for key in final)
+        assert len(heard.lines) == 1 and "optimistic" in heard.lines[0]
 
 
 def test_the_segmentor_of_a_file_has_its_own_type(mini_run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -189,7 +190,8 @@ def test_a_process_that_is_terminated_or_killed(mini_world, tmp_path):
 
     done = start_and_send(signal.SIGTERM, 0)
     assert done.returncode == 0, done.stdout
-    assert "is saved" in done.stdout and "resumes" in done.stdout
+    again = shlex.join(["concat", *command[3:], "--device", "cpu"])
+    assert "is saved" in done.stdout and f"{again}  # it resumes" in done.stdout
     stopped = saved_step(stage.state)
     assert 0 < stopped < 40
     killed = start_and_send(signal.SIGKILL, stopped)
@@ -225,7 +227,7 @@ def test_another_configuration_stops_with_a_diff(mini_run, copied):
 
 def test_other_weights_stop_a_later_stage(mini_run, copied):
     """A new stage 1 under an old stage 2 is noticed."""
-    cfg = replace(mini_run.cfg, optim=replace(mini_run.cfg.optim, steps=1, seed=5))
+    cfg = replace(mini_run.cfg, optim=replace(mini_run.cfg.optim, steps=1))
     train_con(cfg, copied, fresh=True)
     with pytest.raises(UserError, match="made from other weights"):
         train_cat(cfg, copied)
@@ -268,6 +270,28 @@ def test_a_loss_that_is_not_finite(mini_world, tmp_path, monkeypatch):
     assert flat_state(run.stage("con"))["/step"] == 2
     saved = load_weights(run.stage("con").last)
     assert all(bool(torch.isfinite(value).all()) for value in saved.tensors.values())
+    monkeypatch.undo()
+    assert train_con(cfg, run, device="cpu").finished
+    assert_no_step_twice(run, "con")
+
+
+def test_a_gradient_that_is_not_finite(mini_world, tmp_path, monkeypatch):
+    """The losses are fine, the step is not made."""
+    cfg = mini_config(mini_world, "optim.steps=6", "optim.save_every=2", "warmup.steps=0")
+    run, whole = Run("inf", tmp_path), ConModule.forward
+
+    def broken(self, batch, step):
+        losses = whole(self, batch, step)
+        if step == 3:
+            assert all(math.isfinite(value.detach()) for value in losses.values())
+            losses["dice"].register_hook(lambda gradient: gradient * math.inf)
+        return losses
+
+    monkeypatch.setattr(ConModule, "forward", broken)
+    with pytest.raises(UserError, match=r"Step 4: the gradient is not finite on images") as caught:
+        train_con(cfg, run, device="cpu")
+    assert "optim.lr" in caught.value.hint
+    assert flat_state(run.stage("con"))["/step"] == 2
     monkeypatch.undo()
     assert train_con(cfg, run, device="cpu").finished
     assert_no_step_twice(run, "con")

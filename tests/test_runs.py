@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from concat_cli.core.checkpoint import save_weights
 from concat_cli.core.config_file import load_config
 from concat_cli.core.errors import UserError
+from concat_cli.core.files import write_json
 from concat_cli.core.runs import Run, StageDir, find_weights, relevant_diff
 
 
@@ -15,6 +17,15 @@ def touch(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
     return path
+
+
+def teach(run: Run, names: str) -> Path:
+    """Weights that were taught the names of some `pets.txt`."""
+    stage = run.stage("finetune-pets")
+    meta = dict.fromkeys(("config", "trained", "clip")) | {"format": 1, "stage": "finetune"}
+    save_weights(stage.last, {}, meta | {"vocabulary": []})
+    write_json(stage.inputs_json, {"weights": "a", "vocabulary": names})
+    return stage.last
 
 
 @pytest.fixture
@@ -27,9 +38,9 @@ def test_the_same_config_resumes(run: Run) -> None:
     stage = run.stage("con").open(cfg)
     touch(stage.state)
     stage.append_metrics({"step": 1})
-    again = run.stage("con").open(load_config(None, ["optim.lr=0.5", "infer.min_score=0.1"]))
+    again = run.stage("con").open(load_config(None, ["optim.lr=0.5", "optim.log_every=3"]))
     assert again.state.exists() and again.read_metrics() == [{"step": 1}]
-    assert load_config(again.config_yaml).infer.min_score == 0.1
+    assert load_config(again.config_yaml).optim.log_every == 3
 
 
 def test_a_changed_config_stops_with_a_diff(run: Run) -> None:
@@ -50,13 +61,26 @@ def test_a_changed_config_stops_with_a_diff(run: Run) -> None:
         ("con", "optim.per_device=2", False),
         ("con", "cat.steps=3", False),
         ("con", "finetune.steps=3", False),
-        ("con", "infer.min_score=0.1", False),
+        ("con", "infer.min_score=0.1", True),
+        ("con", "infer.batch=3", False),
+        ("cat", "optim.seed=3", True),
+        ("cat", "loss.points=64", True),
+        ("cat", "infer.size=64", True),
+        ("cat", "infer.batch=3", False),
+        ("cat", "infer.min_score=0.1", False),
+        ("cat", "loss.dense=1", False),
+        ("cat", "optim.save_every=3", False),
         ("cat", "cat.steps=3", True),
         ("cat", "bank.views=2", True),
         ("cat", "optim.lr=0.5", False),
         ("finetune", "finetune.steps=3", True),
         ("finetune", "protocol.mode=inductive", True),
-        ("finetune", "bank.views=2", False),
+        ("finetune", "bank.views=2", True),
+        ("finetune", "infer.min_score=0.1", True),
+        ("finetune", "loss.mask=1", True),
+        ("finetune", "optim.seed=3", True),
+        ("finetune", "optim.lr=0.5", False),
+        ("finetune", "infer.batch=3", False),
     ],
 )
 def test_only_what_matters_for_the_stage_is_compared(
@@ -130,7 +154,8 @@ def test_weights_are_found_in_order(run: Run, tmp_path: Path) -> None:
         assert found.path == path and "run some" in found.reason
         path.unlink()
     touch(expected[-1])
-    taught = touch(run.stage("finetune-pets").last)
+    vocabulary.write_text("cat\ndog\n")
+    taught = teach(run, "cat : thing; dog : thing")
     assert find_weights("some", root=run.root, vocabulary=vocabulary).path == taught
     assert find_weights("some", root=run.root).path == expected[-1]
 
@@ -161,3 +186,21 @@ def test_missing_stage_names_the_command(run: Run) -> None:
     with pytest.raises(UserError) as caught:
         run.weights_of("con")
     assert "`concat train-con --name some`" in caught.value.hint
+
+
+def test_weights_taught_by_another_file_of_that_name_are_not_used(run: Run, tmp_path: Path) -> None:
+    """Nor those taught what the file held before; and it is said."""
+    other = touch(run.stage("finetune").last)
+    taught = teach(run, "cat : thing; dog : thing")
+    vocabulary = tmp_path / "pets.txt"
+    for text, expected in (("cat\ndog\n", taught), ("cat\n", other), ("dog\ncat\n", other)):
+        vocabulary.write_text(text)
+        for found in (
+            find_weights("some", root=run.root, vocabulary=vocabulary),
+            find_weights(None, run.path, vocabulary=vocabulary),
+        ):
+            assert found.path == expected
+            assert ("finetune-pets was taught other names" in found.reason) == (expected == other)
+    run.stage("finetune-pets").inputs_json.unlink()
+    vocabulary.write_text("cat\ndog\n")
+    assert find_weights("some", root=run.root, vocabulary=vocabulary).path == other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,41 @@ def test_another_content_of_a_vocabulary_file_is_noticed(mini_run, copied, tmp_p
     assert finetune(
         mini_run.cfg, copied, vocabulary=path, force=True, fresh=True, device="cpu"
     ).finished
+
+
+def test_stage_1_notices_other_data(mini_run, tmp_path):
+    """Also where only the warm-up was begun: nothing of it may be gone on with."""
+    root = tmp_path / "shapes"
+    shutil.copytree(mini_run.cfg.data.root, root)
+    run = Run("data", tmp_path / "runs")
+    cfg = changed(mini_run.cfg, "data", root=str(root))
+    with pytest.raises(KilledError):
+        train_con(cfg, run, device="cpu", progress=Interrupt("con", 1))
+    header, listing = root / "dataset.json", read_dataset_info(root).part("train").json
+    before = header.read_text(), listing.read_text()
+    raw = json.loads(before[0])
+    header.write_text(json.dumps(raw | {"unseen": raw["unseen"][1:]}))
+    # a world that does not tell how it was drawn is taken as it is
+    header.write_text(json.dumps(json.loads(header.read_text()) | {"source": {}}))
+    with pytest.raises(UserError, match="made from other classes than") as caught:
+        train_con(cfg, run, device="cpu")
+    assert "--fresh" in caught.value.hint
+    header.write_text(before[0])
+    content = json.loads(before[1])
+    listing.write_text(json.dumps(content | {"annotations": content["annotations"][:-1]}))
+    with pytest.raises(UserError, match="made from other training images than"):
+        train_con(cfg, run, device="cpu")
+    listing.write_text(before[1])
+    assert train_con(cfg, run, device="cpu").finished
+
+
+def test_a_dry_run_of_the_control_looks_for_stage_1(mini_run, tmp_path):
+    run = Run("plan", tmp_path)
+    shutil.copytree(mini_run.run.stage("con").path, run.stage("con").path)
+    cfg = mini_run.cfg
+    assert "train-cat" in describe("finetune", cfg, run)["weights"]
+    facts = describe("finetune", changed(cfg, "finetune", pseudo=False), run)
+    assert "stage con" in facts["weights"]
 
 
 def test_lines_of_a_killed_inner_loop_do_not_stay(mini_run, tmp_path):

@@ -18,6 +18,7 @@ from concat_cli.core.build import build_generator
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import CatConfig, FinetuneConfig, OptimConfig
 from concat_cli.core.errors import UserError
+from concat_cli.core.losses.cycle import cycle_loss
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import StageDir
@@ -33,6 +34,7 @@ from concat_cli.core.train.queries import (
     residuals_of,
 )
 from concat_cli.core.train.query_bank import EMPTY, IGNORED, QueryBank, check_bank
+from concat_cli.core.train.refit import refitted
 from concat_cli.core.train.union import UnionModule, UnionTask, statistics_for
 
 CPU = torch.device("cpu")
@@ -200,6 +202,48 @@ def test_choosing_the_offset_never_learns_from_the_fold():
         assert all(map(torch.equal, before, segmentor.projector.parameters()))
 
 
+def pairs_of_classes() -> tuple[Banks, Tensor]:
+    """Classes 2i and 2i + 1 look alike and are called alike: what sets an odd one apart is its own
+    direction (in the queries and in the texts)."""
+    text = torch.eye(12).repeat_interleave(2, 0)[:12]
+    text[1::2, 6:] += 0.5 * torch.eye(6)
+    looks = 3 * text.numpy()
+    looks = np.concatenate((looks, np.zeros((1, 12))))  # of empty queries
+
+    def bank(seed: int) -> QueryBank:
+        rng = np.random.default_rng(seed)
+        held = rng.integers(-1, 12, (80, 10))
+        queries = looks[held] + 0.1 * rng.normal(size=(80, 10, 12))
+        return QueryBank(queries.astype(np.float16), held.astype(np.int16))
+
+    return Banks(bank(0), bank(1)), F.normalize(text, dim=-1)
+
+
+def test_the_names_of_the_fold_are_no_negatives(monkeypatch):
+    """As negatives they are pushed away, and the offset has to make up for it."""
+    banks, text = pairs_of_classes()
+    fold, cfg = (1, 5, 9), FinetuneConfig(steps=20, batch=64)
+    other = text.clone()
+    other[list(fold)] = F.normalize(torch.randn(3, 12), dim=-1)
+
+    def segmentor() -> Any:
+        return planted_segmentor(12)
+
+    one, another = (
+        refitted(segmentor(), t, fold, banks, cfg)[0].state_dict() for t in (text, other)
+    )
+    torch.testing.assert_close(one, another, rtol=0, atol=0)  # their texts leave no trace
+    offset, figures = choose_offset(segmentor(), None, text, fold, banks, CatConfig(), cfg)
+    whole = UnionModule.__init__
+
+    def with_all(self: UnionModule, *arguments: Any, **named: Any) -> None:
+        whole(self, *arguments[:7], **(named | {"absent": ()}))
+
+    monkeypatch.setattr(UnionModule, "__init__", with_all)
+    biased, worse = choose_offset(segmentor(), None, text, fold, banks, CatConfig(), cfg)
+    assert offset < biased and worse["uncalibrated"] <= figures["uncalibrated"]
+
+
 @pytest.mark.parametrize(
     ("layers", "no_object", "expected"),
     [
@@ -283,6 +327,16 @@ def test_the_generators_task_leaves_the_fold_out():
     torch.testing.assert_close(module.generator.statistics.mean, learned.mean)
     module.eval()
     assert set(task.score(0)) >= {"score", "fold_accuracy", "nearest", "distance"}
+    less = GeneratorModule(module.generator, segmentor, module.text, cfg, (1, 3))
+    torch.manual_seed(7)
+    found = less(batch, 0)["cycle"]
+    torch.manual_seed(7)
+    made = less.generator(less.text[batch.classes], less.generator.sample_noise(24))
+    kept = [0, 2, 4, 5]  # the fold's texts are no candidates of the cycle
+    labels = torch.tensor([kept.index(int(c)) for c in batch.classes])
+    scale = segmentor.classifier.scale
+    want = cfg.cycle * cycle_loss(segmentor.projector(made), less.text[kept], labels, scale)
+    assert found.item() == pytest.approx(want.item(), rel=1e-6)
     off = GeneratorModule(
         module.generator, segmentor, module.text, replace(cfg, contrast=0.0, cycle=0.0)
     )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from mini import metrics, mini_config, scene
 from torch import Tensor, nn
 
+from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.data.loader import collate
@@ -25,6 +26,8 @@ from concat_cli.core.train.con_module import on_void, trained_labels, void_of, w
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.optim import MovingAverage, lr_factor, parameter_groups
+from concat_cli.core.train.teacher import SegmentTokens, drawn_segments
+from concat_cli.core.train.truth import truth_losses
 
 CPU = torch.device("cpu")
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
@@ -280,9 +283,67 @@ def test_a_batch_always_has_slots():
     assert with_slots(batch, 1) is batch
 
 
+def test_segments_are_drawn_at_random_and_those_without_a_label_last():
+    labels = torch.tensor([[4, -1, 2, 7, -1], [-1, -1, -1, 0, -1]])
+    torch.manual_seed(0)
+    drawn = [drawn_segments(labels, 2) for _ in range(40)]
+    assert {d.shape for d in drawn} == {(2, 2)}
+    assert {frozenset(d[0].tolist()) for d in drawn} == {
+        frozenset(pair) for pair in ((0, 2), (0, 3), (2, 3))
+    }
+    assert all(d[1, 0] == 3 and labels[1, d[1, 1]] == -1 for d in drawn)
+
+
+def test_denoising_queries_keep_to_their_segments(mini_run):
+    """Whatever the order in which segments are drawn, each has its own mask and label."""
+    from concat_cli.core.train.con_module import ConModule
+
+    cfg = mini_run.cfg
+    text = F.normalize(torch.randn(9, 12), dim=-1)
+    align = replace(cfg.align, image=0.0, instance=0.0)
+    segmentor = build_segmentor(cfg.model, 12)
+    module = ConModule(segmentor, text, torch.arange(9), replace(cfg.loss, denoising=2), align)
+    batch = collate([scene([0, 1, 2, 3], 64), scene([4, 5], 64, seed=1)], [0, 1])
+    masks, seen = batch.masks(), set()
+    whole = module._denoising
+
+    def noted(own_masks: Tensor, own_labels: Tensor) -> Any:
+        for b, slot in np.ndindex(2, 2):
+            label = int(own_labels[b, slot])
+            (n,) = torch.nonzero(batch.labels[b] == label)[0].tolist()
+            assert torch.equal(own_masks[b, slot], masks[b, n])
+            seen.add(label)
+        return whole(own_masks, own_labels)
+
+    module._denoising = noted
+    for seed in range(8):
+        torch.manual_seed(seed)
+        losses = module(batch, 0)
+        assert losses["denoising_class"].isfinite()
+    assert seen == set(range(6))
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
+    cfg = mini_run.cfg
+    segmentor = build_segmentor(cfg.model, 12)
+    batch = collate([scene([0, 1], 64), scene([2, 3], 64, seed=1)], [0, 1])
+    rows, slots = (torch.tensor(x) for x in ([0, 0, 1, 1], [0, 1, 0, 1]))
+    tokens = F.normalize(torch.randn(4, 12), dim=-1)
+    target = SegmentTokens(rows, slots, torch.ones(4, dtype=torch.bool), tokens)
+    losses = truth_losses(
+        segmentor, segmentor.features(batch.images, None), torch.randn(5, 12), batch.labels,
+        batch.masks(), None, target, replace(cfg.align, detach=detach),
+    )  # fmt: skip
+    losses["truth_align"].backward(retain_graph=True)
+    assert segmentor.projector.last.weight.grad.any()
+    assert all(p.grad is None for p in segmentor.backbone.parameters()) == detach
+    losses["truth_class"].backward()
+    assert any(p.grad is not None for p in segmentor.backbone.parameters())
+
+
 def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     """It can happen where crops are small: nothing to learn, nothing to break."""
-    from concat_cli.core.build import build_segmentor
     from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.train.con_module import ConModule
     from concat_cli.core.train.teacher import Teacher

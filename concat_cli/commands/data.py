@@ -38,9 +38,10 @@ def shapes(
     if dry_run:
         from concat_cli.core.data.shapes_split import unseen_split
 
-        console.table(["what", "value"], [(k, str(v)) for k, v in given.items()])
+        facts = {"folder": relative(out)} | given
+        console.table(["what", "value"], [(k, str(v)) for k, v in facts.items()])
         console.say(f"unseen: {', '.join(unseen_split(unseen, unseen_seed)[1])}")
-        return
+        return console.dry_run()
     from concat_cli.core.data.prepare_shapes import prepare_shapes
 
     prepare_shapes(out, cfg, console.progress)

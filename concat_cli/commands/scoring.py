@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from concat_cli.console import Cell, Console, duration
+from concat_cli.console import Cell, Console, duration, relative
 from concat_cli.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,16 +58,11 @@ def score_files(
     """Scores COCO panoptic files."""
     if predictions is None or truth is None:
         raise UserError("--predictions and --truth belong together.", "Give both.")
-    from concat_cli.core.data.class_split import load_class_split
-    from concat_cli.core.data.dataset import read_panoptic_json
     from concat_cli.core.evaluate.files import evaluate_files
 
     if official:
         _check_official()
-    unseen: tuple[str, ...] = ()
-    if class_split is not None and truth.is_file():
-        names = [str(c["name"]) for c in read_panoptic_json(truth)["categories"]]
-        unseen = load_class_split(class_split, names)
+    class_split, unseen = _unseen_of(truth, class_split, console)
     report = evaluate_files(
         predictions, truth, predictions_dir, truth_dir, unseen=unseen, split=split,
         protocol={"class_split": class_split}, progress=console.progress,
@@ -74,6 +70,34 @@ def score_files(
     if official:
         _say_official(report, predictions, truth, predictions_dir, truth_dir, console)
     return report
+
+
+def _unseen_of(
+    truth: Path, class_split: str | None, console: Console
+) -> tuple[str | None, tuple[str, ...] | None]:
+    """The split's name and unseen classes: as asked, else as the truth's data set says; else None.
+
+    A `dataset.json` counts if it stands a folder above the truth and fits the truth's classes.
+    """
+    from concat_cli.core.data.class_split import load_class_split
+    from concat_cli.core.data.dataset import read_panoptic_json
+
+    if not truth.is_file():  # which is said when it is scored
+        return class_split, None
+    names = [str(c["name"]) for c in read_panoptic_json(truth)["categories"]]
+    if class_split is not None:
+        return class_split, load_class_split(class_split, names)
+    path = truth.absolute().parent.parent / "dataset.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        found, name = tuple(map(str, raw["unseen"])), str(raw["class_split"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found, name = None, None
+    if found is None or not set(found) <= set(names):
+        console.say("no --class-split: classes are not divided")
+        return None, None
+    console.say(f"no --class-split: classes are divided as in {relative(path)} ({name})")
+    return name, found
 
 
 def _check_official() -> None:
@@ -161,3 +185,4 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str]) -> N
             ("classes", f"{seen} seen, {classes - seen} unseen"),
         ],
     )
+    console.dry_run()

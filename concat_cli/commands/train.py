@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +46,7 @@ def train_con(
 
     console.say(f"train-con · run {run.name} · seen classes of {cfg.data.root}")
     result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
-    show_result(console, result, run, "train-con", [f"concat train-cat --name {run.name}"])
+    show_result(console, result, [f"concat train-cat --name {run.name}"])
 
 
 def train_cat(
@@ -67,7 +69,7 @@ def train_cat(
     result = train(
         cfg, run, weights=weights, device=device.value, fresh=fresh, progress=console.progress
     )
-    show_result(console, result, run, "train-cat", [f"concat finetune --name {run.name}"])
+    show_result(console, result, [f"concat finetune --name {run.name}"])
 
 
 def finetune(
@@ -97,12 +99,10 @@ def finetune(
         force=force, progress=console.progress,
     )  # fmt: skip
     after = "evaluate" if vocab is None else f"predict photo.jpg --vocab {vocab}"
-    show_result(console, result, run, "finetune", [f"concat {after} --name {run.name}"])
+    show_result(console, result, [f"concat {after} --name {run.name}"])
 
 
-def show_result(
-    console: Console, result: StageResult, run: Run, command: str, following: list[str]
-) -> None:
+def show_result(console: Console, result: StageResult, following: list[str]) -> None:
     """Where a stage's weights are and what to run next; the same again if it was stopped."""
     facts: dict[str, object] = {
         "weights": relative(result.weights),
@@ -110,8 +110,13 @@ def show_result(
     }
     facts |= {name: f"{value:.3f}" for name, value in result.figures.items()}
     if not result.finished:
-        following = [f"concat {command} --name {run.name} (the same command again: it resumes)"]
+        following = [f"{resume_command()}  # it resumes"]
     console.done(facts, following)
+
+
+def resume_command() -> str:
+    """This process's command line; --fresh is left out, it would start again."""
+    return shlex.join(["concat", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def show_plan(

@@ -18,7 +18,14 @@ from concat_cli.commands.options import (
     RunName,
     WeightsFile,
 )
-from concat_cli.commands.predicting import run_predictor, show_predictions, to_json
+from concat_cli.commands.predicting import (
+    check_inputs,
+    run_predictor,
+    show_prediction_plan,
+    show_predictions,
+    to_json,
+    unreadable,
+)
 from concat_cli.commands.scoring import score_files, score_weights, show_report, show_weights
 from concat_cli.console import Console, relative
 from concat_cli.core.infer.inputs import expand_inputs
@@ -100,7 +107,8 @@ def predict(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions"),
     min_score: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Least score of a segment.")
+        float | None,
+        typer.Option(min=0, max=1, help="Least score of a segment. Default: that of the weights."),
     ] = None,
     as_json: Json = False,
     name: RunName = None,
@@ -114,14 +122,17 @@ def predict(
     paths = expand_inputs(inputs)
     found = find_weights(name, weights, vocabulary=vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
+    check_inputs(paths, found.path, vocab)
     if dry_run:
-        return console.done({"pictures": len(paths), "would write to": relative(out)})
+        return show_prediction_plan(console, paths, found.path, vocab, out, force)
     predicted = run_predictor(
         paths, found.path, vocab, out, min_score, device.value, force, console
     )
     if as_json:
-        return console.json(to_json(predicted, found.path, out))
-    show_predictions(console, predicted)
-    console.done(
-        {"pictures": relative(out) + "/*.overlay.png", "segments": relative(out / "panoptic.json")}
-    )
+        console.json(to_json(predicted.pictures, found.path, out))
+    else:
+        show_predictions(console, predicted.pictures)
+        overlays = relative(out) + "/*.overlay.png"
+        console.done({"pictures": overlays, "segments": relative(out / "panoptic.json")})
+    if predicted.unreadable:
+        raise unreadable(predicted.unreadable, written=len(predicted.pictures))

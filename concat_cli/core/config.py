@@ -150,7 +150,7 @@ class OptimConfig:
     clip_norm: float = 1.0  # full-model gradient norm [Mask2Former: 0.01]
     warmup: int = 100  # steps of linear warm-up
     schedule: Literal["constant", "cosine", "poly", "step"] = "cosine"
-    decay_from: float = 0.3  # share of the steps after which cosine starts; share list for "step"
+    decay_from: float = 0.3  # share of the steps after which "cosine" begins to fall
     step_at: tuple[float, ...] = (0.889, 0.963)  # x0.1 at these shares ("step") [Mask2Former]
     ema: float = 0.0  # decay of an exponential moving average of the weights; 0: off [ours]
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -294,4 +294,12 @@ class Config:
         _check(
             self.model.mask_pooling or not (self.warmup.steps or self.loss.truth),
             "warmup.steps and loss.truth need model.mask_pooling=true",
+        )
+        _check(
+            self.model.mask_pooling or not self.model.detach_class_path,
+            "model.detach_class_path=true needs model.mask_pooling=true",
+        )
+        _check(
+            self.cat.fold > 0 or not self.finetune.calibrate,
+            "finetune.calibrate=true needs cat.fold > 0",
         )

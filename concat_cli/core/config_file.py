@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ _TYPES: dict[str, Any] = {
     for section, cls in _SECTIONS.items()
     for key, kind in get_type_hints(cls).items()
 }
+_ALL_KEYS = "`concat train-con --dry-run` prints every key with its value."
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -202,13 +204,16 @@ def _build(given: list[_Given], problems: list[_Problem]) -> Config:
             values[section][key] = _coerce(one.value, _TYPES[one.key])
             where[section] = one.where
         except ValueError as error:
-            problems.append(_Problem(f"{one.where}: {one.key} {error}"))
+            problems.append(_Problem(f"{one.where}: {one.key} {error}", _about(one.key)))
     sections: dict[str, Any] = {}
     for section, cls in _SECTIONS.items():
         try:
             sections[section] = cls(**values[section])
         except ValueError as error:
-            problems.append(_Problem(f"{where.get(section, 'defaults')}: {section}: {error}."))
+            named = set(re.findall(r"\w+", str(error)))
+            about = " ".join(_about(f"{section}.{k}") for k in values[section] if k in named)
+            what = f"{where.get(section, 'defaults')}: {section}: {error}."
+            problems.append(_Problem(what, about))
     if problems:
         raise _error(problems)
     try:
@@ -219,12 +224,35 @@ def _build(given: list[_Given], problems: list[_Problem]) -> Config:
 
 def _error(problems: list[_Problem]) -> UserError:
     if len(problems) == 1:
-        return UserError(problems[0].what, problems[0].hint or "Mend it and run it again.")
+        return UserError(problems[0].what, problems[0].hint or _ALL_KEYS)
     lines = "\n".join(f"- {problem}" for problem in problems)
     return UserError(
         f"{len(problems)} mistakes in the configuration:\n{lines}",
-        "`concat train-con --dry-run` prints every key with its value.",
+        _ALL_KEYS,
     )
+
+
+def _about(key: str) -> str:
+    """A key's type and its default."""
+    section, name = key.split(".")
+    default = getattr(getattr(Config(), section), name)
+    shown = "empty" if default in ("", ()) else _written(default)
+    return f"{key} is {_type_name(_TYPES[key])}; its default is {shown}."
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in an override."""
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is tuple:
+        return f"a list, each {_type_name(get_args(kind)[0])}"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
 
 
 def _meant(key: str) -> str:

@@ -18,12 +18,24 @@ DEFAULT_NAME = "shapes"
 STAGES = ("con", "cat", "finetune")
 BUILT_IN = Path(__file__).parent / "weights" / "segmentor.safetensors"
 
-# What a stage's result depends on: sections, less the keys that only say how to run.
-_CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim")
+# What a stage's result depends on: sections and keys, less those that only say how to run.
+_CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer")
+_BANK = (
+    "data",
+    "clip",
+    "bank",
+    "loss.classes",
+    "loss.mask",
+    "loss.dice",
+    "loss.points",
+    "infer.size",
+    "infer.max_size",
+    "optim.seed",
+)
 _RELEVANT = {
     "con": _CON,
-    "cat": ("data", "clip", "bank", "cat", "protocol"),
-    "finetune": ("data", "clip", "cat", "finetune", "protocol"),
+    "cat": (*_BANK, "cat", "protocol"),
+    "finetune": (*_BANK, "cat", "finetune", "infer", "protocol"),
 }
 _HOW_TO_RUN = {
     "data.workers",
@@ -33,6 +45,7 @@ _HOW_TO_RUN = {
     "optim.save_every",
     "optim.log_every",
     "optim.preview_every",
+    "infer.batch",
 }
 _COMMANDS = {"con": "train-con", "cat": "train-cat", "finetune": "finetune"}
 
@@ -196,9 +209,27 @@ class Run:
 
     def last_stage(self, vocabulary: Path | None = None) -> StageDir | None:
         """The last stage that holds weights: taught this vocabulary > finetune > cat > con."""
-        names = [*STAGES, taught(vocabulary)] if vocabulary is not None else list(STAGES)
+        names: list[str] = list(STAGES)
+        if vocabulary is not None and self.was_taught(vocabulary):
+            names.append(taught(vocabulary))
         stages = (self.stage(name) for name in reversed(names))
         return next((stage for stage in stages if stage.weights is not None), None)
+
+    def was_taught(self, vocabulary: Path) -> bool | None:
+        """Whether the weights taught a file of this name were taught what it holds now; None
+        where there are none."""
+        stage = self.stage(taught(vocabulary))
+        if stage.weights is None:
+            return None
+        if not stage.inputs_json.exists():
+            return False
+        from concat_cli.core.checkpoint import read_meta  # heavy, and seldom needed
+        from concat_cli.core.vocabulary import Vocabulary
+        from concat_cli.core.vocabulary_file import parse_vocabulary, written
+
+        known = Vocabulary.from_json(read_meta(stage.weights)["vocabulary"])
+        made_of = json.loads(stage.inputs_json.read_text(encoding="utf-8"))
+        return made_of.get("vocabulary") == written(parse_vocabulary(vocabulary, known))
 
     def weights_of(self, name: str) -> Path:
         """The weights of a stage, `best` before `last`; UserError where there are none yet."""
@@ -240,11 +271,12 @@ def find_weights(
         vocabulary: weights that were taught this very file come first.
     """
     if explicit is not None:
-        return FoundWeights(_explicit(Path(explicit), vocabulary), "as asked")
+        return _explicit(Path(explicit), vocabulary)
     run = Run(name or DEFAULT_NAME, root)
     stage = run.last_stage(vocabulary)
     if stage is not None and stage.weights is not None:
-        return FoundWeights(stage.weights, f"the last stage of run {run.name}")
+        reason = f"the last stage of run {run.name}{_passed_over(run, vocabulary)}"
+        return FoundWeights(stage.weights, reason)
     if name is not None:
         raise UserError(
             f"Run {run.name} has no weights yet (looked in {run.path}).{_known_runs(root)}",
@@ -260,21 +292,30 @@ def find_weights(
 
 def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
     """The lines of `diff` that matter for the result of a stage."""
-    return [
-        line
-        for line in diff(before, after)
-        if line.split(".")[0] in _RELEVANT[stage] and line.split(":")[0] not in _HOW_TO_RUN
-    ]
+    return [line for line in diff(before, after) if _matters(line.split(":")[0], stage)]
 
 
-def _explicit(path: Path, vocabulary: Path | None) -> Path:
+def _matters(key: str, stage: str) -> bool:
+    named = {key, key.split(".")[0]}
+    return key not in _HOW_TO_RUN and not named.isdisjoint(_RELEVANT[stage])
+
+
+def _passed_over(run: Run, vocabulary: Path | None) -> str:
+    """Why weights that were taught a file of this name are not used; empty where they are."""
+    if vocabulary is None or run.was_taught(vocabulary) is not False:
+        return ""
+    return f"; {taught(vocabulary)} was taught other names than {vocabulary} holds now"
+
+
+def _explicit(path: Path, vocabulary: Path | None) -> FoundWeights:
     if not path.is_dir():
-        return path
-    stage = Run(path.name, path.parent).last_stage(vocabulary)
+        return FoundWeights(path, "as asked")
+    run = Run(path.name, path.parent)
+    stage = run.last_stage(vocabulary)
     found = stage.weights if stage is not None else StageDir(path, "con").weights
     if found is None:
         raise UserError(f"The folder {path} holds no weights.", "Give a .safetensors file.")
-    return found
+    return FoundWeights(found, f"as asked{_passed_over(run, vocabulary)}")
 
 
 def _known_runs(root: Path) -> str:

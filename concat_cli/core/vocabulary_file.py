@@ -21,6 +21,11 @@ from concat_cli.core.vocabulary import ClassEntry, Kind, Vocabulary
 
 _FORM = "A vocabulary file has a class a line, like `cat, kitten` or `sky : stuff`, in UTF-8."
 _KINDS: tuple[str, ...] = get_args(Kind)
+_KEYS = ("name", "synonyms", "kind")  # of a class in a YAML or JSON list
+_ROW_HINT = (
+    'Write "cat, kitten", or {"name": "cat", "synonyms": ["kitten"], "kind": "thing"}; '
+    f"a kind is {' or '.join(_KINDS)}."
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,13 @@ def parse_vocabulary(
         _check(item)
     _check_duplicates(path, items)
     return _vocabulary(items, known or Vocabulary(()), key)
+
+
+def written(vocabulary: Vocabulary) -> str:
+    """The names, synonyms and kinds in one line, as a vocabulary file would have them."""
+    return "; ".join(
+        f"{', '.join((entry.name, *entry.synonyms))} : {entry.kind}" for entry in vocabulary.entries
+    )
 
 
 def _read(path: Path) -> str:
@@ -110,13 +122,12 @@ def _row(row: Any, where: str) -> _Item:
     """A list's item: a string as in a text file, or {name, synonyms, kind}."""
     if isinstance(row, str):
         return _line(row, where)
-    if isinstance(row, dict) and "name" not in row and len(row) == 1:
+    if isinstance(row, dict) and len(row) == 1 and not set(row) & set(_KEYS):
         name, kind = next(iter(row.items()))  # YAML reads `- sky : stuff` as a mapping
-        return _line(f"{name} : {kind}", where)
-    if not isinstance(row, dict) or not {"name"} <= set(row) <= {"name", "synonyms", "kind"}:
-        raise UserError(
-            f"{where}: {row!r} is no class.", "Write a string, or {name: ..., synonyms: [...]}."
-        )
+        if kind in _KINDS:
+            return _line(f"{name} : {kind}", where)
+    if not isinstance(row, dict) or not {"name"} <= set(row) <= set(_KEYS):
+        raise UserError(f"{where}: {row!r} is no class{_unlike(row)}.", _ROW_HINT)
     synonyms = row.get("synonyms") or []
     synonyms = synonyms.split(",") if isinstance(synonyms, str) else synonyms
     names: list[Any] = [row["name"], *synonyms] if isinstance(synonyms, list) else [None]
@@ -125,7 +136,20 @@ def _row(row: Any, where: str) -> _Item:
     return _Item(_clean(names), str(row.get("kind") or ""), where)
 
 
+def _unlike(row: Any) -> str:
+    """What a mapping has or lacks that makes it no class."""
+    if not isinstance(row, dict):
+        return ""
+    unknown = [repr(key) for key in row if key not in _KEYS]
+    return f": unknown key {', '.join(unknown)}" if unknown else ": it has no name"
+
+
 def _line(line: str, where: str) -> _Item:
+    if ";" in line:
+        raise UserError(
+            f"{where}: '{line}' holds a semicolon.",
+            "Write one class a line; a comma stands before a synonym: `cat, kitten`.",
+        )
     names, colon, kind = line.rpartition(":")
     if colon and not kind.strip():
         raise UserError(f"{where}: nothing after the colon of '{line}'.", _FORM)

@@ -42,7 +42,7 @@ def evaluate_files(
     predictions_dir: Path | None = None,
     truth_dir: Path | None = None,
     *,
-    unseen: Collection[str | int] = (),
+    unseen: Collection[str | int] | None = None,
     split: Split = "all",
     protocol: Mapping[str, Any] | None = None,
     progress: Progress = SILENT,
@@ -52,17 +52,28 @@ def evaluate_files(
     Args:
         predictions_dir, truth_dir: the PNGs; by default in the folder named like the JSON without
             its ending.
-        unseen: names or category ids of the classes that count as unseen.
+        unseen: names or category ids of the classes that count as unseen; None: classes are not
+            divided into seen and unseen.
         split: which classes are reported.
         protocol: what else the report says of the predictions.
     """
     start = time.perf_counter()
     pred_part, truth_part = png_part(predictions, predictions_dir), png_part(truth, truth_dir)
     truth_json = read_panoptic_json(truth)
-    vocabulary = _vocabulary(truth_json, unseen)
+    if unseen is None and split != "all":
+        raise UserError(
+            f"Nobody says which classes are {split}.", "Give --class-split, or leave --split out."
+        )
+    vocabulary = _vocabulary(truth_json, unseen or ())
     images = {image["id"]: image for image in truth_json["images"]}
     truths = _entries(truth, truth_json["annotations"], vocabulary)
     preds = _predictions(predictions, truth, truth_json, truths, vocabulary)
+    extra = [image_id for image_id in preds if image_id not in truths]
+    if extra:
+        progress.say(
+            f"{len(extra)} of {len(preds)} predictions have no truth and were not scored, such as "
+            f"image {extra[0]}"
+        )
     panoptic, semantic = PanopticScore(len(vocabulary)), SemanticScore(len(vocabulary))
     for image_id, real in progress.track(truths.items(), "score", len(truths)):
         found = preds[image_id]
@@ -72,7 +83,7 @@ def evaluate_files(
         panoptic.add(pred_map, found.labels, truth_map, real.labels, real.crowd)
         semantic.add(class_map(pred_map, found.labels), class_map(truth_map, real.labels))
     base = {"setting": "generalised", "mode": None, "semantic_from": "panoptic"}
-    base |= {"predictions": str(predictions), "truth": str(truth)}
+    base |= {"predictions": str(predictions), "truth": str(truth), "not_scored": len(extra)}
     return make_report(
         vocabulary,
         panoptic,
@@ -81,6 +92,7 @@ def evaluate_files(
         protocol=base | dict(protocol or {}),
         images=len(truths),
         seconds={"total": time.perf_counter() - start},
+        divided=unseen is not None,
     )
 
 

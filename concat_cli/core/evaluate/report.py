@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from concat_cli.core.evaluate.panoptic import PanopticScore, Quality
 from concat_cli.core.evaluate.semantic import SemanticScore
 from concat_cli.core.vocabulary import Vocabulary
 
 Split = Literal["all", "seen", "unseen"]
+_DIVIDED = ("seen", "unseen", "harmonic")  # groups that need to know which classes are seen
+G = TypeVar("G")
 
 
 def harmonic(a: float, b: float) -> float:
@@ -49,11 +51,12 @@ class MeanIou:
 @dataclass(frozen=True)
 class ClassReport:
     """One class. PQ, SQ, RQ are 0 where TP + FP + FN = 0 (then it is in no mean); `iou` is the
-    semantic IoU, None where the truth never holds the class."""
+    semantic IoU, None where the truth never holds the class; `seen` is None where classes are not
+    divided."""
 
     name: str
     id: int
-    seen: bool
+    seen: bool | None
     thing: bool
     pq: float
     sq: float
@@ -109,11 +112,14 @@ def make_report(
     seconds: dict[str, float],
     diagnostics: dict[str, float | None] | None = None,
     candidates: int | None = None,
+    divided: bool = True,
 ) -> Report:
     """Turns counts into a report; `split` chooses which classes are reported, not which compete.
 
-    `candidates`: how many classes competed, where it is not all of the vocabulary.
+    `candidates`: how many classes competed, where it is not all of the vocabulary. `divided`:
+    False where nobody knows which classes are seen; then no group of these is reported.
     """
+    assert divided or split == "all", split
     chosen = {
         "all": range(len(vocabulary)),
         "seen": vocabulary.seen_indices,
@@ -121,13 +127,21 @@ def make_report(
     }[split]
     return Report(
         protocol=protocol | {"split": split, "candidates": candidates or len(vocabulary)},
-        panoptic=_panoptic_groups(vocabulary, panoptic, split),
-        semantic=_semantic_groups(vocabulary, semantic, split),
-        per_class=_per_class(vocabulary, panoptic, semantic, chosen),
+        panoptic=_divided(_panoptic_groups(vocabulary, panoptic, split), divided),
+        semantic=_divided(_semantic_groups(vocabulary, semantic, split), divided),
+        per_class=tuple(
+            row if divided else replace(row, seen=None)
+            for row in _per_class(vocabulary, panoptic, semantic, chosen)
+        ),
         images=images,
         seconds={name: round(value, 3) for name, value in seconds.items()},
         diagnostics=diagnostics or {},
     )
+
+
+def _divided(groups: dict[str, G | None], divided: bool) -> dict[str, G | None]:
+    """The groups; without the seen and unseen ones where classes are not divided."""
+    return {name: g if divided or name not in _DIVIDED else None for name, g in groups.items()}
 
 
 def _panoptic_groups(

@@ -15,6 +15,7 @@ from concat_cli.core.evaluate.report import Report, Split
 from concat_cli.core.evaluate.run import Gather, alone, evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.vocabulary_file import same_name
 
 PART = "val"
 
@@ -37,7 +38,8 @@ def evaluate_weights(
     them. What is said of the weights' own training stands in the report's protocol.
     """
     loaded = load_weights(weights)
-    cfg = override(config_of(loaded), overrides)
+    own = config_of(loaded)
+    cfg = override(own, overrides)
     info = read_dataset_info(Path(cfg.data.root))
     predictor = Predictor.load(
         loaded, info.vocabulary, device, infer=cfg.infer, force=True, progress=progress
@@ -47,13 +49,16 @@ def evaluate_weights(
         progress.say(
             f"these weights were trained with labels of unseen classes: {'; '.join(leaked)}"
         )
+    taught = unseen_but_taught(info, loaded.meta.get("taught", ()))
     protocol = {
-        "mode": cfg.protocol.mode,
+        # by how the weights were made, whatever was asked for or said now
+        "mode": "transductive" if taught else own.protocol.mode,
         "stage": loaded.stage,
         "weights": str(weights),
         "data": info.name,
         "class_split": info.class_split,
         "unseen_with_labels": len(leaked),
+        "taught": len(taught),
     }
     dataset = PanopticDataset(info.part(PART), info.vocabulary, keep_crowd=True)
     return evaluate_model(
@@ -73,3 +78,9 @@ def evaluate_weights(
 def unseen_but_trained(info: DatasetInfo, trained: Sequence[str]) -> list[str]:
     """Unseen classes of the data set whose labels the weights were trained with."""
     return [e.name for e in info.vocabulary.entries if not e.seen and e.name in set(trained)]
+
+
+def unseen_but_taught(info: DatasetInfo, taught: Sequence[str]) -> list[str]:
+    """Unseen classes of the data set whose names the weights were taught."""
+    known = {same_name(name) for name in taught}
+    return [e.name for e in info.vocabulary.entries if not e.seen and same_name(e.name) in known]

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from concat_cli.core.data.image_io import check_image
+import numpy as np
+
+from concat_cli.core.errors import UserError
 from concat_cli.core.infer.files import (
     WrittenPrediction,
     image_ids,
@@ -21,6 +23,14 @@ from concat_cli.core.infer.render import overlay
 from concat_cli.core.progress import SILENT, Progress
 
 CHUNK = 8  # pictures in memory at a time
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of many pictures: predictions in their order, and an error for each unreadable."""
+
+    pictures: list[PicturePrediction]
+    unreadable: list[UserError]
 
 
 @dataclass(frozen=True)
@@ -47,25 +57,29 @@ def predict_paths(
     world: int = 1,
     gather: Callable[[Any], list[Any]] = lambda value: [value],
     progress: Progress = SILENT,
-) -> list[PicturePrediction]:
+) -> Predicted:
     """Writes an overlay and an id PNG for each picture, then one `panoptic.json` for all.
 
-    Every file is looked at before the first prediction; UserError names the one that is damaged.
+    Pictures that cannot be read are left out and named in the result.
     Each of several processes takes its share, all return everything, in the order of `paths`.
     """
-    for path in paths:
-        check_image(path)
     names = output_names(paths)
     ids = image_ids(names)
     mine = range(rank, len(paths), world)
     chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
     done: dict[int, PicturePrediction] = {}
+    broken: dict[int, UserError] = {}
     for chunk in progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks)):
         start = time.perf_counter()
-        images = [to_array(paths[index]) for index in chunk]
+        images: dict[int, np.ndarray] = {}
+        for index in chunk:
+            try:
+                images[index] = to_array(paths[index])
+            except UserError as error:
+                broken[index] = error
         load = round((time.perf_counter() - start) * 1000 / len(chunk), 2)
-        found = predictor.predict_batch(images)
-        for index, image, prediction in zip(chunk, images, found, strict=True):
+        found = predictor.predict_batch(list(images.values()))
+        for (index, image), prediction in zip(images.items(), found, strict=True):
             written = write_prediction(
                 out,
                 names[index],
@@ -76,8 +90,10 @@ def predict_paths(
             )
             times = prediction.milliseconds | {"load": load}
             done[index] = PicturePrediction(paths[index], written, times)
-    everything = {index: one for part in gather(done) for index, one in part.items()}
-    ordered = [everything[index] for index in range(len(paths))]
+    parts = gather((done, broken))
+    everything = {index: one for part, _ in parts for index, one in part.items()}
+    unreadable = {index: error for _, part in parts for index, error in part.items()}
+    ordered = [everything[index] for index in sorted(everything)]
     if rank == 0:
         write_index(out, (one.written for one in ordered), predictor.vocabulary)
-    return ordered
+    return Predicted(ordered, [unreadable[index] for index in sorted(unreadable)])

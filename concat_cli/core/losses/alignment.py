@@ -107,24 +107,3 @@ def aggregate(
         weights = weights.to(queries.dtype)
         weights = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
         return torch.einsum("bq,bqe->be", weights, queries)
-
-
-def global_alignment(
-    semantic_queries: Tensor,
-    cls: Tensor,
-    image_ids: Tensor,
-    pooling: Pooling,
-    objectness: Tensor,
-    matched: Tensor,
-    temperature: float,
-    negatives: Negatives | None = None,
-) -> Tensor:
-    """Conditional global alignment: pooled queries against the CLS token of the full image.
-
-    Shapes as in `aggregate`; image_ids (B,) are the groups, so that no view of the same image, in
-    the batch or in the bank, is a negative. An image without a matched query still takes part: its
-    pooled vector may be zero ("matched"), which gives no gradient.
-    """
-    pooled = aggregate(semantic_queries, pooling, cls, objectness, matched, temperature)
-    everywhere = torch.ones_like(image_ids, dtype=torch.bool)
-    return info_nce(pooled, cls, everywhere, temperature, image_ids, negatives)

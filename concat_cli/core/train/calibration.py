@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import Generator
-from concat_cli.core.config import CatConfig, FinetuneConfig
+from concat_cli.core.build import Generator, config_of, restore_generator
+from concat_cli.core.checkpoint import Weights, load_weights
+from concat_cli.core.config import CatConfig, Config, FinetuneConfig
 from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.progress import Progress
+from concat_cli.core.runs import StageDir
 from concat_cli.core.train.fold import harmonic
 from concat_cli.core.train.query_bank import Banks
 from concat_cli.core.train.refit import fit_union, refitted
@@ -29,15 +32,36 @@ def choose_offset(
 
     A fresh projector is fitted to real queries without the fold, then finetuned as the run's own,
     with pseudo queries of the fold if `generator` is given. The dev queries of the fold play the
-    unseen classes. text (K, E): of the trained classes.
+    unseen classes. Without pseudo queries of them, the fold's texts are candidates only when the
+    dev queries are classified. text (K, E): of the trained classes.
     """
     device = text.device
     projector, classifier = refitted(segmentor, text, fold, banks, cfg)
     new = torch.tensor(fold if generator is not None else (), dtype=torch.int64, device=device)
     statistics = statistics_for(cat.noise, banks, len(text), device)
-    module = UnionModule(projector, classifier, generator, text, new, cfg, statistics)
+    absent = fold if generator is None else ()
+    module = UnionModule(projector, classifier, generator, text, new, cfg, statistics, absent)
     fit_union(module, banks, fold, cfg)
     return _sweep(module, text, fold, banks)
+
+
+def fold_generator(source: Weights, cfg: Config, progress: Progress) -> Generator:
+    """The generator that CAT trained without the fold, or aloud the final one, which saw it.
+
+    source: of stage `cat`; the other is looked for in `fold/` beside it, and taken only if it was
+    trained without the same fold.
+    """
+    path = StageDir(source.path.parent / "fold", "cat").weights
+    if path is not None:
+        weights = load_weights(path)
+        built = config_of(weights)
+        if (built.cat.fold, built.cat.seed, built.bank) == (cfg.cat.fold, cfg.cat.seed, cfg.bank):
+            return restore_generator(weights)
+    progress.say(
+        "calibrating with the final generator, as there is none without this fold beside "
+        f"{source.path}: it has seen the fold, so the offset is optimistic"
+    )
+    return restore_generator(source)
 
 
 @torch.no_grad()

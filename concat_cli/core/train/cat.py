@@ -42,16 +42,28 @@ class GeneratorModule(nn.Module):
 
     Args:
         text: (K, E) of the trained classes. segmentor: frozen; its projector closes the cycle.
+        without: classes that are no candidates of the cycle; no batch may hold them.
     """
 
     text: Tensor
+    kept: Tensor
+    place: Tensor
 
     def __init__(
-        self, generator: Generator, segmentor: Segmentor, text: Tensor, cfg: CatConfig
+        self,
+        generator: Generator,
+        segmentor: Segmentor,
+        text: Tensor,
+        cfg: CatConfig,
+        without: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.generator, self.cfg = generator, cfg
         self.register_buffer("text", text, persistent=False)
+        kept = torch.ones(len(text), dtype=torch.bool, device=text.device)
+        kept[list(without)] = False
+        self.register_buffer("kept", kept, persistent=False)
+        self.register_buffer("place", kept.cumsum(0) - 1, persistent=False)  # among the kept
         self._segmentor = (segmentor.requires_grad_(False).eval(),)  # no part of the state
 
     def forward(self, batch: QueryBatch, step: int) -> dict[str, Tensor]:
@@ -69,7 +81,7 @@ class GeneratorModule(nn.Module):
         if cfg.cycle:
             scale = segmentor.classifier.scale
             losses["cycle"] = cfg.cycle * cycle_loss(
-                segmentor.projector(made), self.text, batch.classes, scale
+                segmentor.projector(made), self.text[self.kept], self.place[batch.classes], scale
             )
         return losses
 
@@ -211,7 +223,7 @@ def _fit(
     cfg = session.cfg
     torch.manual_seed(cfg.cat.seed)
     generator = build_generator(cfg.cat, text.shape[1], cfg.model.width).to(session.device)
-    module = GeneratorModule(generator, segmentor, text, cfg.cat)
+    module = GeneratorModule(generator, segmentor, text, cfg.cat, without)
     task = GeneratorTask(module, banks, fold, without, cfg.cat)
     optim = OptimConfig(
         steps=steps,
@@ -219,7 +231,7 @@ def _fit(
         weight_decay=0.0,
         clip_norm=float("inf"),
         warmup=0,
-        decay_from=0.5,
+        schedule="constant",  # a step means the same with and without the fold
         eval_every=cfg.cat.eval_every if without else 0,
         save_every=max(1, cfg.cat.eval_every),
         seed=cfg.cat.seed,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -28,9 +30,11 @@ from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import write_preview
+from concat_cli.core.train.query_bank import segments_digest
 from concat_cli.core.train.session import Session, embed, open_session
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.core.train.warmup import WarmupModule
+from concat_cli.core.vocabulary import Vocabulary
 
 
 class ImageTask:
@@ -42,10 +46,11 @@ class ImageTask:
         session: Session,
         text: Tensor,
         optim: OptimConfig,
+        train: PanopticDataset,
     ) -> None:
         self.module, self.session, self.text, self.optim = module, session, text, optim
+        self.train = train
         cfg, info = session.cfg, session.info
-        self.train = PanopticDataset(info.part("train"), info.vocabulary, cache=cfg.data.cache)
         self.dev = None
         if "dev" in info.parts:
             seen = info.vocabulary.seen_only()
@@ -167,15 +172,26 @@ def train_con(
     if cfg.optim.channels_last:
         segmentor = segmentor.to(memory_format=torch.channels_last)
     to_trained = trained_indices(vocabulary.is_seen, session.device)
-    stage = session.open_stage(run.stage("con"), fresh=fresh)
+    part = session.info.part("train")
+    train = PanopticDataset(part, vocabulary, cache=cfg.data.cache)
+    inputs = {"classes": classes_digest(vocabulary), "training images": segments_digest(train)}
+    stage = session.open_stage(run.stage("con"), fresh=fresh, inputs=inputs)
     meta = session.meta("con", clip)
     if cfg.warmup.steps and not stage.state.exists():
         module = WarmupModule(segmentor, text, to_trained, cfg.align, cfg.warmup, teacher)
         optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
-        if not _fit(WarmupTask(module, session, text, optim), stage.inner("warmup"), meta).finished:
+        task = WarmupTask(module, session, text, optim, train)
+        if not _fit(task, stage.inner("warmup"), meta).finished:
             return StageResult(stage.last, 0, 0.0, False, {})
     module = ConModule(segmentor, text, to_trained, cfg.loss, cfg.align, teacher)
-    return _fit(ImageTask(module.to(session.device), session, text, cfg.optim), stage, meta)
+    task = ImageTask(module.to(session.device), session, text, cfg.optim, train)
+    return _fit(task, stage, meta)
+
+
+def classes_digest(vocabulary: Vocabulary) -> str:
+    """A digest of the names, their order and kinds, and which of them are seen."""
+    rows = [[entry.name, entry.kind, entry.seen] for entry in vocabulary.entries]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def trained_indices(is_seen: tuple[bool, ...], device: torch.device) -> Tensor:

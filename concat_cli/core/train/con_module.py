@@ -24,7 +24,7 @@ from concat_cli.core.train.distributed import (
     mean_over_processes,
     process_rank,
 )
-from concat_cli.core.train.teacher import SegmentTokens, Teacher
+from concat_cli.core.train.teacher import SegmentTokens, Teacher, drawn_segments
 from concat_cli.core.train.truth import truth_losses
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
@@ -73,7 +73,10 @@ class ConModule(nn.Module):
         # one set of points for all images, drawn before anything whose size depends on the batch:
         # matching does not depend on the split over processes
         coords = torch.rand(1, self.loss.points, 2, device=masks.device).expand(len(masks), -1, -1)
-        noised = self._denoising(masks, labels)
+        chosen = self._chosen(labels)
+        own_labels = labels.gather(1, chosen)
+        own_masks = masks[torch.arange(len(masks), device=masks.device)[:, None], chosen]
+        noised = self._denoising(own_masks, own_labels)
         wants_tokens = self.segmentor.query_decoder.objectness is not None
         out = self.segmentor(batch.images, padding, self.text, noised, dense=wants_tokens)
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
@@ -84,14 +87,7 @@ class ConModule(nn.Module):
         ignore = None if void is None else on_void(out.mask_logits, void)
         losses = self._segmentation(out, matched, labels, masks, ignore, count)
         if noised is not None and out.denoising is not None:
-            slots = out.denoising.class_logits.shape[2]
-            part = labels[:, :slots]  # each such query belongs to the segment it was made of
-            own = torch.arange(slots, device=part.device).expand_as(part).masked_fill(part < 0, -1)
-            own, empty = (
-                x.expand(len(out.class_logits), -1, -1) for x in (own[None], (part < 0)[None])
-            )
-            terms = self._segmentation(out.denoising, own, part, masks[:, :slots], empty, count)
-            losses |= {f"denoising_{name}": value for name, value in terms.items()}
+            losses |= self._of_noised(out.denoising, own_labels, own_masks, count)
         if out.dense is not None:
             losses |= self._of_tokens(out, labels, masks, void)
         target = self._segment_tokens(batch, labels, masks)
@@ -122,14 +118,28 @@ class ConModule(nn.Module):
             "dice": self.loss.dice * dice,
         }
 
+    def _chosen(self, labels: Tensor) -> Tensor:
+        """Slots (B, M) of the segments that denoising queries are made of, drawn at random."""
+        if not self.loss.denoising:
+            return labels.new_zeros(len(labels), 0)
+        return drawn_segments(labels, min(self.loss.denoising, labels.shape[1]))
+
     def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising | None:
         """Truth masks at stride 8 with about a third of the cells left out, as queries."""
         if not self.loss.denoising:
             return None
-        slots = min(self.loss.denoising, labels.shape[1])
-        small = F.avg_pool2d(masks[:, :slots].float(), 8)
-        noise = torch.rand(len(small), slots, *small.shape[-2:], device=small.device)
-        return Denoising(small * (noise > 0.3), labels[:, :slots] >= 0)
+        small = F.avg_pool2d(masks.float(), 8)
+        return Denoising(small * (torch.rand_like(small) > 0.3), labels >= 0)
+
+    def _of_noised(
+        self, out: QueryOutput, labels: Tensor, masks: Tensor, count: Tensor
+    ) -> dict[str, Tensor]:
+        """Each denoising query belongs to the segment it was made of."""
+        slots = torch.arange(labels.shape[1], device=labels.device)
+        own = slots.expand_as(labels).masked_fill(labels < 0, -1)
+        own, empty = (x[None].expand(len(out.class_logits), -1, -1) for x in (own, labels < 0))
+        terms = self._segmentation(out, own, labels, masks, empty, count)
+        return {f"denoising_{name}": value for name, value in terms.items()}
 
     def _of_tokens(
         self, out: SegmentorOutput, labels: Tensor, masks: Tensor, void: Tensor | None

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import config_of, restore_generator, restore_segmentor
+from concat_cli.core.build import config_of, part_of, restore_generator, restore_segmentor
 from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.prompts import check_words
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, taught
-from concat_cli.core.train.calibration import choose_offset
+from concat_cli.core.train.calibration import choose_offset, fold_generator
 from concat_cli.core.train.cat import open_banks
 from concat_cli.core.train.fold import choose_fold
 from concat_cli.core.train.loop import Fit, StageResult
@@ -29,7 +29,7 @@ from concat_cli.core.train.session import (
 )
 from concat_cli.core.train.union import UnionModule, UnionTask, statistics_for
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.vocabulary_file import parse_vocabulary, written
 
 
 class FinetuneTask(UnionTask):
@@ -59,7 +59,9 @@ def finetune(
     """
     pseudo = cfg.finetune.pseudo
     source = load_weights(weights or run.weights_of("cat" if pseudo else "con"))
-    check_stage(source, *(("cat",) if pseudo else ("con", "cat")))
+    check_stage(source, *(("cat", "finetune") if pseudo else ("con", "cat")))
+    if pseudo:
+        part_of(source, "generator")  # the control's weights hold none
     cfg = _as_built(cfg, source)
     session = open_session(cfg, device, progress)
     known = session.info.vocabulary
@@ -69,12 +71,12 @@ def finetune(
     check_clip(source, clip.identity)
     check_words(new, clip, force)
     name = "finetune" if vocabulary is None else taught(vocabulary)
-    inputs = {"weights": source.sha256, "vocabulary": _written(new if given is None else given)}
+    inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)
     segmentor = restore_segmentor(source).to(session.device)
     generator = restore_generator(source).to(session.device) if pseudo else None
     trained = embed(clip, known.seen_only(), cfg, session.device)
-    banks = open_banks(session, run, source, segmentor, trained)
+    banks = open_banks(session, run, _for_bank(source), segmentor, trained)
     text = trained
     if len(new):
         text = torch.cat((trained, embed(clip, new, cfg, session.device)))
@@ -92,13 +94,13 @@ def finetune(
         statistics,
     )
     task = FinetuneTask(module, banks, (), cfg.finetune)
-    task.frozen = source.tensors
+    task.frozen = {name: _widened(tensor) for name, tensor in source.tensors.items()}
     told = replace(session, cfg=replace(cfg, infer=replace(cfg.infer, seen_offset=offset)))
     meta = told.meta(
         "finetune",
         clip,
         trained=trained_names(source, known),
-        taught=list(new.names),
+        taught=list(dict.fromkeys((*source.meta.get("taught", ()), *new.names))),
         segmentor=source.meta.get("segmentor", source.sha256),
     )
     optim = OptimConfig(
@@ -138,17 +140,22 @@ def new_names(known: Vocabulary, given: Vocabulary | None, cfg: Config) -> Vocab
 def _as_built(cfg: Config, source: Weights) -> Config:
     """The configuration with the sizes of the segmentor and generator that there are."""
     built, asked = config_of(source), cfg.cat
-    if source.stage == "cat":
+    if source.stage != "con":
         cat = replace(built.cat, noise=asked.noise, fold=asked.fold, seed=asked.seed)
         cfg = replace(cfg, cat=cat)
     return replace(cfg, model=built.model)
 
 
-def _written(vocabulary: Vocabulary) -> str:
-    """The names, synonyms and kinds, as a vocabulary file would have them."""
-    return "; ".join(
-        f"{', '.join((entry.name, *entry.synonyms))} : {entry.kind}" for entry in vocabulary.entries
-    )
+def _for_bank(source: Weights) -> Weights:
+    """Weights whose bank is their own where the projector, which has a say in matching, is."""
+    if source.stage != "finetune":
+        return source
+    return replace(source, meta=source.meta | {"segmentor": source.sha256})
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """In fp32, as matrices of exported weights are not."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def shorten(names: tuple[str, ...], most: int = 8) -> str:
@@ -168,7 +175,7 @@ def _calibrate(
     segmentor = restore_segmentor(source).to(session.device)
     generator = None
     if cfg.finetune.pseudo:
-        generator = restore_generator(source).to(session.device)
+        generator = fold_generator(source, cfg, session.progress).to(session.device)
     offset, figures = choose_offset(segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune)
     session.progress.say(f"seen logits are lowered by {offset:.2f} (chosen on dev and the fold)")
     return offset, figures | {"seen_offset": offset}

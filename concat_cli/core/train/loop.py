@@ -28,6 +28,11 @@ from concat_cli.core.train.distributed import (
 )
 from concat_cli.core.train.optim import MovingAverage, lr_factor
 
+_NOT_FINITE = (
+    "Lower optim.lr, or set optim.precision=fp32. The last saved step is kept; the same command "
+    "continues from it."
+)
+
 
 class Task(Protocol):
     """What a stage gives the loop. The module's forward(batch, step) returns weighted losses."""
@@ -184,6 +189,7 @@ class Fit:
         norm = nn.utils.clip_grad_norm_(
             [p for g in self.optimiser.param_groups for p in g["params"]], self.optim.clip_norm
         )
+        self._check_gradient(norm, micro_batches)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         if self.average:
@@ -200,8 +206,17 @@ class Fit:
         raise UserError(
             f"Step {self.step + 1}: the loss {', '.join(bad)} is not finite on "
             f"{self.task.describe(batch)}.",
-            "Lower optim.lr, or set optim.precision=fp32. The last saved step is kept; the same "
-            "command continues from it.",
+            _NOT_FINITE,
+        )
+
+    def _check_gradient(self, norm: Tensor, micro_batches: list[Any]) -> None:
+        """With fp16 the scaler skips such a step; elsewhere it would spoil every parameter."""
+        if self.scaler.is_enabled() or bool(torch.isfinite(norm)):
+            return
+        raise UserError(
+            f"Step {self.step + 1}: the gradient is not finite on "
+            f"{'; '.join(self.task.describe(batch) for batch in micro_batches)}.",
+            _NOT_FINITE,
         )
 
     def _log(self, sums: dict[str, Tensor], norm: Tensor, factor: float) -> None:

@@ -38,7 +38,8 @@ def describe(
     if kind == "con":
         facts |= _con(cfg)
     else:
-        facts["weights"] = _weights("con" if kind == "cat" else "cat", run, weights)
+        needed = "cat" if kind == "finetune" and cfg.finetune.pseudo else "con"
+        facts["weights"] = _weights(needed, run, weights)
         facts |= _cat(cfg) if kind == "cat" else _finetune(cfg, vocabulary)
     return facts | _outputs(stage, run)
 

@@ -103,7 +103,7 @@ def open_bank(
         "part": str(dataset.part.json),
         "augmented": augmented,
         "trained": to_trained.tolist(),
-        "segments": _segments(dataset),
+        "segments": segments_digest(dataset),
         "config": _facts(cfg),
     }
     done = _done(folder, facts)
@@ -147,7 +147,7 @@ def _facts(cfg: Config) -> list[Any]:
     ]
 
 
-def _segments(dataset: PanopticDataset) -> str:
+def segments_digest(dataset: PanopticDataset) -> str:
     """A digest of the data set's files, segment ids and labels."""
     digest = hashlib.sha256()
     for record in dataset.records:

@@ -23,8 +23,9 @@ def refitted(
 ) -> tuple[Projector, Classifier]:
     """A fresh projector fitted to real queries without the fold, and the classifier it goes with.
 
-    text (K, E): of the trained classes. The queries themselves still come from a segmentor that has
-    trained on the fold.
+    text (K, E): of the trained classes; those of the fold are no candidates, so that they are not
+    pushed away as negatives. The queries themselves still come from a segmentor that has trained on
+    the fold.
     """
     projector = copy.deepcopy(segmentor.projector)
     classifier = copy.deepcopy(segmentor.classifier)
@@ -32,7 +33,8 @@ def refitted(
     projector.reset()
     nothing = torch.zeros(0, dtype=torch.int64, device=text.device)
     refit = replace(cfg, steps=STEPS, lr=LR, optimiser="adam", layers="all")
-    fit_union(UnionModule(projector, classifier, None, text, nothing, refit), banks, fold, refit)
+    module = UnionModule(projector, classifier, None, text, nothing, refit, absent=fold)
+    fit_union(module, banks, fold, refit)
     return projector, classifier
 
 

@@ -26,6 +26,12 @@ class SegmentTokens:
     tokens: Tensor
 
 
+def drawn_segments(labels: Tensor, count: int) -> Tensor:
+    """Slots (B, count) of labels (B, N) in random order, those of -1 last."""
+    order = torch.rand(labels.shape, device=labels.device).masked_fill(labels < 0, 2.0)
+    return order.argsort(1)[:, :count]
+
+
 class Teacher:
     """CLS tokens of exactly the view that the student sees, online or from a cache."""
 
@@ -46,8 +52,7 @@ class Teacher:
         labels (B, N), -1 for segments that must not be looked at; masks (B, N, H, W).
         """
         count = min(self.crops, labels.shape[1])
-        order = torch.rand(labels.shape, device=labels.device).masked_fill(labels < 0, 2.0)
-        segment = order.argsort(1)[:, :count]  # (B, count): real segments first
+        segment = drawn_segments(labels, count)
         image = torch.arange(len(labels), device=labels.device)[:, None].expand_as(segment)
         valid = labels.gather(1, segment) >= 0
         image, segment, valid = image.flatten(), segment.flatten(), valid.flatten()

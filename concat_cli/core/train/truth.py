@@ -39,6 +39,8 @@ def truth_losses(
     each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
     losses = {"truth_class": each / count}
     if target is not None:
+        if align.detach:
+            semantic = segmentor.projector(vision.detach())
         groups = labels[target.image, target.segment].masked_fill(~target.valid, -1)
         every = Negatives(*(gather_rows(x) for x in (target.tokens, groups, target.valid)))
         losses["truth_align"] = align.instance * info_nce(

@@ -31,11 +31,13 @@ class UnionModule(nn.Module):
         text: (K, E) of the candidates, the trained classes first.
         new: (U,) indices into `text` of the classes that get pseudo queries; may be empty.
         statistics: of real queries, for noise by analogy (None: the generator's own noise).
+        absent: indices into `text` that are no candidates of the loss; no query may be of them.
     """
 
     text: Tensor
     new: Tensor
     weight: Tensor
+    absent: Tensor
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class UnionModule(nn.Module):
         new: Tensor,
         cfg: FinetuneConfig,
         statistics: ClassStatistics | None = None,
+        absent: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         assert generator is not None or len(new) == 0
@@ -56,6 +59,9 @@ class UnionModule(nn.Module):
         weight[new] = cfg.unseen_weight
         weight[-1] = cfg.no_object_weight
         self.register_buffer("weight", weight, persistent=False)
+        gone = torch.zeros(len(text) + 1, dtype=torch.bool, device=text.device)
+        gone[list(absent)] = True
+        self.register_buffer("absent", gone, persistent=False)
         frozen = None if generator is None else generator.requires_grad_(False).eval()
         self._generator, self._statistics = (frozen,), statistics
         self._choose_parameters()
@@ -76,6 +82,7 @@ class UnionModule(nn.Module):
             made, of = self._pseudo(batch)
             queries, classes = torch.cat((queries, made)), torch.cat((classes, of))
         logits = self.classifier(self.projector(queries), self.text)
+        logits = logits.masked_fill(self.absent, -torch.inf)
         return {"union": F.cross_entropy(logits, classes, self.weight)}
 
     @torch.no_grad()
