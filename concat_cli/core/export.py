@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from concat_cli.core.checkpoint import load_weights, save_weights
 
 
@@ -33,7 +31,6 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     export(args.source, args.target)
 
 
