@@ -57,17 +57,17 @@ def write_part(
     """Image id -> category ids of its segments, written as a panoptic data set."""
     rows = [
         write_scene(
-            part.images, part.pngs, image_id, classes, (sizes or {}).get(image_id, (24, 32))
+            part.images, part.labels, image_id, classes, (sizes or {}).get(image_id, (24, 32))
         )
         for image_id, classes in scenes.items()
     ]
-    part.json.parent.mkdir(parents=True, exist_ok=True)
+    part.index.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "images": [image for image, _ in rows],
         "annotations": [annotation for _, annotation in rows],
         "categories": CATEGORIES,
     }
-    part.json.write_text(json.dumps(content))
+    part.index.write_text(json.dumps(content))
     return part
 
 

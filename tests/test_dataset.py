@@ -27,7 +27,7 @@ def test_samples_have_class_indices_and_segment_numbers(part: Part) -> None:
     sample = dataset[0]
     assert sample.image.shape == (24, 32, 3) and sample.image.dtype == np.uint8
     assert sample.segment_map.dtype == np.int32 and sample.labels.tolist() == [0, 1]
-    ids = read_id_png(part.pngs / "000000000005.png")
+    ids = read_id_png(part.labels / "000000000005.png")
     for i, number in enumerate(dataset.records[0].ids):
         assert ((sample.segment_map == i + 1) == (ids == number)).all()
     assert ((sample.segment_map == 0) == (ids == 0)).all() and (ids == 0).any()
@@ -38,7 +38,7 @@ def test_cache_gives_the_same_samples_without_reading_again(part: Part) -> None:
     plain, cached = PanopticDataset(part, VOCABULARY), PanopticDataset(part, VOCABULARY, cache=True)
     before = [plain[i] for i in range(3)]
     assert [cached[i].image_id for i in range(3)] == [5, 9, 2]
-    for path in [*part.images.iterdir(), *part.pngs.iterdir()]:
+    for path in [*part.images.iterdir(), *part.labels.iterdir()]:
         path.unlink()
     for one, two in zip(before, [cached[i] for i in range(3)], strict=True):
         assert (one.image == two.image).all() and (one.labels == two.labels).all()
@@ -47,7 +47,7 @@ def test_cache_gives_the_same_samples_without_reading_again(part: Part) -> None:
 
 
 def test_crowd_becomes_void_unless_kept(part: Part) -> None:
-    edit_json(part.json, lambda j: j["annotations"][0]["segments_info"][0].update(iscrowd=1))
+    edit_json(part.index, lambda j: j["annotations"][0]["segments_info"][0].update(iscrowd=1))
     kept = PanopticDataset(part, VOCABULARY, keep_crowd=True)[0]
     assert kept.labels.tolist() == [0, 1] and kept.crowd.tolist() == [True, False]
     sample = PanopticDataset(part, VOCABULARY)[0]
@@ -87,7 +87,7 @@ def _add_segment(content: dict) -> None:
     ],
 )
 def test_bad_json_is_named(part: Part, change, words: list[str]) -> None:
-    edit_json(part.json, change)
+    edit_json(part.index, change)
     with pytest.raises(UserError) as caught:
         PanopticDataset(part, VOCABULARY)[0]
     assert all(word in caught.value.what for word in words), caught.value.what
@@ -95,7 +95,7 @@ def test_bad_json_is_named(part: Part, change, words: list[str]) -> None:
 
 def test_broken_files_are_named(part: Part) -> None:
     dataset = PanopticDataset(part, VOCABULARY)
-    png, image = (folder / "000000000005.png" for folder in (part.pngs, part.images))
+    png, image = (folder / "000000000005.png" for folder in (part.labels, part.images))
     whole = png.read_bytes()
     png.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=str(png)):
@@ -107,16 +107,16 @@ def test_broken_files_are_named(part: Part) -> None:
     Image.new("RGB", (31, 24)).save(image)
     with pytest.raises(UserError, match="31 x 24"):
         dataset[0]
-    part.json.write_text("{")
+    part.index.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         PanopticDataset(part, VOCABULARY)
-    part.json.unlink()
+    part.index.unlink()
     with pytest.raises(UserError, match=r"panoptic\.json"):
         PanopticDataset(part, VOCABULARY)
 
 
 def test_pixels_above_every_id_are_noticed(part: Part) -> None:
-    png = part.pngs / "000000000009.png"
+    png = part.labels / "000000000009.png"
     ids = read_id_png(png)
     ids[0, 0] = (1 << 24) - 1
     write_id_png(png, ids)
@@ -144,7 +144,7 @@ def test_dataset_info(part: Part, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, "format 2"),
+        ({"format": 3}, "format 3"),
         ({"unseen": ["dog"]}, "dog"),
         ({"unseen": None}, "not a data set"),
         ({"parts": {}}, "no parts"),
@@ -153,9 +153,9 @@ def test_dataset_info(part: Part, tmp_path: Path) -> None:
     ],
 )
 def test_bad_dataset_info(part: Part, changes: dict, words: str) -> None:
-    _write_info(part.json.parent, **changes)
+    _write_info(part.index.parent, **changes)
     with pytest.raises(UserError, match=words):
-        read_dataset_info(part.json.parent)
+        read_dataset_info(part.index.parent)
 
 
 def test_missing_dataset_names_the_command(tmp_path: Path) -> None:

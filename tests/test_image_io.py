@@ -269,3 +269,11 @@ def test_a_full_disk_for_real() -> None:
     except OSError as error:
         caught = files.write_error(Path("a.bin"), error)
     assert "a.bin" in caught.what and "free some space" in caught.hint
+
+
+def test_a_file_that_another_program_would_run_is_no_image(tmp_path):
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    assert path.read_bytes().startswith(b"%!PS")
+    with pytest.raises(UserError, match=r"photo\.jpg"):
+        read_image(path)

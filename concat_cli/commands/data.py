@@ -1,4 +1,4 @@
-"""`concat prepare-data shapes` and `concat prepare-data coco`."""
+"""`concat prepare-data`: the built-in world here, data sets on disk in `prepare.py`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from concat_cli.commands import prepare
 from concat_cli.commands.options import DryRun
 from concat_cli.console import Console, relative
 from concat_cli.core.config import ShapesConfig
@@ -50,48 +51,4 @@ def shapes(
     console.done({"data": relative(out)}, [f"concat train-con {shlex.join(keys)}"])
 
 
-@app.command("coco", epilog=epilog("prepare-data coco"))
-def coco(
-    root: Annotated[Path, typer.Argument(help="Folder with train2017, val2017, annotations.")],
-    class_split: Annotated[
-        str, typer.Option(help="Which classes are unseen: a published split, or a YAML file.")
-    ] = "coco_panoptic_119_14",
-    out: Annotated[Path | None, typer.Option(help="Default: ROOT/concat.")] = None,
-    train_images: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
-    train_json: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
-    train_pngs: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
-    val_images: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
-    val_json: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
-    val_pngs: Annotated[Path | None, typer.Option(help="Where other than official.")] = None,
-    dev: Annotated[int | None, typer.Option(help="Images for selection. Default: 2%.")] = None,
-    verify: Annotated[bool, typer.Option(help="Open every image, compare every PNG.")] = True,
-) -> None:
-    """Check COCO panoptic files and list the training images without unseen classes."""
-    from concat_cli.core.data.coco_layout import CocoPaths
-    from concat_cli.core.data.prepare_coco import prepare_coco
-
-    console = Console()
-    report = prepare_coco(
-        root,
-        out,
-        class_split,
-        CocoPaths(train_images, train_json, train_pngs),
-        CocoPaths(val_images, val_json, val_pngs),
-        dev=dev,
-        verify=verify,
-        progress=console.progress,
-    )
-    parts = report.parts.items()
-    console.table(
-        ["part", "images", "segments", "crowd"],
-        [(name, part.images, part.segments, part.crowd) for name, part in parts],
-    )
-    console.say(
-        f"{report.class_split}: {report.seen} seen, {len(report.unseen)} unseen classes; "
-        f"{report.dropped} of {report.listed} training images hold an unseen class and are left out"
-    )
-    where = relative(report.out)
-    console.done(
-        {"data": where},
-        [f"concat train-con -c configs/concat_coco_119_14.yaml data.root={where}"],
-    )
+prepare.add_to(app)

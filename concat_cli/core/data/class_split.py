@@ -68,7 +68,7 @@ def _find(name_or_path: str | Path) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"Cannot read class split {path}: {reason}.", "Mend the file.") from error
     example = "Write `unseen:` and below it one `- class name` per line."
@@ -78,6 +78,10 @@ def _read(path: Path) -> dict[str, Any]:
     if unknown:
         known = ", ".join(sorted(_KEYS))
         raise UserError(f"Class split {path} has unknown keys {unknown}.", f"Keys are: {known}.")
+    if any(isinstance(name, list | dict) for name in raw["unseen"]):
+        raise UserError(f"Class split {path} lists something that is no name.", example)
+    if not isinstance(raw.get("counts", {}), dict | None):
+        raise UserError(f"`counts` of class split {path} has no seen and unseen.", example)
     if len(set(map(str, raw["unseen"]))) < len(raw["unseen"]):
         raise UserError(f"Class split {path} names a class twice.", example)
     return raw
@@ -90,7 +94,8 @@ def _check_counts(
     have = {"seen": len(category_names) - len(unseen), "unseen": len(unseen)}
     if counts is not None and counts != have:
         raise UserError(
-            f"Class split {path.stem} is made for {counts['seen']} seen and {counts['unseen']} "
+            f"Class split {path.stem} is made for {counts.get('seen')} seen and "
+            f"{counts.get('unseen')} "
             f"unseen classes, but this data set gives {have['seen']} and {have['unseen']}.",
             "Use the benchmark's data, or copy the split to your own file without `counts`.",
         )

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from concat_cli.core.data.image_io import read_id_png, read_image
+from concat_cli.core.data.coco_json import read_panoptic_json, read_records
+from concat_cli.core.data.image_io import read_image
+from concat_cli.core.data.index import Record, Records
+from concat_cli.core.data.labels import TOGETHER, LabelReader
+from concat_cli.core.data.source import KINDS, PIXELS, LabelFormat
+from concat_cli.core.data.store import Store, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMATS = (1, 2)  # 1: parts are COCO panoptic files, which the built-in world is drawn as
+FORMAT = 2  # what `prepare` writes
 _MAKE = "Make it: `concat prepare-data shapes {0}` or `concat prepare-data coco ROOT --out {0}`."
 _AGAIN = "Prepare the data set again with `concat prepare-data`."
 
@@ -37,16 +47,46 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """Where the images, the panoptic JSON and the id PNGs of one part (train, dev, val) are."""
+    """Where the images and the labels of one part (train, dev, val) are, and what lists them.
+
+    images, labels, second_labels: locations: a folder, "x.zip" or "x.zip!folder/inside".
+    index: a file of JSON lines (`index.py`), or a COCO panoptic JSON (.json).
+    """
 
     images: Path
-    json: Path
-    pngs: Path
+    index: Path
+    labels: Path
+    format: LabelFormat = field(default_factory=lambda: LabelFormat("panoptic"))
+    second_labels: Path | None = None
+
+    @cached_property
+    def image_store(self) -> Store:
+        """The images."""
+        return open_store(self.images)
+
+    @cached_property
+    def reader(self) -> LabelReader:
+        """What decodes the labels."""
+        second = "" if self.second_labels is None else str(self.second_labels)
+        return LabelReader(self.format, str(self.labels), second)
+
+    def records(self, vocabulary: Vocabulary) -> Sequence[Record]:
+        """The images in the order of the index; UserError where it is missing or damaged."""
+        if not self.index.is_file():
+            raise UserError(f"No annotation file {self.index}.", _AGAIN)
+        if self.index.suffix == ".json":
+            return read_records(self.index, vocabulary)
+        return Records(self.index, vocabulary)
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What `dataset.json` says: where the parts are and which classes are seen."""
+    """What `dataset.json` says: where the parts are and which classes are seen.
+
+    tasks: what its truth can score: "panoptic", "semantic", "instance".
+    protocol: what was done to unseen pixels of train and dev ("unseen_pixels": "drop" | "void"),
+        and how many images, segments and pixels that took away.
+    """
 
     root: Path
     name: str
@@ -54,6 +94,8 @@ class DatasetInfo:
     vocabulary: Vocabulary
     parts: dict[str, Part]
     source: dict[str, Any]
+    tasks: tuple[str, ...] = ("panoptic", "semantic", "instance")
+    protocol: dict[str, Any] = field(default_factory=dict)
 
     def part(self, name: str) -> Part:
         """The part of that name; UserError where the data set has none."""
@@ -66,20 +108,6 @@ class DatasetInfo:
         return self.parts[name]
 
 
-@dataclass(frozen=True)
-class Record:
-    """One image of a panoptic JSON: ids (N,) int64 sorted, labels (N,) int64, crowd (N,) bool."""
-
-    image_id: int
-    file_name: str
-    png_name: str
-    height: int
-    width: int
-    ids: np.ndarray
-    labels: np.ndarray
-    crowd: np.ndarray
-
-
 def read_dataset_info(root: Path | str) -> DatasetInfo:
     """Reads and checks `root/dataset.json`; UserError with the command that makes it if missing."""
     root = Path(root)
@@ -88,139 +116,102 @@ def read_dataset_info(root: Path | str) -> DatasetInfo:
         raise UserError(f"No prepared data set at {root} (no {path}).", _MAKE.format(root))
     raw = _read_json(path)
     try:
-        if raw["format"] != FORMAT:
-            raise UserError(f"{path} has format {raw['format']}, not {FORMAT}.", _MAKE.format(root))
+        if raw["format"] not in FORMATS:
+            known = " or ".join(map(str, FORMATS))
+            what = f"{path} has format {raw['format']}, not {known}."
+            raise UserError(what, _MAKE.format(root))
+        old = raw["format"] == 1
         parts = {
-            str(name): Part(*(root / part[key] for key in ("images", "json", "pngs")))
+            str(name): _coco_part(root, part) if old else _read_part(root, part)
             for name, part in raw["parts"].items()
         }
         unseen = [str(name) for name in raw["unseen"]]
         name, split = str(raw["name"]), str(raw["class_split"])
-    except (KeyError, TypeError, AttributeError) as error:
+        classes = None if old else _classes(raw["classes"])
+        source = dict(raw.get("source", {}))
+        more = {} if old else {"tasks": tuple(raw["tasks"]), "protocol": dict(raw["protocol"])}
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a data set ({error!r}).", _MAKE.format(root)) from error
-    vocabulary = _vocabulary(path, parts, unseen)
-    return DatasetInfo(root, name, split, vocabulary, parts, dict(raw.get("source", {})))
-
-
-def _vocabulary(path: Path, parts: dict[str, Part], unseen: list[str]) -> Vocabulary:
-    """Classes from the smallest of the parts' JSON files (all list the same categories)."""
-    if not parts:
-        raise UserError(f"{path} lists no parts.", _AGAIN)
-    for part in parts.values():
-        if not part.json.is_file():
-            raise UserError(f"{path} points to {part.json}, which is missing.", _AGAIN)
-    smallest = min((part.json for part in parts.values()), key=lambda p: p.stat().st_size)
-    vocabulary = Vocabulary.from_categories(read_panoptic_json(smallest)["categories"], unseen)
+    _check_parts(path, parts)
+    vocabulary = _categories(parts) if classes is None else classes
     unknown = sorted(set(unseen) - set(vocabulary.names))
     if unknown:
-        raise UserError(f"{path} names unseen classes that {smallest} lacks: {unknown}.", _AGAIN)
+        raise UserError(f"{path} names unseen classes that it lacks: {unknown}.", _AGAIN)
+    return DatasetInfo(root, name, split, vocabulary.with_unseen(unseen), parts, source, **more)
+
+
+def _classes(rows: list[dict[str, Any]]) -> Vocabulary:
+    """The classes; TypeError or ValueError where one is not as `prepare` writes it."""
+    vocabulary = Vocabulary.from_json(rows)
+    for entry in vocabulary.entries:
+        texts = entry.name, *entry.synonyms
+        if type(entry.id) is not int or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"class {entry.name!r:.80} has no sound id and names")
+        if entry.kind not in ("thing", "stuff") or not isinstance(entry.seen, bool):
+            raise ValueError(f"class {entry.name!r:.80} is of no kind, or not said to be seen")
+    for column in (vocabulary.ids, vocabulary.names):
+        if len(set(column)) < len(column):
+            raise ValueError("two classes have one id or name")
     return vocabulary
 
 
-def read_panoptic_json(path: Path) -> dict[str, Any]:
-    """A COCO panoptic JSON with `images`, `annotations` and `categories`; UserError otherwise."""
-    raw = _read_json(path)
-    missing = [key for key in ("images", "annotations", "categories") if key not in raw]
-    if missing:
-        what = f"{path} is not a COCO panoptic JSON: it has no {' and no '.join(missing)}."
-        raise UserError(what, "Give the file whose annotations hold `segments_info`.")
-    for key, needed in (("categories", ("id", "name")), ("images", ("id", "file_name"))):
-        for row in raw[key]:
-            if not isinstance(row, dict) or any(name not in row for name in needed):
-                raise UserError(f"{path}: an entry of {key} lacks {' or '.join(needed)}.")
-    for column in ("id", "name"):
-        values = [category[column] for category in raw["categories"]]
-        if len(set(values)) < len(values):
-            twice = next(v for v in values if values.count(v) > 1)
-            raise UserError(f"{path}: two categories have the {column} {twice!r}.")
-    return raw
-
-
-def read_records(path: Path, vocabulary: Vocabulary) -> list[Record]:
-    """The images of a panoptic JSON in its order, with class indices; UserError on a bad entry."""
-    raw = read_panoptic_json(path)
-    images = {image["id"]: image for image in raw["images"]}
-    records: list[Record] = []
-    for annotation in raw["annotations"]:
-        try:
-            image = images[annotation["image_id"]]
-            records.append(_record(path, image, annotation, vocabulary))
-        except (KeyError, TypeError, ValueError) as error:
-            where = annotation.get("image_id") if isinstance(annotation, dict) else annotation
-            raise UserError(
-                f"{path}: the annotation of image {where} is incomplete or names an image that is "
-                f"not listed ({error!r}).",
-                "Download or write the JSON again.",
-            ) from error
-    if len({record.image_id for record in records}) < len(records):
-        raise UserError(f"{path}: an image is annotated twice.", "Write the JSON again.")
-    return records
-
-
-def _record(path: Path, image: Any, annotation: Any, vocabulary: Vocabulary) -> Record:
-    segments = sorted(annotation["segments_info"], key=lambda segment: segment["id"])
-    ids = np.array([segment["id"] for segment in segments], dtype=np.int64)
-    if len(ids) and (ids[0] < 1 or ids[-1] >= 1 << 24 or (np.diff(ids) == 0).any()):
-        raise UserError(
-            f"{path}: image {image['id']} has segment ids that are repeated or outside 1..2^24-1.",
-            "0 is void in a panoptic PNG; each other id stands for one segment.",
-        )
-    unknown = {s["category_id"] for s in segments} - vocabulary.index_of_id.keys()
-    if unknown:
-        raise UserError(
-            f"{path}: image {image['id']} has segments of unknown category {sorted(unknown)}.",
-            "Every category_id must be among the JSON's categories.",
-        )
-    file_name = str(image["file_name"])
-    return Record(
-        image_id=int(image["id"]),
-        file_name=file_name,
-        png_name=str(annotation.get("file_name") or Path(file_name).with_suffix(".png").name),
-        height=int(image["height"]),
-        width=int(image["width"]),
-        ids=ids,
-        labels=np.array([vocabulary.index_of_id[s["category_id"]] for s in segments], np.int64),
-        crowd=np.array([bool(s.get("iscrowd", 0)) for s in segments], bool),
+def _read_part(root: Path, raw: dict[str, Any]) -> Part:
+    """A part as `prepare` writes it into `dataset.json`; places are relative to `root`."""
+    fmt = raw["format"]
+    second = raw.get("second_labels")
+    values = [*map(int, fmt["table"]), *fmt["table"].values(), *fmt["void"]]
+    if not all(type(value) is int and 0 <= value < 1 << 16 for value in values):
+        raise ValueError("a value of its labels has more than 16 bits")
+    if fmt["kind"] not in KINDS or fmt["pixels"] not in PIXELS:
+        raise ValueError(f"labels of kind {fmt['kind']!r:.80} or pixels {fmt['pixels']!r:.80}")
+    return Part(
+        root / raw["images"],
+        root / raw["index"],
+        root / raw.get("labels", raw["images"]),  # kind "instances" has no label files
+        LabelFormat(
+            fmt["kind"],
+            fmt["pixels"],
+            {int(value): int(category) for value, category in fmt["table"].items()},
+            tuple(int(value) for value in fmt["void"]),
+            {int(value): int(category) for value, category in fmt["things"].items()},
+        ),
+        None if second is None else root / second,
     )
 
 
-def read_segment_map(part: Part, record: Record) -> np.ndarray:
-    """(H, W) int32: 0 = void, i + 1 = the record's segment i.
+def _coco_part(root: Path, raw: dict[str, Any]) -> Part:
+    return Part(root / raw["images"], root / raw["json"], root / raw["pngs"])
 
-    UserError naming the PNG if it is missing, damaged, of another size, or its ids are not exactly
-    those of the JSON.
-    """
-    path = part.pngs / record.png_name
-    ids = read_id_png(path)
-    if ids.shape != (record.height, record.width):
-        raise UserError(
-            f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, but {part.json} says "
-            f"{record.width} x {record.height} for image {record.image_id}.",
-            "JSON, PNG and image must belong together: download or write them again.",
-        )
-    known = np.concatenate([[0], record.ids]).astype(np.int32)
-    segment_map = np.searchsorted(known, ids).astype(np.int32).clip(max=len(known) - 1)
-    strange = ids[known[segment_map] != ids]
-    unused = record.ids[np.bincount(segment_map.ravel(), minlength=len(known))[1:] == 0]
-    if len(strange) or len(unused):
-        side, which = ("JSON", strange[0]) if len(strange) else ("PNG", unused[0])
-        raise UserError(
-            f"{path} and {part.json} disagree on image {record.image_id}: "
-            f"segment id {which} is not in the {side}.",
-            "JSON and PNG must belong together: download or write them again.",
-        )
-    return segment_map
+
+def _check_parts(path: Path, parts: dict[str, Part]) -> None:
+    if not parts:
+        raise UserError(f"{path} lists no parts.", _AGAIN)
+    for part in parts.values():
+        if not os.path.isfile(part.index):  # noqa: PTH113 - unlike Path's, False of impossible names
+            raise UserError(f"{path} points to {part.index}, which is missing.", _AGAIN)
+
+
+def _categories(parts: dict[str, Part]) -> Vocabulary:
+    """Classes from the smallest of the parts' JSON files (all list the same categories)."""
+    smallest = min((part.index for part in parts.values()), key=lambda p: p.stat().st_size)
+    return Vocabulary.from_categories(read_panoptic_json(smallest)["categories"])
+
+
+def read_segment_map(part: Part, record: Record) -> np.ndarray:
+    """(H, W) int32: 0 = void, i + 1 = the record's segment i; see `LabelReader.segment_map`."""
+    return part.reader.segment_map(record, part.index)
 
 
 def read_sample(part: Part, record: Record, keep_crowd: bool = False) -> Sample:
     """Decodes one image and its segments; crowd segments become void unless `keep_crowd`."""
-    image = read_image(part.images / record.file_name)
+    file = part.image_store.file(record.file_name)
+    image = read_image(file)
     segment_map = read_segment_map(part, record)
     if image.shape[:2] != segment_map.shape:
         raise UserError(
-            f"{part.images / record.file_name} is {image.shape[1]} x {image.shape[0]} pixels, but "
-            f"its panoptic PNG is {segment_map.shape[1]} x {segment_map.shape[0]}.",
-            "Image and PNG must belong together: download them again.",
+            f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but "
+            f"its label is {segment_map.shape[1]} x {segment_map.shape[0]}.",
+            TOGETHER,
         )
     sample = Sample(
         image, segment_map, record.labels, record.crowd, record.image_id, record.file_name
@@ -243,7 +234,7 @@ def keep_segments(sample: Sample, keep: np.ndarray) -> Sample:
 
 
 class PanopticDataset(Dataset[Sample]):
-    """The samples of one part, decoded on demand, in the order of its JSON.
+    """The samples of one part, decoded on demand, in the order of its index.
 
     Args:
         cache: keep decoded samples in memory (about H x W x 4 bytes each).
@@ -253,16 +244,24 @@ class PanopticDataset(Dataset[Sample]):
     def __init__(
         self, part: Part, vocabulary: Vocabulary, cache: bool = False, keep_crowd: bool = False
     ) -> None:
-        if not part.json.is_file():
-            raise UserError(f"No annotation file {part.json}.", _AGAIN)
         self.part = part
         self.vocabulary = vocabulary
-        self.records = read_records(part.json, vocabulary)
+        self.records = part.records(vocabulary)
         self._keep_crowd = keep_crowd
         self._cache: dict[int, Sample] | None = {} if cache else None
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def digest(self) -> str:
+        """A digest of what the index says: files, segment ids and labels."""
+        if isinstance(self.records, Records):
+            return self.records.lines.digest()
+        digest = hashlib.sha256()
+        for record in self.records:
+            digest.update(record.file_name.encode())
+            digest.update(record.ids.tobytes() + record.labels.tobytes())
+        return digest.hexdigest()
 
     def __getitem__(self, index: int) -> Sample:
         if self._cache is None:
@@ -278,9 +277,10 @@ class PanopticDataset(Dataset[Sample]):
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_bytes())
+        json.dumps(raw, ensure_ascii=False).encode()  # ValueError where it holds half a character
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.", "Check the path.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}).", "Write it again.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error

@@ -13,11 +13,15 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from concat_cli.core import files
+from concat_cli.core.data.store import File
+from concat_cli.core.data.zip_member import ZipMember
 from concat_cli.core.errors import UserError
 
 MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
+# Pillow would also run other programs on some files, such as Ghostscript on EPS.
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "MPO", "TGA")
 _WARNINGS = Lock()  # the list of warning filters belongs to the process, not to a thread
-_BROKEN = (
+BROKEN = (
     OSError,
     SyntaxError,  # what Pillow raises for a broken PNG
     ValueError,
@@ -33,47 +37,58 @@ _BROKEN = (
 )
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: File | str) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB, upright (its EXIF orientation is applied).
 
     16-bit and 1-bit greyscale are scaled to 0-255, CMYK is converted, and what is transparent
     (RGBA, LA, palette) is laid over white, the page that such pictures are drawn for. Of several
     frames the first is read. UserError naming the file if it is missing, damaged or too large.
     """
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
-        with _open(path) as image:
+        with open_image(path) as image:
             image.load()
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
-    except _BROKEN as error:
-        raise _broken(path, error) from error
+    except BROKEN as error:
+        raise broken(path, error) from error
 
 
-def check_image(path: Path | str) -> tuple[int, int]:
+def check_image(path: File | str) -> tuple[int, int]:
     """(height, width) of an upright picture, of a JPEG from its header; errors as `read_image`."""
-    path = Path(path)
+    path = Path(path) if isinstance(path, str) else path
     try:
-        with _open(path) as image:
+        with open_image(path) as image:
             turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the sides
             return (image.width, image.height) if turned else (image.height, image.width)
-    except _BROKEN as error:
-        raise _broken(path, error) from error
+    except BROKEN as error:
+        raise broken(path, error) from error
 
 
-def read_id_png(path: Path | str) -> np.ndarray:
-    """The segment ids of a COCO panoptic PNG as (H, W) int32: R + 256 G + 65536 B."""
-    path = Path(path)
+def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The segment ids of a COCO panoptic PNG as (H, W) int32: R + 256 G + 65536 B.
+
+    size: the (height, width) that it must have; a file of another one is not decoded, see `unread`.
+    """
+    path = Path(path) if isinstance(path, str) else path
     try:
-        with _open(path) as image:
+        with open_image(path) as image:
             if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
                 raise UserError(
                     f"{path} is a {image.format} of mode {image.mode}, not an RGB PNG of ids.",
                     "A panoptic PNG holds a segment's id as R + 256 G + 65536 B in 8-bit RGB.",
                 )
-            pixels = np.asarray(image, dtype=np.int32)
-    except _BROKEN as error:
-        raise _broken(path, error) from error
-    return pixels[..., 0] | pixels[..., 1] << 8 | pixels[..., 2] << 16
+            if size is not None and (image.height, image.width) != size:
+                return unread((image.height, image.width))
+            packed = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W): R is lowest
+    except BROKEN as error:
+        raise broken(path, error) from error
+    return (packed & 0xFFFFFF).astype(np.int32)
+
+
+def unread(size: tuple[int, int]) -> np.ndarray:
+    """Zeros that take no memory in place of a map that its reader will refuse for its size: small
+    files can hold maps of many gigabytes."""
+    return np.broadcast_to(np.int32(0), size)
 
 
 def write_id_png(path: Path | str, ids: np.ndarray) -> None:
@@ -90,14 +105,18 @@ def write_png(path: Path | str, image: np.ndarray) -> None:
     files.write_bytes(Path(path), buffer.getvalue(), sync=False)
 
 
-def _open(path: Path) -> Image.Image:
-    """The lazily opened picture, refused before decoding where it is too large."""
-    if not path.is_file():
+def open_image(path: File) -> Image.Image:
+    """The lazily opened picture, refused before decoding where it is too large.
+
+    UserError, or what `BROKEN` lists: callers turn that into `broken(path, error)`.
+    """
+    if isinstance(path, Path) and not path.is_file():
         kind = "is a folder, not an image" if path.is_dir() else "does not exist"
         raise UserError(f"Image {path} {kind}.", "Check the path.")
+    file = io.BytesIO(path.read()) if isinstance(path, ZipMember) else path
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large files; the size is checked below
-        image = Image.open(path)
+        image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         image.close()
         raise UserError(
@@ -129,7 +148,7 @@ def _wide_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _broken(path: Path, error: BaseException) -> UserError:
+def broken(path: File, error: BaseException) -> UserError:
     if isinstance(error, PermissionError):
         return UserError(f"No permission to read {path}.", "Change the file's rights.")
     if isinstance(error, Image.DecompressionBombError):

@@ -174,7 +174,7 @@ def make_loader(
         workers: loader processes; 0 decodes in this one.
     """
     if len(dataset) == 0:
-        raise UserError(f"{dataset.part.json} lists no images.", "Prepare the data set again.")
+        raise UserError(f"{dataset.part.index} lists no images.", "Prepare the data set again.")
     views = _Views(dataset, augment, seed, divisor)
     sampler = StepSampler(batch_size, accumulate, rank, world, start_step)
     if workers == 0:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import colorsys
 import json
-import multiprocessing
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -23,6 +19,7 @@ from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.config import ShapesConfig
+from concat_cli.core.data.pool import mapper, processes_for
 from concat_cli.core.data.shapes import SEED_BOUND, Scene, draw_scene, scene_seed
 from concat_cli.core.data.shapes_random import Random
 from concat_cli.core.data.shapes_split import CLASSES, seen_indices, unseen_split
@@ -191,12 +188,9 @@ def _draw_parts(
 ) -> None:
     seen = seen_indices(unseen)
     counts = {"train": cfg.train, "dev": cfg.dev, "val": cfg.val}
-    processes = min(processes or os.cpu_count() or 1, sum(counts.values()) // (4 * _CHUNK) + 1)
-    if processes > 1 and not _can_spawn():
-        progress.say("Drawing in one process: a program read from a pipe cannot start others.")
-        processes = 1
+    processes = processes_for(sum(counts.values()) // (4 * _CHUNK) + 1, processes, progress)
     first_id = 1
-    with _mapper(processes) as draw:
+    with mapper(_draw_chunk, processes) as draw:
         for part, count in counts.items():
             pngs = folder / "annotations" / f"panoptic_{part}"
             pngs.mkdir(parents=True)
@@ -211,32 +205,6 @@ def _draw_parts(
             table = _panoptic_json(part, cfg.size, annotations)
             pngs.with_suffix(".json").write_text(json.dumps(table), encoding="utf-8")
             first_id += count
-
-
-def _can_spawn() -> bool:
-    """Whether a new process could find this one's main file; a program on stdin has none."""
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    return main is None or Path(main).is_file()
-
-
-@contextmanager
-def _mapper(processes: int) -> Iterator[Any]:
-    """`_draw_chunk` over jobs, in order: here, or in so many processes."""
-    if processes <= 1:
-        yield lambda jobs: map(_draw_chunk, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        try:
-            yield lambda jobs: pool.map(_draw_chunk, jobs)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "A process that draws scenes was ended from outside or could not start.",
-                'Check the memory; a script must call this under `if __name__ == "__main__":`.',
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _draw_chunk(job: _Job) -> list[dict[str, Any]]:

@@ -1,0 +1,57 @@
+"""Work spread over processes, in order, with errors that a person can read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from concat_cli.core.errors import UserError
+from concat_cli.core.progress import Progress
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def processes_for(jobs: int, asked: int | None, progress: Progress) -> int:
+    """How many processes `jobs` are worth: those asked for, else one a CPU; 1 where none can start,
+    which is said."""
+    count = max(1, min(asked or os.cpu_count() or 1, jobs))
+    if count > 1 and not _can_spawn():
+        progress.say("Working in one process: a program read from a pipe cannot start others.")
+        return 1
+    return count
+
+
+@contextmanager
+def mapper(
+    work: Callable[[Job], Result], processes: int
+) -> Iterator[Callable[[Sequence[Job]], Iterator[Result]]]:
+    """`work` over jobs, results in their order: here, or in so many processes."""
+    if processes <= 1:
+        yield lambda jobs: map(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        try:
+            yield lambda jobs: pool.map(work, jobs)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A process was ended from outside or could not start.",
+                'Check the memory; a script must call this under `if __name__ == "__main__":`.',
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _can_spawn() -> bool:
+    """Whether a new process could find this one's main file; a program on stdin has none."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return main is None or Path(main).is_file()

@@ -1,0 +1,129 @@
+"""ADE20K: 150 classes of scene parsing, semantic or panoptic, and the 847 of the full release."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from concat_cli.core.data.class_list import load_class_list
+from concat_cli.core.data.recipes.layouts import NAMED, PairLayout, PanopticLayout
+from concat_cli.core.data.recipes.places import Layout, Offer, bases, choose
+from concat_cli.core.data.source import LabelFormat, Source, Task
+from concat_cli.core.errors import UserError
+from concat_cli.core.vocabulary import Vocabulary
+
+_FULL_IDS = 3688  # object classes of release 2021_17_01, of which 847 count
+_IMAGES = ("images/{part}",)
+_PAGE = "http://sceneparsing.csail.mit.edu"
+_OFFERS = {
+    150: Offer(
+        "ADE20K (150 classes)",
+        {
+            "images": f"Images and labels: ADEChallengeData2016.zip, {_PAGE}",
+            "labels": f"Images and labels: ADEChallengeData2016.zip, {_PAGE}",
+            "instances": f"Instances: annotations_instance.tar, {_PAGE}",
+            "json": "ade20k_panoptic_*.json: written by Mask2Former's prepare_ade20k_pan_seg.py",
+        },
+    ),
+    847: Offer(
+        "ADE20K-Full",
+        {
+            "images": "ADE20K_2021_17_01, https://ade20k.csail.mit.edu (after registration)",
+            "labels": "ADE20K_2021_17_01, https://ade20k.csail.mit.edu (after registration)",
+        },
+    ),
+}
+_ALONE = (
+    "There are no instances (annotations_instance, or ade20k_panoptic_*.json with its PNGs): the "
+    f"data can score mIoU, not PQ. {_OFFERS[150].pieces['instances']}"
+)
+
+
+def find(root: Path, classes: int = 150, task: str = "") -> Source:
+    """ADE20K as its publishers pack it or as detectron2's users convert it; UserError that lists
+    what is missing.
+
+    Args:
+        classes: 150, or the 847 of ADE20K-Full.
+        task: "panoptic" or "semantic", of 150 classes; "" takes instances where they are there.
+    """
+    if classes not in _OFFERS or task not in ("", "panoptic", "semantic"):
+        raise UserError(
+            f"There is no ADE20K of {classes} classes for task {task!r}.",
+            "The classes are 150 or 847; the task is panoptic or semantic.",
+        )
+    if classes == 847 and task == "panoptic":
+        raise UserError("ADE20K-Full is semantic here: it has no panoptic task.", "Leave out task.")
+    vocabulary = load_class_list(f"ade20k_{classes}")
+    folder = "ADEChallengeData2016" if classes == 150 else "ADE20K_2021_17_01"
+    layouts = _of_150(vocabulary) if classes == 150 else _of_847(vocabulary)
+    wanted = [
+        one for one in layouts if not task or ("panoptic" in one.tasks) == (task == "panoptic")
+    ]
+    found = choose(root, bases(root, folder), wanted, _OFFERS[classes])
+    alone = classes == 150 and not task and "panoptic" not in found.layout.tasks
+    return Source(
+        name=f"ade20k-{classes}",
+        layout=found.name,
+        vocabulary=vocabulary,
+        tasks=found.layout.tasks,
+        parts=found.parts,
+        default_split="all_seen" if classes == 150 else "ade20k_full_572_275",
+        notes=(_ALONE,) if alone else (),
+    )
+
+
+def _of_150(vocabulary: Vocabulary) -> list[Layout]:
+    semantic = LabelFormat("semantic", table={i: i for i in vocabulary.ids}, void=(0,))
+    things = [entry.id for entry in vocabulary.entries if entry.kind == "thing"]
+    both = replace(semantic, kind="things_over_stuff", things=dict(enumerate(things, 1)))
+    lowered = replace(semantic, table={i - 1: i for i in vocabulary.ids}, void=(255,))
+    every: tuple[Task, ...] = ("panoptic", "semantic", "instance")
+    labels = ("annotations/{part}",)
+    return [
+        PanopticLayout(
+            "panoptic JSON",
+            images=("images/{word}",),
+            json=("ade20k_panoptic_{part}.json",),
+            pngs=("ade20k_panoptic_{part}",),
+            category=lambda row: _id_of(vocabulary, row),
+            image=lambda row: str(row["file_name"]),
+            words=NAMED,
+        ),
+        PairLayout(
+            "official with instances",
+            _IMAGES,
+            labels,
+            both,
+            second=("annotations_instance/{part}",),
+            words=NAMED,
+            tasks=every,
+        ),
+        PairLayout("official", _IMAGES, labels, semantic, words=NAMED),
+        PairLayout("detectron2", _IMAGES, ("annotations_detectron2/{part}",), lowered, words=NAMED),
+    ]
+
+
+def _of_847(vocabulary: Vocabulary) -> list[Layout]:
+    others = tuple(i for i in range(_FULL_IDS + 1) if i not in vocabulary.index_of_id)
+    raw = LabelFormat("semantic", "ade_rg", {i: i for i in vocabulary.ids}, others)
+    positions = LabelFormat("semantic", table=dict(enumerate(vocabulary.ids)), void=(65535,))
+    places = ("images/ADE/{part}",)
+    return [
+        PairLayout("official", places, places, raw, label_end="_seg.png", words=NAMED),
+        PairLayout(
+            "detectron2",
+            ("images_detectron2/{part}",),
+            ("annotations_detectron2/{part}",),
+            positions,
+            label_end=".tif",
+            words=NAMED,
+        ),
+    ]
+
+
+def _id_of(vocabulary: Vocabulary, category: dict[str, Any]) -> int | None:
+    """Mask2Former's script numbers the classes from 0 and spells some names in its own way."""
+    number = int(category["id"]) + 1
+    return number if number in vocabulary.index_of_id else None

@@ -1,0 +1,171 @@
+"""PASCAL VOC 2012: 20 things, with the labels of SBD for more training images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from concat_cli.core.data.class_list import load_class_list
+from concat_cli.core.data.recipes.layouts import NAMED, PairLayout
+from concat_cli.core.data.recipes.places import (
+    Layout,
+    Look,
+    Offer,
+    Piece,
+    bases,
+    choose,
+    digits,
+    first_file,
+    first_folder,
+    join,
+    listed,
+    stems,
+)
+from concat_cli.core.data.source import Item, LabelFormat, PartName, Source, SourcePart, Task
+from concat_cli.core.errors import UserError
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+
+_LISTS = "ImageSets/Segmentation/"
+_AUGMENTED = ("trainaug", "train_aug")  # 10,582 names; where there is only `aug`, train's are more
+_OWN, _SBD = "SegmentationClass", "SegmentationClassAug"
+_OFFER = Offer(
+    "PASCAL VOC 2012",
+    {
+        "devkit": "Images and labels: VOCtrainval_11-May-2012.tar, "
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+        "labels": "More labels for training: SegmentationClassAug of SBD, "
+        "http://home.bharathh.info/pubs/codes/SBD/download.html",
+    },
+)
+
+
+@dataclass(frozen=True)
+class DevkitLayout:
+    """The development kit's folder, with the list and the labels of SBD where they are there."""
+
+    format: LabelFormat
+    name: str = "official"
+    tasks: tuple[Task, ...] = ("semantic",)
+
+    def look(self, bases: Sequence[str], part: PartName) -> Look:
+        """What there is of a part; UserError where the list names labels that are not there."""
+        kit = next((base for base in bases if first_folder([base], ["JPEGImages"])), "")
+        kits = [kit] if kit else []
+        labels = first_folder(kits, [_OWN, _SBD])
+        names = training_names(kits) if part == "train" else _names(kits, part)
+        pieces = tuple(
+            Piece("devkit", part, (f"VOCdevkit/VOC2012/{inside}",), kit if there else "")
+            for inside, there in (("JPEGImages", kit), (_OWN, labels), (f"{_LISTS}{part}", names))
+        )
+        if not (labels and names):
+            return Look(pieces, None)
+        where, folders = _labels(bases, kit, names)
+        items = [
+            Item(digits(name), f"JPEGImages/{name}.jpg", f"{folder}{name}.png")
+            for name, folder in zip(names, folders, strict=True)
+        ]
+        return Look(pieces, SourcePart(kit, where, self.format, items))
+
+
+def find(root: Path, background: bool = False) -> Source:
+    """VOC 2012 with SBD's labels for training where they are there; UserError that lists what is
+    missing. `background`: value 0 is a class instead of void."""
+    vocabulary = load_class_list("voc_20")
+    if background:
+        extra = ClassEntry("background", 0, kind="stuff")
+        vocabulary = Vocabulary((*vocabulary.entries, extra))
+    folders = ("VOCdevkit/VOC2012", "VOC2012", "VOCZERO", "pascal_voc_d2")
+    places = bases(root, *folders)
+    found = choose(root, places, _layouts(vocabulary, background), _OFFER)
+    train = found.parts.get("train")
+    few = isinstance(found.layout, DevkitLayout) and not _has_sbd(train)
+    return Source(
+        name="voc",
+        layout=found.name,
+        vocabulary=vocabulary,
+        tasks=found.layout.tasks,
+        parts=found.parts,
+        default_split="voc_15_5",
+        notes=(
+            "The list of SBD (ImageSets/Segmentation/trainaug.txt) is not there: training has the "
+            f"1,464 images of VOC alone instead of 10,582. {_OFFER.pieces['labels']}",
+        )
+        if few
+        else (),
+    )
+
+
+def training_names(kits: Sequence[str]) -> list[str]:
+    """The longest list of training images that is there: with SBD's, else VOC's own."""
+    for name in _AUGMENTED:
+        if found := _names(kits, name):
+            return found
+    return list(dict.fromkeys(_names(kits, "train") + _names(kits, "aug")))
+
+
+def _names(kits: Sequence[str], name: str) -> list[str]:
+    path = first_file(kits, [f"{_LISTS}{name}.txt"])
+    return listed(path) if path else []
+
+
+def _labels(bases: Sequence[str], kit: str, names: list[str]) -> tuple[str, list[str]]:
+    """The location of the labels, and the folder of each name below it.
+
+    VOC's own labels are finer than SBD's (which have no void border), so they go first.
+    """
+    own, more = (
+        frozenset(stems(place, ".png")) if (place := first_folder([kit], [folder])) else frozenset()
+        for folder in (_OWN, _SBD)
+    )
+    lacking = [name for name in names if name not in own and name not in more]
+    if not lacking:
+        return kit, [f"{_OWN if name in own else _SBD}/" for name in names]
+    zipped = first_folder(bases, [_SBD, f"{_SBD}.zip!{_SBD}", f"{_SBD}.zip"])
+    inside = frozenset(stems(zipped, ".png")) if zipped else frozenset()
+    if inside.issuperset(names):
+        return zipped, [""] * len(names)
+    raise UserError(
+        f"{len(lacking)} of the {len(names)} training or validation images that {kit} lists have "
+        f"no label, the first {lacking[0]}.png: looked in {join(kit, _OWN)}, {join(kit, _SBD)}"
+        + (f" and {zipped}." if zipped else f" and for {_SBD}.zip."),
+        _OFFER.pieces["labels"],
+    )
+
+
+def _has_sbd(train: SourcePart | None) -> bool:
+    if train is None:
+        return True  # nothing to say of it
+    items = list(train.items)
+    return _SBD in train.labels or any(item.label.startswith(_SBD) for item in items)
+
+
+def _layouts(vocabulary: Vocabulary, background: bool) -> list[Layout]:
+    void = (255,) if background else (0, 255)
+    raw = LabelFormat("semantic", table={i: i for i in vocabulary.ids}, void=void)
+    lowered = replace(raw, table={i - 1: i for i in vocabulary.ids if i}, void=(255,))
+    layouts: list[Layout] = [
+        DevkitLayout(raw),
+        PairLayout("VOCZERO", ("images/{part}",), ("annotations/{part}",), raw),
+        PairLayout(
+            "pascal_voc_d2", ("images/{part}",), ("annotations_pascal21/{part}",), raw, words=NAMED
+        ),
+    ]
+    if background:  # the other layouts have thrown it away
+        return layouts
+    return [
+        *layouts,
+        PairLayout(
+            "pascal_voc_d2 of 20 classes",
+            ("images/{part}",),
+            ("annotations_pascal20/{part}",),
+            lowered,
+            words=NAMED,
+        ),
+        PairLayout(
+            "detectron2",
+            ("images_detectron2/{part}", "JPEGImages"),
+            ("annotations_detectron2/{part}",),
+            lowered,
+        ),
+    ]

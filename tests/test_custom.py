@@ -1,0 +1,210 @@
+"""The user's own data in four forms, and lists of classes with what can be wrong in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_labels import encode
+from drawn_own import BOX, MAPS, NAMES, draw_own, halves
+
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.data.prepare import Options, prepare_data
+from concat_cli.core.data.recipes.custom import find
+from concat_cli.core.data.recipes.custom_classes import read_classes
+from concat_cli.core.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    draw_own(tmp_path)
+    return tmp_path
+
+
+def prepared(root: Path, **given: str) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Image name -> names and masks of its segments, as val of the prepared data set has them."""
+    prepare_data("custom", root, root / "out", Options(processes=1), **given)
+    info = read_dataset_info(root / "out")
+    assert set(info.tasks) == set(find(root, **given).tasks)
+    dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
+    return {
+        sample.file_name: [
+            (info.vocabulary.names[label], sample.segment_map == i)
+            for i, label in enumerate(sample.labels, 1)
+        ]
+        for sample in map(dataset.__getitem__, range(len(dataset)))
+    }
+
+
+def same(found: list[tuple[str, np.ndarray]], wanted: list[tuple[str, np.ndarray]]) -> bool:
+    def key(pair: tuple[str, np.ndarray]) -> tuple[str, bytes]:
+        return pair[0], pair[1].tobytes()
+
+    return sorted(map(key, found)) == sorted(map(key, wanted))
+
+
+def maps_of(raw: np.ndarray, *but: int) -> list[tuple[str, np.ndarray]]:
+    names = list(NAMES.values())
+    return [(names[v], raw == v) for v in np.unique(raw) if v < 255 and v not in but]
+
+
+@pytest.mark.parametrize("labels", [{"labels": "pngs"}, {}], ids=["named", "beside"])
+def test_panoptic(root: Path, labels: dict[str, str]) -> None:
+    if not labels:
+        (root / "pngs").rename(root / "panoptic")
+    found = prepared(root, images="photos", json="panoptic.json", **labels)
+    assert len(found) == 3
+    for name, raw in MAPS.items():
+        assert same(found[name.replace("png", "jpg")], maps_of(raw))
+
+
+def test_semantic(root: Path) -> None:
+    found = prepared(root, images="photos", labels="maps", classes="classes.txt")
+    for name, raw in MAPS.items():
+        assert same(found[name.replace("png", "jpg")], maps_of(raw))
+    source = find(root, images="photos", labels="maps", classes="classes.txt")
+    assert source.tasks == ("semantic",) and source.vocabulary.is_thing == (
+        True,
+        True,
+        False,
+        False,
+    )
+
+
+def test_instances(root: Path) -> None:
+    found = prepared(root, images="photos", json="instances.json")
+    assert all(same(segments, [("cat", BOX)]) for segments in found.values())
+
+
+def test_instances_over_maps(root: Path) -> None:
+    """Cats come from the JSON, so that those of the map are void; the box covers what is there."""
+    found = prepared(
+        root, images="photos", json="instances.json", labels="maps", classes="classes.txt"
+    )
+    for name, raw in MAPS.items():
+        below = [(label, mask & ~BOX) for label, mask in maps_of(raw, 0)]
+        assert same(found[name.replace("png", "jpg")], [*below, ("cat", BOX)])
+    given = {
+        "images": "photos",
+        "json": "instances.json",
+        "labels": "maps",
+        "classes": "classes.txt",
+    }
+    vocabulary = find(root, **given).vocabulary
+    assert vocabulary.is_thing == (True, False, False, False)
+
+
+def test_a_part_of_its_own_for_val(root: Path) -> None:
+    (root / "vp").mkdir()
+    (root / "vm").mkdir()
+    (root / "vp" / "9.jpg").write_bytes((root / "photos" / "3.jpg").read_bytes())
+    (root / "vm" / "9.png").write_bytes(encode(halves(1, 2)))
+    found = prepared(
+        root,
+        images="photos",
+        labels="maps",
+        classes="classes.txt",
+        val_images="vp",
+        val_labels="vm",
+    )
+    assert list(found) == ["9.jpg"] and same(found["9.jpg"], maps_of(halves(1, 2)))
+
+
+def test_an_image_keeps_its_id_when_others_are_added(root: Path) -> None:
+    """And with it its part, as dev is cut by ids."""
+    given = {"images": "photos", "labels": "maps", "classes": "classes.txt"}
+    (root / "photos" / "x.jpg").write_bytes((root / "photos" / "3.jpg").read_bytes())
+    before = {item.image: item.image_id for item in find(root, **given).parts["train"].items}
+    (root / "photos" / "b.jpg").write_bytes((root / "photos" / "3.jpg").read_bytes())
+    after = {item.image: item.image_id for item in find(root, **given).parts["train"].items}
+    assert after | before == after and len(set(after.values())) == len(after) == 5
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "where the images are"),
+        ({"images": "photos"}, "their truth is missing"),
+        ({"images": "none"}, "no folder .*none"),
+        ({"images": "photos", "json": "none.json"}, r"no file .*none\.json"),
+        ({"images": "photos", "labels": "maps"}, "their truth is missing"),
+        ({"images": "photos", "json": "instances.json", "labels": "maps"}, "the values in .*maps"),
+        (
+            {"images": "photos", "json": "panoptic.json", "labels": "pngs", "classes": "c.txt"},
+            "has its own classes",
+        ),
+        ({"images": "photos", "json": "classes.txt"}, r"classes\.txt is not valid JSON"),
+        (
+            {"images": "photos", "labels": "maps", "classes": "none.txt"},
+            r"no vocabulary file .*none\.txt",
+        ),
+        (
+            {"images": "photos", "json": "instances.json", "val_images": "photos",
+             "val_json": "panoptic.json", "val_labels": "pngs"},
+            "instances and val is panoptic|panoptic and val is instances|train is",
+        ),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_what_does_not_fit_says_what_to_give(root: Path, given: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        find(root, **given)
+    assert caught.value.hint
+
+
+def test_what_is_wrong_in_the_files_is_named(root: Path) -> None:
+    (root / "classes.txt").write_text("cat\ncow\nsky\n")
+    with pytest.raises(UserError, match=r"maps/.*\.png has the value 3"):
+        prepared(root, images="photos", labels="maps", classes="classes.txt")
+    (root / "classes.txt").write_text("dog\ncow\nsky\nwall\n")
+    with pytest.raises(UserError, match="no class 'cat', which the JSON has"):
+        find(root, images="photos", labels="maps", classes="classes.txt", json="instances.json")
+    (root / "maps" / "3.png").unlink()
+    with pytest.raises(UserError, match=r"Missing: .*maps/3\.png"):
+        prepared(root, images="photos", labels="maps", classes="classes.txt")
+    (root / "maps" / "a" / "1.tif").touch()
+    with pytest.raises(UserError, match=r"1\.png and a/1\.tif|1\.tif and a/1\.png"):
+        find(root, images="photos", labels="maps", classes="classes.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "values", "void"),
+    [
+        ("cat\ncow\n", [0, 1], (255, 65535)),
+        ("# all\n\ncat, kitten\nsky : stuff  # blue\n", [0, 1], (255, 65535)),
+        ("void\ncat\ncow\n", [1, 2], (0, 255, 65535)),
+        ("cat = 7\nsky : stuff = 255\nvoid = 0\n", [7, 255], (0, 65535)),
+        ("VOID = 3\ncat = 0\nvoid = 255\n", [0], (3, 255, 65535)),
+    ],
+)
+def test_values_of_classes(tmp_path: Path, text: str, values: list[int], void: tuple) -> None:
+    (tmp_path / "c.txt").write_text(text)
+    vocabulary, found = read_classes(tmp_path / "c.txt")
+    assert list(vocabulary.ids) == values and found == void
+    assert vocabulary.names[0] == "cat" and "void" not in vocabulary.names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cat = 1\ncow\n", "1 of 2 lines have a value"),
+        ("cat = 1\ncow = 1\n", "two lines have the value 1"),
+        ("cat = 1\nvoid = 1\n", "two lines have the value 1"),
+        ("cat = 70000\n", "70000 is no value"),
+        ("cat\ncat\n", "stands twice"),
+        ("", "names no class"),
+        ("void\n", "names no class"),
+    ],
+)
+def test_lists_of_classes_that_cannot_be(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.txt").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_classes(tmp_path / "c.txt")
+
+
+def test_lists_in_other_forms(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("- cat\n- sky : stuff\n")
+    assert read_classes(tmp_path / "c.yaml")[0].ids == (0, 1)
+    with pytest.raises(UserError, match="no vocabulary file"):
+        read_classes(tmp_path / "none.txt")
