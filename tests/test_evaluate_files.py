@@ -130,6 +130,29 @@ def test_categories_of_another_meaning(golden):
     refused(golden, "'zebra'")
 
 
+def test_no_class_name_in_common(golden):
+    named = [{"id": 5000 + n, "name": f"beast {n}"} for n in range(3)]
+    change(golden / "pred.json", lambda c: c.update(categories=named))
+    refused(golden, "No class name of .*such as 'beast 0'")
+
+
+def test_a_truth_without_segments(golden):
+    def empty(content):
+        for annotation in content["annotations"]:
+            annotation["segments_info"] = []
+
+    change(golden / "gt.json", empty)
+    refused(golden, "None of the 16 images .* has a segment")
+
+
+def test_intervals_of_files(golden):
+    plain = evaluate_files(golden / "pred.json", golden / "gt.json", bootstraps=50).to_json()
+    for task, key in (("panoptic", "pq"), ("semantic", "miou")):
+        low, high = plain["intervals"][key]["all"]
+        assert low < plain[task]["all"][key] < high and high - low < 0.5
+    assert {plain["intervals"]["pq"][g] for g in ("seen", "unseen", "harmonic")} == {None}
+
+
 def test_id_in_json_but_not_in_png(golden):
     change(
         golden / "pred.json",

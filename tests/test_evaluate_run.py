@@ -11,10 +11,8 @@ import pytest
 import torch
 from data_helpers import CATEGORIES, VOCABULARY, simple_part, write_part
 from jsonschema import Draft202012Validator
-from torch import nn
-from torch.nn import functional as F
+from oracle import CFG, SCENES, Oracle, predictor, told_world
 
-from concat_cli.core.config import InferConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.diagnostics import mask_ious
@@ -22,48 +20,11 @@ from concat_cli.core.evaluate.files import evaluate_files
 from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.vocabulary import Vocabulary
-
-SCENES = {1: [3, 20], 2: [7, 3, 21], 3: [20], 4: [3, 7, 20], 5: [21, 3]}
-SIZES = {3: (96, 160), 4: (160, 96), 5: (64, 200)}
-CFG = InferConfig(size=128, max_size=256, batch=2)
-
-
-class Oracle(nn.Module):
-    """Segment i of a test scene is the band whose green is 60 + 30 i; its class is told."""
-
-    def __init__(self, classes: dict[int, list[int]], swap: dict[int, int] | None = None) -> None:
-        super().__init__()
-        self.classes, self.swap = classes, swap or {}
-
-    def forward(self, images, padding, text, last_only):
-        quarter = F.avg_pool2d(images.float(), 4)  # (B, 3, h, w)
-        bands = [(quarter[:, 1] - 60 - 30 * i).abs() < 15 for i in range(4)]
-        mask_logits = torch.stack(bands, 1).float() * 40 - 20  # (B, 4, h, w)
-        class_logits = torch.full((len(images), 4, len(text) + 1), -20.0)
-        class_logits[..., -1] = 0
-        for b, image in enumerate(images):
-            scene = int(image[0, 0, 0]) - 8
-            for q, category in enumerate(self.classes[scene]):
-                index = self.swap.get(category, category)
-                if index in CLASS_OF:
-                    class_logits[b, q, CLASS_OF[index]] = 20.0
-        return SimpleNamespace(class_logits=class_logits[None], mask_logits=mask_logits[None])
-
-
-CLASS_OF = VOCABULARY.index_of_id
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    sizes = dict.fromkeys(SCENES, (128, 128)) | SIZES
-    part = write_part(simple_part(tmp_path_factory.mktemp("world")), SCENES, sizes)
-    return PanopticDataset(part, VOCABULARY.with_unseen({"cow", "wall"}), keep_crowd=True)
-
-
-def predictor(dataset, swap=None, vocabulary: Vocabulary | None = None) -> Predictor:
-    vocabulary = vocabulary or dataset.vocabulary
-    return Predictor(Oracle(SCENES, swap), torch.eye(len(vocabulary)), vocabulary, CFG)
+    return told_world(tmp_path_factory.mktemp("world"))
 
 
 def test_a_perfect_predictor(dataset):
@@ -153,7 +114,7 @@ def test_processes_share_the_images(dataset, tmp_path):
 
 def test_saved_predictions_score_the_same(dataset, tmp_path):
     report = evaluate_model(predictor(dataset, swap={7: 3}), dataset, save_dir=tmp_path)
-    again = evaluate_files(tmp_path / "panoptic.json", dataset.part.json, unseen=["cow", "wall"])
+    again = evaluate_files(tmp_path / "panoptic.json", dataset.part.index, unseen=["cow", "wall"])
     assert again.panoptic == report.panoptic
     content = json.loads((tmp_path / "panoptic.json").read_text())
     assert content["categories"] == CATEGORIES and len(content["annotations"]) == 5

@@ -67,7 +67,10 @@ def test_the_schema_refuses_other_shapes():
 
 def test_values_of_every_group():
     plain = report_of().to_json()
-    assert list(plain) == ["protocol", "panoptic", "semantic", "per_class", "images", "seconds"]
+    assert list(plain) == [
+        "protocol", "panoptic", "semantic", "per_class", "images", "seconds", "instance", "absent",
+        "intervals", "calibration", "diagnostics",
+    ]  # fmt: skip
     groups = plain["panoptic"]
     assert groups["all"] == {
         "pq": pytest.approx((0.75 + 0 + 1) / 3), "sq": pytest.approx(1.75 / 3),
@@ -77,17 +80,25 @@ def test_values_of_every_group():
     assert groups["unseen"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 1}
     assert (groups["things"]["n"], groups["stuff"]["n"]) == (2, 1)
     assert groups["harmonic"] == {"pq": 0.0, "sq": 0.0, "rq": 0.0}
-    assert plain["semantic"]["all"] == {"miou": pytest.approx((0.75 + 0 + 1) / 3)}
+    assert plain["semantic"]["all"] == {
+        "miou": pytest.approx((0.75 + 0 + 1) / 3), "fwiou": pytest.approx((4 * 0.75 + 2) / 8),
+        "macc": pytest.approx((0.75 + 0 + 1) / 3), "pacc": pytest.approx(5 / 8),
+        "n": 3, "absent": 1,
+    }  # fmt: skip
+    assert plain["semantic"]["seen"]["pacc"] == pytest.approx(5 / 6)
+    assert plain["semantic"]["harmonic"] == {"miou": 0.0}
+    assert set(plain["instance"].values()) == {None}
     assert plain["protocol"]["candidates"] == 4
+    assert plain["protocol"]["tasks"] == ["panoptic", "semantic"]
 
 
 def test_absent_classes_are_listed_but_in_no_mean():
     report = report_of()
-    assert report.absent == ("wall",)
+    assert report.absent == {"panoptic": ("wall",), "semantic": ("wall",)}
     row = report.to_json()["per_class"][3]
     assert row == {
         "name": "wall", "id": 21, "seen": False, "thing": False, "pq": 0.0, "sq": 0.0, "rq": 0.0,
-        "tp": 0, "fp": 0, "fn": 0, "iou": None,
+        "tp": 0, "fp": 0, "fn": 0, "iou": None, "ap": None, "ap50": None, "ar": None,
     }  # fmt: skip
 
 

@@ -1,47 +1,74 @@
-"""What `concat evaluate` does between its options and the core, and how it shows a report."""
+"""What `concat evaluate` does between its options and the core."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from concat_cli.console import Cell, Console, duration, relative
+from concat_cli.console import Console, relative
 from concat_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from concat_cli.core.evaluate.report import Report, Split
+    from concat_cli.core.evaluate.weights import Candidates
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How to score, as the options say it; `tasks` separated by commas."""
+
+    split: Split
+    official: bool = False
+    bootstraps: int = 0
+    tasks: str | None = None
+    candidates: Candidates = "all"
+    calibrate: bool = False
+    diagnostics: bool = False
+
+    def task_names(self) -> list[str] | None:
+        """The tasks as a list; None where nothing was asked for."""
+        if self.tasks is None:
+            return None
+        return [word.strip() for word in self.tasks.split(",") if word.strip()]
 
 
 def score_weights(
     weights: Path,
     overrides: Sequence[str],
-    split: Split,
+    asked: Asked,
     device: str,
     save: Path | None,
-    official: bool,
     console: Console,
 ) -> Report:
     """Scores weights on val; every process of a `torchrun` takes its share of the images."""
     from concat_cli.commands.shares import open_shares
     from concat_cli.core.evaluate.weights import evaluate_weights
 
-    if official:
-        _check_official()
+    if asked.official:
+        _check_official(asked.task_names())
     place, shares = open_shares(device, console)
     with ExitStack() as stack:
-        if official and save is None:
-            save = Path(stack.enter_context(TemporaryDirectory()))
+        truth = None
+        if asked.official:  # the truth as it was scored, whatever format it is kept in
+            own = stack.enter_context(TemporaryDirectory())
+            truth = Path(shares["gather"](own)[0])  # one folder for all processes
+            save = save or truth / "predictions"
         report = evaluate_weights(
-            weights, overrides, split=split, device=place, save_dir=save,
-            progress=console.progress, **shares,
+            weights, overrides, split=asked.split, candidates=asked.candidates,
+            tasks=asked.task_names(), bootstraps=asked.bootstraps, calibrate=asked.calibrate,
+            diagnostics=asked.diagnostics,
+            device=place, save_dir=save, truth_dir=truth, progress=console.progress, **shares,
         )  # fmt: skip
-        if official and save is not None and shares["rank"] == 0:
-            _compare(report, save, weights, overrides, console)
+        if truth is not None and save is not None and shares["rank"] == 0:
+            _say_official(
+                report, save / "panoptic.json", truth / "panoptic.json", None, None, console
+            )
     return report
 
 
@@ -51,23 +78,29 @@ def score_files(
     predictions_dir: Path | None,
     truth_dir: Path | None,
     class_split: str | None,
-    split: Split,
-    official: bool,
+    asked: Asked,
     console: Console,
 ) -> Report:
     """Scores COCO panoptic files."""
     if predictions is None or truth is None:
         raise UserError("--predictions and --truth belong together.", "Give both.")
+    if asked.tasks is not None or asked.candidates != "all" or asked.calibrate or asked.diagnostics:
+        raise UserError(
+            "--tasks, --candidates, --calibrate and --diagnostics need weights; files hold "
+            "panoptic segments, from which PQ and mIoU are counted.",
+            "Leave them out, or score --weights.",
+        )
     from concat_cli.core.evaluate.files import evaluate_files
 
-    if official:
-        _check_official()
+    if asked.official:
+        _check_official(None)
     class_split, unseen = _unseen_of(truth, class_split, console)
     report = evaluate_files(
-        predictions, truth, predictions_dir, truth_dir, unseen=unseen, split=split,
-        protocol={"class_split": class_split}, progress=console.progress,
+        predictions, truth, predictions_dir, truth_dir, unseen=unseen, split=asked.split,
+        bootstraps=asked.bootstraps, protocol={"class_split": class_split},
+        progress=console.progress,
     )  # fmt: skip
-    if official:
+    if asked.official:
         _say_official(report, predictions, truth, predictions_dir, truth_dir, console)
     return report
 
@@ -80,11 +113,11 @@ def _unseen_of(
     A `dataset.json` counts if it stands a folder above the truth and fits the truth's classes.
     """
     from concat_cli.core.data.class_split import load_class_split
-    from concat_cli.core.data.dataset import read_panoptic_json
+    from concat_cli.core.evaluate.panoptic_json import category_names, read_truth
 
     if not truth.is_file():  # which is said when it is scored
         return class_split, None
-    names = [str(c["name"]) for c in read_panoptic_json(truth)["categories"]]
+    names = list(category_names(truth, read_truth(truth)).values())
     if class_split is not None:
         return class_split, load_class_split(class_split, names)
     path = truth.absolute().parent.parent / "dataset.json"
@@ -100,26 +133,14 @@ def _unseen_of(
     return name, found
 
 
-def _check_official() -> None:
-    """UserError before any work if panopticapi is not installed."""
+def _check_official(tasks: Sequence[str] | None) -> None:
+    """UserError before any work if panopticapi is not installed or has nothing to score."""
     from concat_cli.core.evaluate.official import INSTALL
 
+    if tasks is not None and "panoptic" not in tasks:
+        raise UserError("--official scores panoptic segments.", "Add panoptic to --tasks.")
     if find_spec("panopticapi") is None:
         raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
-
-
-def _compare(
-    report: Report, save: Path, weights: Path, overrides: Sequence[str], console: Console
-) -> None:
-    """The official figures of the predictions that were just written."""
-    from concat_cli.core.build import from_dict
-    from concat_cli.core.checkpoint import read_meta
-    from concat_cli.core.config_file import override
-    from concat_cli.core.data.dataset import read_dataset_info
-
-    cfg = override(from_dict(read_meta(weights)["config"]), overrides)
-    part = read_dataset_info(Path(cfg.data.root)).part("val")
-    _say_official(report, save / "panoptic.json", part.json, None, part.pngs, console)
 
 
 def _say_official(
@@ -139,50 +160,25 @@ def _say_official(
     )
 
 
-def show_report(console: Console, report: Report) -> None:
-    """The groups in percent, and the classes that are in no mean."""
-    plain = report.to_json()
-    rows = [
-        [name, *_quality(plain["panoptic"][name]), _miou(plain["semantic"].get(name))]
-        for name in plain["panoptic"]
-        if plain["panoptic"][name] or plain["semantic"].get(name)
-    ]
-    console.table(["classes", "PQ", "SQ", "RQ", "n", "mIoU"], rows)
-    shown = ("setting", "mode", "split", "class_split", "stage")
-    facts = [f"{key} {plain['protocol'][key]}" for key in shown if plain["protocol"].get(key)]
-    console.say(f"protocol: {', '.join(facts)}; {plain['protocol']['candidates']} candidates")
-    if report.absent:
-        console.say(f"in neither truth nor prediction, so in no mean: {', '.join(report.absent)}")
-    seconds = report.seconds["total"]
-    console.say(f"{report.images} images in {duration(seconds)}")
-
-
-def _quality(group: dict[str, Any] | None) -> list[Cell]:
-    if group is None:
-        return [None, None, None, None]
-    return [100 * group["pq"], 100 * group["sq"], 100 * group["rq"], group.get("n")]
-
-
-def _miou(group: dict[str, Any] | None) -> Cell:
-    return None if group is None else 100 * group["miou"]
-
-
-def show_weights(console: Console, weights: Path, overrides: Sequence[str]) -> None:
+def show_weights(console: Console, weights: Path, overrides: Sequence[str], asked: Asked) -> None:
     """What would be scored."""
-    from concat_cli.core.checkpoint import read_meta
+    from concat_cli.core.checkpoint import Weights, read_meta
     from concat_cli.core.config_file import from_dict, override
     from concat_cli.core.data.dataset import read_dataset_info
+    from concat_cli.core.evaluate.weights import divided, tasks_of
 
     meta = read_meta(weights)
     cfg = override(from_dict(meta["config"]), overrides)
-    info = read_dataset_info(Path(cfg.data.root))
+    # the tensors play no part in it
+    info, _ = divided(read_dataset_info(Path(cfg.data.root)), Weights({}, meta, weights, ""))
     seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
     console.table(
         ["what", "value"],
         [
             ("stage", meta["stage"]),
             ("data", f"{cfg.data.root}, part val"),
-            ("classes", f"{seen} seen, {classes - seen} unseen"),
+            ("classes", f"{seen} seen, {classes - seen} unseen ({info.class_split})"),
+            ("tasks", ", ".join(tasks_of(info, asked.task_names()))),
         ],
     )
     console.dry_run()

@@ -26,7 +26,8 @@ from concat_cli.commands.predicting import (
     to_json,
     unreadable,
 )
-from concat_cli.commands.scoring import score_files, score_weights, show_report, show_weights
+from concat_cli.commands.report_view import show_report
+from concat_cli.commands.scoring import Asked, score_files, score_weights, show_weights
 from concat_cli.console import Console, relative
 from concat_cli.core.infer.inputs import expand_inputs
 from concat_cli.core.runs import find_weights
@@ -40,15 +41,38 @@ class SplitChoice(str, Enum):
     unseen = "unseen"
 
 
+class CandidateChoice(Enum):
+    """Which classes compete."""
+
+    all = "all"
+    split = "split"
+
+
 def evaluate(
     overrides: Overrides = None,
     split: Annotated[
         SplitChoice, typer.Option(help="Classes to report; candidates stay all.")
     ] = SplitChoice.all,
-    as_json: Json = False,
-    save: Annotated[
-        Path | None, typer.Option(help="Also write the predictions there (COCO panoptic).")
+    candidates: Annotated[
+        CandidateChoice,
+        typer.Option(help="Classes that compete; split: those of --split, the easier protocol."),
+    ] = CandidateChoice.all,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="Of panoptic,semantic,instance. Default: the first two."),
     ] = None,
+    bootstrap: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="95% intervals from N draws of the images."),
+    ] = 0,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also try offsets on the seen logits.")
+    ] = False,
+    diagnostics: Annotated[
+        bool, typer.Option("--diagnostics", help="Also how many segments get a mask, and a name.")
+    ] = False,
+    as_json: Json = False,
+    save: Annotated[Path | None, typer.Option(help="Also write the predictions there.")] = None,
     name: RunName = None,
     weights: WeightsFile = None,
     device: DeviceOption = Device.auto,
@@ -80,19 +104,17 @@ def evaluate(
 ) -> None:
     """Score weights, or existing predictions."""
     console = Console(json_only=as_json)
+    asked = Asked(split.value, official, bootstrap, tasks, candidates.value, calibrate, diagnostics)
     if predictions is not None or truth is not None:
         report = score_files(
-            predictions, truth, predictions_dir, truth_dir, class_split, split.value, official,
-            console,
-        )  # fmt: skip
+            predictions, truth, predictions_dir, truth_dir, class_split, asked, console
+        )
     else:
         found = find_weights(name, weights)
         console.say(f"weights {relative(found.path)} ({found.reason})")
         if dry_run:
-            return show_weights(console, found.path, overrides or [])
-        report = score_weights(
-            found.path, overrides or [], split.value, device.value, save, official, console
-        )
+            return show_weights(console, found.path, overrides or [], asked)
+        report = score_weights(found.path, overrides or [], asked, device.value, save, console)
     if as_json:
         return console.json(report.to_json())
     show_report(console, report)

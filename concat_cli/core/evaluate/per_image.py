@@ -6,43 +6,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from concat_cli.core.data.dataset import PanopticDataset
-from concat_cli.core.evaluate.panoptic import PanopticScore
+from concat_cli.core.evaluate import bootstrap
+from concat_cli.core.evaluate.counts import FloatArray
+from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
-
-FloatArray = NDArray[np.float64]
 
 
 def per_image_counts(predictor: Predictor, dataset: PanopticDataset) -> FloatArray:
-    """Summed IoU, TP, FP, FN of each image and class: (M, 4, K)."""
-    rows = []
-    size = predictor.cfg.batch
-    for start in range(0, len(dataset), size):
-        samples = [dataset[i] for i in range(start, min(start + size, len(dataset)))]
-        found = predictor.predict_batch([sample.image for sample in samples])
-        for sample, one in zip(samples, found, strict=True):
-            score = PanopticScore(len(predictor.vocabulary))
-            labels = np.array([s.class_index for s in one.segments], np.int64)
-            score.add(one.panoptic_map, labels, sample.segment_map, sample.labels, sample.crowd)
-            rows.append(score.counts)
-    return np.stack(rows)
+    """Summed IoU, TP, FP, FN of each image and class of the data set: (M, 4, K)."""
+    report = evaluate_model(predictor, dataset, with_semantic=False, with_counts=True)
+    assert report.counts is not None
+    return report.counts.dense_panoptic()
 
 
 def mean_pq(counts: FloatArray, classes: Sequence[int]) -> FloatArray:
-    """PQ averaged over those of the classes that occur; counts (..., 4, K) -> (...)."""
-    iou, tp, fp, fn = np.moveaxis(counts[..., list(classes)], -2, 0)
-    total = tp + 0.5 * fp + 0.5 * fn
-    occurs = total > 0
-    pq = iou / np.where(occurs, total, 1.0)
-    return pq.sum(-1) / np.maximum(occurs.sum(-1), 1)
+    """PQ averaged over those of the classes that occur, 0 if none does; (..., 4, K) -> (...)."""
+    return np.nan_to_num(bootstrap.mean_pq(counts, classes))
 
 
 def harmonic_pq(counts: FloatArray, seen: Sequence[int], unseen: Sequence[int]) -> FloatArray:
     """The harmonic mean of seen and unseen PQ."""
-    a, b = mean_pq(counts, seen), mean_pq(counts, unseen)
-    return 2 * a * b / np.maximum(a + b, 1e-12)
+    return bootstrap.harmonic_means(mean_pq(counts, seen), mean_pq(counts, unseen))
 
 
 @dataclass(frozen=True)
@@ -56,10 +42,9 @@ class Interval:
 
 def resample(counts: FloatArray, repeats: int, seed: int) -> FloatArray:
     """Counts of `repeats` sets of M images drawn with replacement: (M, 4, K) -> (repeats, 4, K)."""
-    images = len(counts)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    weights = rng.multinomial(images, np.full(images, 1 / images), size=repeats)  # (R, M)
-    return np.einsum("rm,mck->rck", weights.astype(np.float64), counts, optimize=True)
+    flat = counts.reshape(len(counts), -1)
+    blocks = [weights @ flat for weights in bootstrap.draws(len(counts), repeats, seed)]
+    return np.concatenate(blocks).reshape(repeats, *counts.shape[1:])
 
 
 def paired_difference(

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, TypeVar
 
 from concat_cli.core.data.dataset import PanopticDataset, Sample
-from concat_cli.core.evaluate.diagnostics import MaskDiagnostics, mask_ious
-from concat_cli.core.evaluate.panoptic import PanopticScore
-from concat_cli.core.evaluate.report import Report, Split, make_report
-from concat_cli.core.evaluate.semantic import SemanticScore, class_map
-from concat_cli.core.infer.files import WrittenPrediction, write_index, write_prediction
-from concat_cli.core.infer.postprocess import PanopticResult
-from concat_cli.core.infer.predictor import Prediction, Predictor, RawOutput
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.bootstrap import bootstrap
+from concat_cli.core.evaluate.offsets import calibration
+from concat_cli.core.evaluate.report import TASKS, Report, Split, make_report
+from concat_cli.core.evaluate.scores import Scores, Wanted
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.saving import Saver
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.vocabulary import Vocabulary
 
 Gather = Callable[[Any], list[Any]]
+T = TypeVar("T")
 
 
 def alone(value: Any) -> list[Any]:
@@ -40,7 +37,15 @@ def evaluate_model(
     protocol: dict[str, Any] | None = None,
     with_semantic: bool = True,
     with_diagnostics: bool = False,
+    with_counts: bool = False,
+    tasks: Collection[str] | None = None,
+    bootstraps: int = 0,
+    offsets: Sequence[float] = (),
+    dev_offset: float | None = None,
+    restricted: bool = False,
+    check: bool = False,
     save_dir: Path | None = None,
+    truth_dir: Path | None = None,
     workers: int = 0,
     limit: int | None = None,
     rank: int = 0,
@@ -57,145 +62,89 @@ def evaluate_model(
         protocol: what the report says of the weights (mode, stage, class split, ...).
         with_semantic: also score semantic maps; half of the time on small images.
         with_diagnostics: also fill `Report.diagnostics` (mask recall, matched accuracy).
-        save_dir: write the predictions there as COCO panoptic files.
+        with_counts: also fill `Report.counts`, the counts of every image.
+        tasks: of panoptic, semantic and instance; None: panoptic, and semantic by `with_semantic`.
+        bootstraps: how often the images are drawn again for 95% intervals; 0: no intervals.
+        offsets: seen offsets that are tried on the same raw outputs, beside the predictor's own.
+        dev_offset: the one that was chosen without val, for the report.
+        restricted: truth of classes that are no candidates is void: the easier protocol.
+        check: UserError where the truth is next to nothing.
+        save_dir: write the predictions there (`infer/saving.py`).
+        truth_dir: write the panoptic truth there, as COCO panoptic files.
         workers: threads that decode images ahead.
         limit: only the first so many images.
         rank, world, gather: of several processes each takes its share of the images; `gather`
             returns a value of every process to every process, and all get the same report.
     """
+    chosen = tasks if tasks is not None else ("panoptic", "semantic")[: 1 + with_semantic]
+    wanted = Wanted(
+        tuple(task for task in TASKS if task in chosen),
+        with_diagnostics,
+        with_counts or bootstraps > 0,
+        tuple(offsets),
+        restricted,
+        check,
+    )
+    vocabulary = dataset.vocabulary
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    scores = _Scores(predictor, dataset.vocabulary, with_semantic, with_diagnostics, save_dir)
+    if check and not count:
+        raise UserError("The data set's part has no image to score.", "Prepare it again.")
     start = time.perf_counter()
+    scores = Scores(
+        predictor,
+        vocabulary,
+        wanted,
+        None if save_dir is None else Saver(save_dir, predictor.vocabulary, rank),
+        None if truth_dir is None else Saver(truth_dir, vocabulary, rank),
+    )
     share = range(rank, count, world)
-    samples = progress.track(_samples(dataset, share, workers, scores.clock), "score", len(share))
-    for chunk in _chunks(samples, predictor.cfg.batch):
-        scores.add(chunk)
-    for part in gather(scores.state()):
-        scores.merge(part)
-    if save_dir is not None and rank == 0:
-        write_index(save_dir, scores.all_written, predictor.vocabulary)
+    try:
+        samples = _samples(dataset, share, workers, scores.clock)
+        shown = progress.track(zip(share, samples, strict=True), "score", len(share))
+        for chunk in _chunks(shown, predictor.cfg.batch):
+            scores.add([number for number, _ in chunk], [sample for _, sample in chunk])
+        parts = gather(scores.state())
+        scores.merge(parts, count)
+        if rank == 0:
+            scores.finish_files(parts)
+    except BaseException:
+        scores.abandon_files()
+        raise
+    plain = predictor.cfg.seen_offset
     return make_report(
-        dataset.vocabulary,
+        vocabulary,
         scores.panoptic,
         scores.semantic,
+        instance=scores.instance,
+        tasks=wanted.tasks,
         split=split,
-        protocol=_protocol(predictor, protocol, with_semantic),
+        protocol=_protocol(predictor, protocol, wanted),
         images=count,
         seconds=scores.clock | {"total": time.perf_counter() - start},
-        diagnostics=scores.masks.result(dataset.vocabulary) if with_diagnostics else None,
+        diagnostics=scores.masks.result(vocabulary) if with_diagnostics else None,
         candidates=len(predictor.vocabulary),
+        intervals=bootstrap(scores.counts, vocabulary, bootstraps) if bootstraps else None,
+        calibration=(
+            calibration(scores.sweep, vocabulary, plain, dev_offset) if scores.sweep else None
+        ),
+        counts=scores.counts if with_counts else None,
     )
 
 
-def _protocol(
-    predictor: Predictor, given: dict[str, Any] | None, with_semantic: bool
-) -> dict[str, Any]:
+def _protocol(predictor: Predictor, given: dict[str, Any] | None, wanted: Wanted) -> dict[str, Any]:
     """Generalised: every class of the vocabulary competes for every segment."""
     base = {
-        "setting": "generalised",
+        "setting": "restricted" if wanted.restricted else "generalised",
         "mode": None,
         "seen_offset": predictor.cfg.seen_offset,
         "min_score": predictor.cfg.min_score,
-        "overlap": predictor.cfg.overlap,
+        "overlap_threshold": predictor.cfg.overlap,
     }
-    return base | ({"semantic_from": "queries"} if with_semantic else {}) | (given or {})
-
-
-class _Scores:
-    """All counts of one evaluation, and the seconds spent on loading, the model, and the rest."""
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        vocabulary: Vocabulary,
-        semantic: bool,
-        diagnostics: bool,
-        save_dir: Path | None,
-    ) -> None:
-        self.predictor, self.save_dir = predictor, save_dir
-        self.with_semantic, self.with_masks = semantic, diagnostics
-        # Class index of the predictor -> of the data set.
-        self.to_truth = np.array([vocabulary.index_of_name[n] for n in predictor.vocabulary.names])
-        self.clock = {"load": 0.0, "model": 0.0, "post": 0.0}
-        self.written: list[WrittenPrediction] = []
-        self._clear(len(vocabulary))
-
-    def _clear(self, classes: int) -> None:
-        self.panoptic, self.semantic = PanopticScore(classes), SemanticScore(classes)
-        self.masks = MaskDiagnostics(classes)
-        self.all_written: list[WrittenPrediction] = []
-
-    def add(self, samples: list[Sample]) -> None:
-        """Predicts and scores a few images."""
-        start = time.perf_counter()
-        for raw in self.predictor.raw([sample.image for sample in samples]):
-            now = time.perf_counter()
-            self.clock["model"] += now - start
-            self._score(raw, [samples[position] for position in raw.positions])
-            start = time.perf_counter()
-            self.clock["post"] += start - now
-
-    def _score(self, raw: RawOutput, samples: list[Sample]) -> None:
-        for sample, result in zip(samples, self.predictor.panoptic(raw), strict=True):
-            classes = np.array([s.class_index for s in result.segments], np.int64)
-            self.panoptic.add(
-                result.panoptic_map,
-                self.to_truth[classes],
-                sample.segment_map,
-                sample.labels,
-                sample.crowd,
-            )
-            if self.save_dir is not None:
-                self.written.append(self._write(self.save_dir, sample, result))
-        if self.with_semantic:
-            for sample, found in zip(samples, self.predictor.semantic(raw), strict=True):
-                self.semantic.add(
-                    self.to_truth[found], class_map(sample.segment_map, sample.labels)
-                )
-        if self.with_masks:
-            logits = self.predictor.offset_logits(raw.class_logits)
-            for row, sample in enumerate(samples):
-                self.masks.add(
-                    mask_ious(
-                        raw.mask_logits[row], sample.segment_map, len(sample.labels), raw.valid[row]
-                    ),
-                    self.to_truth[logits[row, :, :-1].argmax(-1).cpu().numpy()],
-                    sample.labels,
-                    sample.crowd,
-                )
-
-    def _write(self, out: Path, sample: Sample, result: PanopticResult) -> WrittenPrediction:
-        prediction = Prediction(
-            result.panoptic_map, result.segments, self.predictor.vocabulary, {}, _not_kept
-        )
-        name = Path(sample.file_name).with_suffix("").as_posix().replace("/", "_")
-        return write_prediction(
-            out, name, prediction, image_id=sample.image_id, file_name=sample.file_name
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Hands out everything that is summed over processes, picklable, and starts from zero."""
-        state = {
-            "panoptic": self.panoptic.counts,
-            "semantic": self.semantic.matrix,
-            "masks": self.masks.counts,
-            "clock": self.clock,
-            "written": self.written,
-        }
-        self._clear(self.panoptic.counts.shape[1])
-        return state
-
-    def merge(self, part: dict[str, Any]) -> None:
-        """Adds the counts of one process; seconds are those of the slowest."""
-        self.panoptic.counts += part["panoptic"]
-        self.semantic.matrix += part["semantic"]
-        self.masks.counts += part["masks"]
-        self.clock = {name: max(value, part["clock"][name]) for name, value in self.clock.items()}
-        self.all_written += part["written"]
-
-
-def _not_kept() -> NDArray[np.int32]:
-    raise AssertionError("evaluation keeps no semantic maps")
+    if "semantic" in wanted.tasks:
+        base["semantic_from"] = "queries"
+    if "instance" in wanted.tasks:
+        base["instance_truth"] = "panoptic segments"
+    return base | (given or {})
 
 
 def _samples(
@@ -230,10 +179,10 @@ def _timed(clock: dict[str, float]) -> Iterator[None]:
     clock["load"] += time.perf_counter() - start
 
 
-def _chunks(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    chunk: list[Sample] = []
-    for sample in samples:
-        chunk.append(sample)
+def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
         if len(chunk) == size:
             yield chunk
             chunk = []

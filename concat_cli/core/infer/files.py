@@ -18,6 +18,7 @@ from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.data.image_io import write_id_png, write_png
+from concat_cli.core.infer.postprocess import Segment
 from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -98,17 +99,22 @@ def write_prediction(
 
 def segments_info(prediction: Prediction) -> list[dict[str, Any]]:
     """The segments as COCO panoptic entries, with the class's name and score besides."""
+    return segment_entries(prediction.segments, prediction.vocabulary)
+
+
+def segment_entries(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """`segments_info` of segments whose classes are those of the vocabulary."""
     return [
         {
             "id": segment.id,
-            "category_id": prediction.vocabulary.ids[segment.class_index],
-            "name": prediction.name(segment),
+            "category_id": vocabulary.ids[segment.class_index],
+            "name": vocabulary.names[segment.class_index],
             "score": round(segment.score, 4),
             "area": segment.area,
             "bbox": list(segment.bbox),
             "iscrowd": 0,
         }
-        for segment in prediction.segments
+        for segment in segments
     ]
 
 

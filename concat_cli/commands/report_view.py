@@ -1,0 +1,160 @@
+"""A report of `concat evaluate` as tables: figures in percent, then what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from concat_cli.console import Cell, Console, duration
+
+if TYPE_CHECKING:
+    from concat_cli.core.evaluate.report import Report
+
+Plain = dict[str, Any]
+MOST_NAMES = 8
+FIGURES = {  # task -> column -> key
+    "panoptic": {"PQ": "pq", "SQ": "sq", "RQ": "rq"},
+    "semantic": {"mIoU": "miou", "fwIoU": "fwiou", "mACC": "macc", "pACC": "pacc"},
+    "instance": {"AP": "ap", "AP50": "ap50", "AR": "ar"},
+}
+
+
+def show_report(console: Console, report: Report) -> None:
+    """The groups in percent, and the classes that are in no mean."""
+    plain = report.to_json()
+    tasks = plain["protocol"]["tasks"]
+    groups = list(dict.fromkeys(name for task in tasks for name in plain[task]))
+    rows = [[name, *_row(plain, tasks, name)] for name in groups]
+    columns = [column for task in tasks for column in (*FIGURES[task], "n")]
+    console.table(
+        ["classes", *columns], [row for row in rows if any(c is not None for c in row[1:])]
+    )
+    if plain["intervals"] is not None:
+        _show_intervals(console, plain["intervals"])
+    if plain["calibration"] is not None:
+        _show_calibration(console, plain["calibration"])
+    if plain["diagnostics"] is not None:
+        _show_diagnostics(console, plain["diagnostics"])
+    _show_protocol(console, plain["protocol"])
+    for task, names in plain["absent"].items():
+        if names:
+            console.say(f"{_ABSENT[task]}, so in no mean: {len(names)} ({shorten(names)})")
+    console.say(f"{report.images} images in {duration(report.seconds['total'])}")
+
+
+_ABSENT = {
+    "panoptic": "in neither truth nor prediction",
+    "semantic": "not in the semantic truth",
+    "instance": "things without a true instance",
+}
+
+
+def _row(plain: Plain, tasks: Sequence[str], name: str) -> list[Cell]:
+    row: list[Cell] = []
+    for task in tasks:
+        group = plain[task].get(name) or {}
+        row += [_percent(group.get(key)) for key in FIGURES[task].values()]
+        row.append(group.get("n"))
+    return row
+
+
+def _show_intervals(console: Console, intervals: Plain) -> None:
+    rows: list[list[Cell]] = [
+        [group, _range(intervals["pq"][group]), _range(intervals["miou"][group])]
+        for group in intervals["pq"]
+        if intervals["pq"][group] or intervals["miou"][group]
+    ]
+    level, repeats = 100 * intervals["level"], intervals["repeats"]
+    console.say(f"{level:.0f}% intervals over the images, drawn again {repeats} times:")
+    console.table(["classes", "PQ", "mIoU"], rows)
+
+
+def _range(borders: Sequence[float] | None) -> str | None:
+    return None if borders is None else f"{100 * borders[0]:.1f} to {100 * borders[1]:.1f}"
+
+
+def _show_calibration(console: Console, found: Plain) -> None:
+    keys = ("seen_pq", "unseen_pq", "hpq", "seen_miou", "unseen_miou", "hiou")
+    console.say("offsets on the seen logits, on the same outputs of the model:")
+    console.table(
+        ["offset", "seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU", "note"],
+        [
+            [f"{row['offset']:.3g}", *(_percent(row[key]) for key in keys), _marks(row, found)]
+            for row in found["rows"]
+        ],
+    )
+    if found["dev"] is None:
+        console.say(
+            "oracle: chosen on the scored images themselves, so no result; these weights carry no "
+            "offset that was chosen on dev (finetune.calibrate=true chooses one)"
+        )
+    else:
+        console.say("oracle: chosen on the scored images themselves, so no result")
+
+
+def _marks(row: Plain, found: Plain) -> str:
+    marks = {
+        "as above": found["plain"],
+        "chosen on dev": found["dev"],
+        "oracle hPQ": found["oracle_pq"],
+        "oracle hIoU": found["oracle_miou"],
+    }
+    return ", ".join(name for name, offset in marks.items() if offset == row["offset"])
+
+
+def _show_diagnostics(console: Console, found: Plain) -> None:
+    console.table(
+        ["true segments", "found by a mask", "of these, named right"],
+        [
+            [
+                group,
+                *(_percent(found[f"{key}{suffix}"]) for key in ("mask_recall", "matched_accuracy")),
+            ]
+            for group, suffix in (("all", ""), ("seen", "_seen"), ("unseen", "_unseen"))
+        ],
+    )
+
+
+def _show_protocol(console: Console, protocol: Plain) -> None:
+    shown = ("setting", "mode", "split", "class_split", "stage")
+    facts = [f"{key} {protocol[key]}" for key in shown if protocol.get(key)]
+    if protocol.get("seen_offset"):
+        facts.append(f"seen_offset {protocol['seen_offset']:.3g}")
+    console.say(f"protocol: {', '.join(facts)}; {protocol['candidates']} candidates")
+    if protocol["setting"] == "restricted":
+        console.say(
+            "restricted: only the reported classes compete and all other truth is void, the easier "
+            "protocol; not to be compared with generalised figures"
+        )
+    overlap = protocol.get("overlap")
+    if overlap is not None:
+        names = f" ({shorten(overlap['names'])})" if overlap["names"] else ""
+        console.say(
+            f"another list of classes than the weights': labels of {overlap['count']} of its "
+            f"{overlap['of']} were trained on, by name{names}"
+        )
+    if protocol.get("filtering"):
+        console.say(f"training data, {filtered(protocol['filtering'])}")
+
+
+def filtered(found: Mapping[str, Any]) -> str:
+    """What the preparation took away from training and dev for the sake of unseen classes."""
+    parts = [f"unseen pixels: {found.get('unseen_pixels', 'nothing said')}"]
+    for what in ("images", "segments", "pixels"):
+        listed = found.get(f"{what}_listed", 0)
+        for how in ("dropped", "void"):
+            number = found.get(f"{what}_{how}", 0)
+            share = f" ({100 * number / listed:.1f}%)" if listed else ""
+            if number:
+                parts.append(f"{number:,} {what} {how}{share}")
+    return ", ".join(parts)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + rest

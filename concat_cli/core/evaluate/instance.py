@@ -1,0 +1,212 @@
+"""Average precision and recall of instances, streaming: pycocotools judges image by image.
+
+Only what `COCOeval.accumulate` looks at is kept, in a few bytes for each detection: scores, which
+are matched, which are ignored. The result equals that of one COCOeval over the whole data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.cocoeval import COCOeval
+
+from concat_cli.core.infer.instances import Instance, Rle, encoded
+
+BoolArray = NDArray[np.bool_]
+_PRINTS = Lock()  # stdout belongs to the process, not to a thread
+_WITH_PIXELS = 2**24  # pixels of true masks held at once
+
+
+@dataclass(frozen=True)
+class TrueInstance:
+    """One true instance; a crowd counts neither as found nor as missed."""
+
+    class_index: int
+    area: int
+    crowd: bool
+    rle: Rle
+
+
+@dataclass(frozen=True)
+class InstanceQuality:
+    """AP over IoU 0.5-0.95, AP50, AR at 100 detections an image, in 0-1, averaged over the `n`
+    classes that the truth holds; AP of small, medium and large instances (COCO's borders of 32^2
+    and 96^2 pixels), None where there are none."""
+
+    ap: float
+    ap50: float
+    ar: float
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    n: int
+
+
+def true_instances(
+    segment_map: NDArray[np.integer],
+    labels: NDArray[np.integer],
+    crowd: BoolArray,
+    is_thing: Sequence[bool],
+) -> list[TrueInstance]:
+    """The things of a map of segments (0 = void, i+1 = segment i)."""
+    chosen = [i for i, label in enumerate(labels) if is_thing[label]]
+    step = max(1, _WITH_PIXELS // segment_map.size)
+    found: list[TrueInstance] = []
+    for start in range(0, len(chosen), step):
+        some = chosen[start : start + step]
+        masks = segment_map == (np.array(some) + 1)[:, None, None]  # (n, H, W)
+        areas = masks.sum((1, 2))
+        found += [
+            TrueInstance(int(labels[i]), int(area), bool(crowd[i]), rle)
+            for i, area, rle in zip(some, areas, encoded(masks), strict=True)
+            if area
+        ]
+    return found
+
+
+@dataclass
+class _ClassState:
+    """A class over all images: for each image its id, detections and truths; then flat values."""
+
+    shapes: array[int] = field(default_factory=lambda: array("q"))
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    matched: bytearray = field(default_factory=bytearray)  # (A, T, D) bits of each image
+    ignored: bytearray = field(default_factory=bytearray)
+    left_out: bytearray = field(default_factory=bytearray)  # (A, G) bytes of each image
+
+
+class InstanceScore:
+    """Adds images one by one; `state` is all there is, and those of several processes merge."""
+
+    def __init__(self) -> None:
+        self.state: dict[int, _ClassState] = {}
+
+    def add(
+        self,
+        image_id: int,
+        found: Sequence[Instance],
+        truth: Sequence[TrueInstance],
+        to_truth: Sequence[int] | NDArray[np.integer] | None = None,
+    ) -> None:
+        """One image; to_truth: class index of what was found -> of the truth, where they differ."""
+        judge: Any = COCOeval(iouType="segm")
+        for number, real in enumerate(truth, 1):
+            judge._gts[image_id, real.class_index].append(
+                {"id": number, "area": real.area, "iscrowd": int(real.crowd),
+                 "ignore": int(real.crowd), "segmentation": real.rle}
+            )  # fmt: skip
+        for number, one in enumerate(found, 1):
+            label = one.class_index if to_truth is None else int(to_truth[one.class_index])
+            judge._dts[image_id, label].append(
+                {"id": number, "area": one.area, "score": one.score, "segmentation": one.rle}
+            )
+        for label in sorted({c for _, c in (*judge._gts, *judge._dts)}):
+            self._judge(judge, image_id, label)
+
+    def _judge(self, judge: Any, image_id: int, label: int) -> None:
+        most = judge.params.maxDets[-1]
+        judge.ious[image_id, label] = judge.computeIoU(image_id, label)
+        areas = [judge.evaluateImg(image_id, label, area, most) for area in judge.params.areaRng]
+        state = self.state.setdefault(label, _ClassState())
+        scores = areas[0]["dtScores"]
+        state.shapes.extend((image_id, len(scores), len(areas[0]["gtIds"])))
+        state.scores.extend(scores)
+        state.matched += np.packbits([a["dtMatches"] > 0 for a in areas]).tobytes()
+        state.ignored += np.packbits([a["dtIgnore"] for a in areas]).tobytes()
+        state.left_out += np.array([a["gtIgnore"] for a in areas], np.uint8).tobytes()
+
+    def merge(self, other: InstanceScore) -> None:
+        """Adds the images of another process."""
+        for label, theirs in other.state.items():
+            mine = self.state.setdefault(label, _ClassState())
+            for name in vars(mine):
+                setattr(mine, name, getattr(mine, name) + getattr(theirs, name))
+
+    def nbytes(self) -> int:
+        """Bytes that are kept."""
+        parts = (value for one in self.state.values() for value in vars(one).values())
+        return sum(len(part) * getattr(part, "itemsize", 1) for part in parts)
+
+    def result(self) -> InstanceResult:
+        """The figures of every class that the truth holds."""
+        found = {label: _accumulated(one) for label, one in self.state.items()}
+        return InstanceResult({c: curves for c, curves in found.items() if curves is not None})
+
+
+@dataclass(frozen=True)
+class InstanceResult:
+    """By class precision (T, R, A) and recall (T, A) at 100 detections, -1 where there is no truth
+    of that size; T: IoU 0.5-0.95, R: 101 recalls, A: all, small, medium, large."""
+
+    curves: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+    def quality(self, classes: Sequence[int]) -> InstanceQuality | None:
+        """Averages over those of the classes that the truth holds; None if it holds none."""
+        chosen = [self.curves[c] for c in classes if c in self.curves]
+        if not chosen:
+            return None
+        precision = np.stack([p for p, _ in chosen])  # (n, T, R, A)
+        recall = np.stack([r for _, r in chosen])
+        ap, ap50, ar = (
+            float(values.mean())
+            for values in (precision[..., 0], precision[:, 0, :, 0], recall[..., 0])
+        )
+        sizes = [_mean_of_real(precision[..., a]) for a in (1, 2, 3)]
+        return InstanceQuality(ap, ap50, ar, *sizes, n=len(chosen))
+
+
+def _mean_of_real(values: NDArray[np.float64]) -> float | None:
+    real = values[values > -1]
+    return float(real.mean()) if len(real) else None
+
+
+def _accumulated(
+    state: _ClassState,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """COCOeval's curves of one class; None where no true instance of it counts."""
+    judge: Any = COCOeval(iouType="segm")
+    ranges, curves = judge.params.areaRng, []
+    for number, area in enumerate(ranges):  # one at a time, as COCOeval wants an object an image
+        images = _images(state, number, len(ranges), len(judge.params.iouThrs))
+        judge.params.catIds, judge.params.imgIds = [0], sorted(images)
+        judge.params.areaRng = [area]
+        judge._paramsEval = judge.params
+        judge.evalImgs = [images[image_id] for image_id in sorted(images)]
+        with _PRINTS, contextlib.redirect_stdout(io.StringIO()):
+            judge.accumulate()
+        curves.append((judge.eval["precision"][:, :, 0, 0, -1], judge.eval["recall"][:, 0, 0, -1]))
+    precision, recall = (np.stack(values, -1) for values in zip(*curves, strict=True))
+    return None if precision[0, 0, 0] < 0 else (precision, recall)
+
+
+def _images(
+    state: _ClassState, area: int, areas: int, thresholds: int
+) -> dict[int, dict[str, Any]]:
+    """What COCOeval found in each image within one range of sizes."""
+    found: dict[int, dict[str, Any]] = {}
+    bits = scores = truths = 0
+    for image_id, d, g in np.array(state.shapes).reshape(-1, 3).tolist():
+        count = areas * thresholds * d
+        matched, ignored = (
+            np.unpackbits(np.frombuffer(flags, np.uint8, -(-count // 8), bits), count=count)
+            .reshape(areas, thresholds, d)[area]
+            .astype(bool)
+            for flags in (state.matched, state.ignored)
+        )
+        left_out = np.frombuffer(state.left_out, np.uint8, areas * g, truths).reshape(areas, g)
+        found[image_id] = {
+            "dtScores": np.array(state.scores[scores : scores + d]),
+            "dtMatches": matched,
+            "dtIgnore": ignored,
+            "gtIgnore": left_out[area],
+        }
+        bits, scores, truths = bits + -(-count // 8), scores + d, truths + areas * g
+    return found

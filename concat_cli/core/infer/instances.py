@@ -1,0 +1,99 @@
+"""From queries to instances that may overlap, each with a score, as run-length masks.
+
+The algorithm is Mask2Former's instance inference (Cheng et al., CVPR 2022): the best pairs of query
+and class, whose score is that of the class times the mean probability inside the mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from concat_cli.core.config import InferConfig
+from concat_cli.core.infer.postprocess import (
+    BUDGET,
+    MASK_STRIDE,
+    Size,
+    calibrated,
+    resized_strips,
+)
+
+TOP = 100  # pairs of query and class that are looked at, things or not [Mask2Former]
+Rle = dict[str, Any]  # COCO's compressed run lengths: size [H, W], counts (bytes)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One instance; its mask holds `area` pixels."""
+
+    class_index: int
+    score: float
+    area: int
+    rle: Rle
+
+
+def instances(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    sizes: Sequence[Size],
+    is_thing: Tensor,
+    cfg: InferConfig,
+    seen: Tensor | None = None,
+    valid: Sequence[Size] | None = None,
+) -> list[list[Instance]]:
+    """The instances of things in B images, those without a pixel left out.
+
+    Arguments as in `postprocess.panoptic`.
+    """
+    probabilities = calibrated(class_logits, seen, cfg.seen_offset).softmax(-1)[..., :-1]
+    classes = probabilities.shape[-1]
+    flat = probabilities.flatten(1)  # (B, Q * K)
+    scores, pairs = flat.topk(min(TOP, flat.shape[1]), dim=1)
+    whole = (MASK_STRIDE * mask_logits.shape[-2], MASK_STRIDE * mask_logits.shape[-1])
+    found: list[list[Instance]] = []
+    for row, size in enumerate(sizes):
+        labels = pairs[row] % classes
+        thing = is_thing.to(labels.device)[labels]
+        queries, which = (pairs[row] // classes)[thing].unique(return_inverse=True)
+        inner = whole if valid is None else valid[row]
+        masks = list(_masks(mask_logits[row, queries].float(), size, inner))
+        told = zip(labels[thing].tolist(), scores[row][thing].tolist(), which.tolist(), strict=True)
+        found.append(
+            [
+                Instance(label, score * masks[n][1], masks[n][2], masks[n][0])
+                for label, score, n in told
+                if masks[n][2]
+            ]
+        )
+    return found
+
+
+def _masks(mask_logits: Tensor, size: Size, valid: Size) -> Iterator[tuple[Rle, float, int]]:
+    """Of each of n queries the mask, the mean probability inside it, and its pixels."""
+    step = max(1, BUDGET // (size[0] * size[1]))
+    for start in range(0, len(mask_logits), step):
+        strips = list(resized_strips(mask_logits[None, start : start + step], size, valid))
+        inside = torch.cat([strip[0] > 0 for strip in strips], 1)  # (n, H, W)
+        inner = sum(((s[0].sigmoid() * (s[0] > 0)).sum((1, 2)) for s in strips), torch.zeros(()))
+        area = inside.sum((1, 2))
+        mean = (inner / area.clamp(min=1)).tolist()
+        yield from zip(encoded(inside.cpu().numpy()), mean, area.tolist(), strict=True)
+
+
+def bounding_box(rle: Any) -> list[float]:
+    """x, y, width, height of a mask in pixels."""
+    return coco_mask.toBbox(rle).tolist()
+
+
+def encoded(masks: NDArray[np.bool_]) -> list[Rle]:
+    """Run lengths of (n, H, W) masks."""
+    columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).view(np.uint8)  # (n, W, H)
+    found: Any = coco_mask.encode(columns.transpose(2, 1, 0)) if len(masks) else []
+    return found

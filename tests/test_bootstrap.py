@@ -1,0 +1,128 @@
+"""Intervals from a matrix product, against a loop that sums the drawn images one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from concat_cli.core.evaluate.bootstrap import (
+    bootstrap,
+    draws,
+    mean_iou,
+    mean_pq,
+    resampled,
+)
+from concat_cli.core.evaluate.counts import ImageCounts, SparseCounts
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+
+CLASSES = 6
+VOCABULARY = Vocabulary(tuple(ClassEntry(f"c{i}", i, seen=i < 4) for i in range(CLASSES)))
+
+
+def made_up(images: int, seed: int = 0) -> tuple[ImageCounts, np.ndarray, np.ndarray]:
+    """Counts of images, sparse and dense; class 3 never occurs, class 5 in one image only."""
+    rng = np.random.default_rng(seed)
+    there = rng.random((images, 1, CLASSES)) < 0.4
+    there[:, :, 3], there[1:, :, 5], there[0, :, 5] = False, False, True
+    panoptic = rng.integers(0, 3, (images, 4, CLASSES)) * there
+    panoptic = panoptic.astype(float)
+    panoptic[:, 0] = 0.7 * panoptic[:, 1]
+    truth = rng.integers(1, 900, (images, 1, CLASSES)) * there
+    semantic = np.concatenate([truth // 3, truth, truth // 2], 1).astype(float)
+    counts = ImageCounts(images, SparseCounts(4, CLASSES), SparseCounts(3, CLASSES))
+    for image in rng.permutation(images):  # the order does not count
+        counts.panoptic.add(int(image), panoptic[image])
+        counts.semantic.add(int(image), semantic[image])
+    return counts, panoptic, semantic
+
+
+def naive_pq(total: np.ndarray, classes) -> float:
+    values = []
+    for c in classes:
+        iou, tp, fp, fn = total[:, c]
+        if tp + fp + fn:
+            values.append(iou / (tp + fp / 2 + fn / 2))
+    return sum(values) / len(values) if values else float("nan")
+
+
+def naive_iou(total: np.ndarray, classes) -> float:
+    values = [
+        total[0, c] / (total[1, c] + total[2, c] - total[0, c]) for c in classes if total[1, c]
+    ]
+    return sum(values) / len(values) if values else float("nan")
+
+
+def test_intervals_equal_those_of_a_naive_loop_over_the_same_draws():
+    images, repeats = 17, 150
+    counts, panoptic, semantic = made_up(images)
+    found = bootstrap(counts, VOCABULARY, repeats, seed=4)
+    weights = np.concatenate(list(draws(images, repeats, 4)))
+    assert weights.shape == (repeats, images) and (weights.sum(1) == images).all()
+    seen, unseen = VOCABULARY.seen_indices, VOCABULARY.unseen_indices
+    for dense, naive, intervals in (
+        (panoptic, naive_pq, found.pq), (semantic, naive_iou, found.miou)
+    ):  # fmt: skip
+        rows = []
+        for row in weights:
+            total = np.zeros(dense.shape[1:])
+            for image, times in enumerate(row):
+                for _ in range(int(times)):
+                    total += dense[image]
+            s, u = naive(total, seen), naive(total, unseen)
+            rows.append((naive(total, range(CLASSES)), s, u, 2 * s * u / (s + u) if s + u else 0))
+        for name, values in zip(
+            ("all", "seen", "unseen", "harmonic"), np.array(rows).T, strict=True
+        ):
+            expected = np.nanpercentile(values, [2.5, 97.5])
+            assert intervals[name] == pytest.approx(expected, abs=1e-12), name
+
+
+def test_more_draws_than_are_held_at_once_continue_the_same_stream():
+    one = np.random.Generator(np.random.PCG64(9)).multinomial(5, [0.2] * 5, size=300)
+    assert (np.concatenate(list(draws(5, 300, 9))) == one).all()
+
+
+def test_groups_that_never_occur_have_no_interval():
+    counts, *_ = made_up(6)
+    none = VOCABULARY.with_unseen({"c3"})
+    found = bootstrap(counts, none, 20)
+    assert found.pq["unseen"] is None and found.pq["harmonic"] is None
+    assert found.pq["seen"] == found.pq["all"] is not None
+    alone = bootstrap(ImageCounts(6, counts.panoptic, None), none, 20)
+    assert alone.pq == found.pq and set(alone.miou.values()) == {None}
+
+
+def test_identical_images_leave_no_doubt():
+    _, panoptic, _ = made_up(1)
+    same = ImageCounts(8, SparseCounts(4, CLASSES), None)
+    for image in range(8):
+        same.panoptic.add(image, panoptic[0])
+    low, high = bootstrap(same, VOCABULARY, 30).pq["all"]
+    assert low == pytest.approx(high) == pytest.approx(naive_pq(panoptic[0], range(CLASSES)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 5))
+def test_sparse_counts_hold_what_was_put_in_whoever_put_it(seed, images, classes):
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(0, 3, (images, 2, classes)) * (rng.random((images, 1, classes)) < 0.5)
+    whole, part = SparseCounts(2, classes), SparseCounts(2, classes)
+    for image in range(images):
+        (part if image % 2 else whole).add(image, dense[image])
+    whole.merge(part)
+    assert (whole.dense(images) == dense).all()
+    assert whole.nbytes() == 24 * np.count_nonzero(dense.any(1))
+    again = resampled(whole, images, 3, seed=1)
+    weights = np.concatenate(list(draws(images, 3, 1)))
+    np.testing.assert_allclose(again, np.einsum("rm,mck->rck", weights, dense))
+
+
+def test_means_leave_out_what_does_not_occur():
+    counts = np.zeros((4, 3))
+    counts[:, 0] = 0.8, 1, 0, 1
+    assert mean_pq(counts, [0, 2]) == pytest.approx(0.8 / 1.5) and np.isnan(mean_pq(counts, [2]))
+    pixels = np.array([[5, 0, 0], [10, 0, 4], [5, 7, 0]], float)  # class 1 is named, never true
+    assert mean_iou(pixels, [0, 1]) == pytest.approx(0.5)
+    assert mean_iou(pixels, [0, 1, 2]) == pytest.approx(0.25) and np.isnan(mean_iou(pixels, [1]))
