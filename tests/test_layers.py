@@ -15,12 +15,12 @@ LAYERS = (
     ("errors", "progress"),
     ("files",),
     ("config", "config_file", "device"),
-    ("vocabulary", "vocabulary_file"),
+    ("vocabulary", "vocabulary_file", "weights_from"),
     ("data", "clip", "model"),
     ("losses", "build", "checkpoint", "export", "runs"),
     ("infer",),
     ("evaluate",),
-    ("train", "clip.tiny.train", "clip.tiny.views"),
+    ("train", "clip.tiny.train", "clip.tiny.views", "doctor"),
 )  # of core; everything else stands above
 
 

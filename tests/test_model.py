@@ -186,6 +186,17 @@ def test_samplers_have_the_same_gradients() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_masks_of_given_segments_are_the_first_prediction_of_denoising_queries() -> None:
+    model, given = _segmentor(), _denoising(2)
+    padding = torch.zeros(2, 64, 96, dtype=torch.bool)
+    padding[1, :, 64:] = True
+    with torch.no_grad():
+        output = model(_images(2, 64, 96), padding, _text(), given)
+        again = model.query_decoder.masks_of(output.pixel, given)
+    assert output.denoising is not None
+    torch.testing.assert_close(again, output.denoising.mask_logits[0])
+
+
 def test_ordinary_queries_do_not_see_denoising_ones() -> None:
     model, images = _segmentor(), _images(2, 64, 64)
     with torch.no_grad():

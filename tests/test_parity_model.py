@@ -1,63 +1,55 @@
 """The segmentor against `transformers`' Mask2Former with the same random weights, fp32."""
 
+from __future__ import annotations
+
 import pytest
 import torch
+from swin_helpers import TOY
 from torch import Tensor, nn
 
-from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.convert import load_mask2former, mask2former_weights
-from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.query_decoder import QueryDecoder
+pytest.importorskip("transformers", reason="transformers is a development package")
+from mask2former_helpers import (  # which needs transformers
+    LAYERS,
+    model_config,
+    resnet_config,
+    swin_config,
+    their_model,
+)
+
+from concat_cli.core.build import build_segmentor
 from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.swin import SWINS
+from concat_cli.core.weights_from.names import rename
 
-transformers = pytest.importorskip("transformers", reason="transformers is a development package")
-
-WIDTH, MASK_WIDTH, HEADS, QUERIES, LAYERS = 64, 32, 4, 12, 4
 RELATIVE = 1e-4
+SIZES = [(64, 96), (128, 128), (100, 75), (61, 130)]  # the last two are no multiples of anything
 
 
-def _their_model(backbone: transformers.PretrainedConfig) -> nn.Module:
-    """A small random Mask2Former in which no weight is left at a special value."""
-    config = transformers.Mask2FormerConfig(
-        backbone_config=backbone,
-        feature_size=WIDTH,
-        mask_feature_size=MASK_WIDTH,
-        hidden_dim=WIDTH,
-        encoder_feedforward_dim=96,
-        dim_feedforward=80,
-        encoder_layers=2,
-        decoder_layers=LAYERS + 1,
-        num_attention_heads=HEADS,
-        num_queries=QUERIES,
-        num_labels=7,
-    )
-    torch.manual_seed(0)
-    model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith("running_var"):
-            tensor.uniform_(0.5, 1.5)
-        elif tensor.is_floating_point():
-            tensor.add_(torch.randn_like(tensor) * 0.05)
-    return model
+@pytest.fixture(scope="module", autouse=True)
+def toy_swin():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SWINS, "swin_toy", TOY)
+        yield
 
 
-def _swin() -> transformers.PretrainedConfig:
-    stages = [f"stage{i}" for i in range(1, 5)]
-    return transformers.SwinConfig(
-        embed_dim=16,
-        depths=[1, 1, 1, 1],
-        num_heads=[2, 2, 2, 2],
-        window_size=4,
-        out_features=stages,
-    )
+@pytest.fixture(scope="module")
+def swins() -> tuple[nn.Module, Segmentor]:
+    theirs = their_model(swin_config())
+    return theirs, _with_their_weights("swin_toy", theirs)
 
 
-def _resnet(depths: list[int], sizes: list[int]) -> transformers.PretrainedConfig:
-    stages = [f"stage{i}" for i in range(1, 5)]
-    return transformers.ResNetConfig(
-        embedding_size=64, hidden_sizes=sizes, depths=depths, out_features=stages
-    )
+def _with_their_weights(backbone: str, theirs: nn.Module) -> Segmentor:
+    ours = build_segmentor(model_config(backbone), 16).eval()
+    renamed = rename(theirs.state_dict())
+    assert renamed is not None
+    missing, unexpected = ours.load_state_dict(renamed.tensors, strict=False)
+    assert not unexpected
+    assert all(name.startswith(("projector.", "classifier.")) for name in missing), missing
+    return ours
+
+
+def _images(size: tuple[int, int], batch: int = 2) -> Tensor:
+    return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def _close(ours: Tensor, theirs: Tensor, what: str) -> None:
@@ -65,45 +57,43 @@ def _close(ours: Tensor, theirs: Tensor, what: str) -> None:
     assert ours.shape == theirs.shape and error < RELATIVE, f"{what}: {error:.1e}"
 
 
-def _our_parts(channels: list[int]) -> nn.ModuleDict:
-    pixel_decoder = DeformablePixelDecoder(channels, WIDTH, MASK_WIDTH, HEADS, ffn=96, layers=2)
-    query_decoder = QueryDecoder(WIDTH, HEADS, LAYERS, 80, QUERIES, MASK_WIDTH)
-    return nn.ModuleDict({"pixel_decoder": pixel_decoder, "query_decoder": query_decoder}).eval()
-
-
-@pytest.mark.parametrize("size", [(64, 96), (128, 128)])
-def test_decoders_agree_from_swin_features(size: tuple[int, int]) -> None:
-    theirs = _their_model(_swin())
-    ours = _our_parts([16, 32, 64, 128])
-    ours.load_state_dict(mask2former_weights(theirs.state_dict()))
-    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+def _check_outputs(ours: Segmentor, theirs: nn.Module, images: Tensor) -> None:
+    """Backbone, pixel decoder, queries and masks of each layer, and classes by their own head."""
     with torch.no_grad():
-        expected = theirs.model(images, output_hidden_states=True)
-        pixel = ours["pixel_decoder"](list(expected.encoder_hidden_states))
-        decoded = ours["query_decoder"](pixel)
+        normalised = (images - ours.mean) / ours.std
+        expected = theirs(normalised, output_hidden_states=True, output_auxiliary_logits=True)
+        output = ours(images, None, torch.randn(5, 16))
+        classes = theirs.class_predictor(output.vision_queries[-1])
+    for index, features in enumerate(expected.encoder_hidden_states):
+        _close(output.features[index], features, f"backbone, stage {index}")
+    pixel = output.pixel
     _close(pixel.mask_features, expected.pixel_decoder_last_hidden_state, "mask features")
     for index, level in enumerate(expected.pixel_decoder_hidden_states):
         _close(pixel.levels[index], level, f"level {index}")
-    layers = expected.transformer_decoder_intermediate_states
-    assert len(layers) == len(decoded.queries) == LAYERS + 1
-    for index, layer in enumerate(layers):
-        _close(decoded.queries[index], layer.transpose(0, 1), f"queries of layer {index}")
-        masks = expected.masks_queries_logits[index]
-        _close(decoded.mask_logits[index], masks, f"masks of layer {index}")
+    masks = [aux["masks_queries_logits"] for aux in expected.auxiliary_logits]
+    for index, layer in enumerate([*masks, expected.masks_queries_logits]):
+        _close(output.mask_logits[index], layer, f"masks of layer {index}")
+    assert len(output.mask_logits) == LAYERS + 1 == len(masks) + 1
+    queries = ours.query_decoder.norm(expected.transformer_decoder_last_hidden_state)
+    _close(output.vision_queries[-1], queries, "queries")
+    _close(classes, expected.class_queries_logits, "class logits")
 
 
-def test_whole_segmentor_agrees_with_resnet50() -> None:
-    theirs = _their_model(_resnet([3, 4, 6, 3], [256, 512, 1024, 2048]))
-    backbone = Backbone("resnet50", pretrained=False, frozen_bn=True)
-    parts = _our_parts(list(backbone.channels))
-    projector, classifier = Projector(WIDTH, 16), Classifier(16)
-    ours = Segmentor(backbone, *parts.values(), projector, classifier).eval()
-    missing = load_mask2former(ours, theirs.state_dict())
-    assert all(name.startswith(("projector.", "classifier.")) for name in missing), missing
-    images = torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        expected = theirs((images - ours.mean) / ours.std)
-        output = ours(images, None, torch.randn(5, 16), last_only=True)
-    _close(output.mask_logits[-1], expected.masks_queries_logits, "mask logits")
-    queries = expected.transformer_decoder_last_hidden_state
-    _close(output.vision_queries[-1], ours.query_decoder.norm(queries), "queries")
+@pytest.mark.parametrize("size", SIZES)
+def test_whole_segmentor_agrees_with_a_small_swin(
+    swins: tuple[nn.Module, Segmentor], size: tuple[int, int]
+) -> None:
+    theirs, ours = swins
+    _check_outputs(ours, theirs, _images(size))
+
+
+def test_whole_segmentor_agrees_with_swin_tiny() -> None:
+    name = "swin_tiny_patch4_window7_224"
+    theirs = their_model(swin_config(SWINS[name]))
+    _check_outputs(_with_their_weights(name, theirs), theirs, _images((150, 110), 1))
+
+
+@pytest.mark.parametrize("size", [(96, 64), (100, 75)])
+def test_whole_segmentor_agrees_with_resnet50(size: tuple[int, int]) -> None:
+    theirs = their_model(resnet_config())
+    _check_outputs(_with_their_weights("resnet50", theirs), theirs, _images(size, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -16,16 +17,48 @@ from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder, FPNPixel
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import MaskPool, Segmentor
+from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.weights_from.hub import PREFIX, weights_file
+from concat_cli.core.weights_from.start import start_backbone, start_segmentor
 
 STRIDE_16 = {"fpn": 0, "deformable": 1}  # which level, coarse to fine, tokens are selected from
 Generator = PrimitiveGenerator | MlpGenerator
 
 
-def build_segmentor(cfg: ModelConfig, clip_width: int, *, pretrained: bool = False) -> Segmentor:
-    """A segmentor whose semantic queries have CLIP's width; `pretrained` loads backbone weights."""
-    known: dict[str, bool | Path] = {"": False, "timm": True}
-    source = known.get(cfg.backbone_weights, Path(cfg.backbone_weights)) if pretrained else False
-    backbone = Backbone(cfg.backbone, source, cfg.frozen_bn)
+def build_segmentor(
+    cfg: ModelConfig, clip_width: int, *, pretrained: bool = False, progress: Progress = SILENT
+) -> Segmentor:
+    """A segmentor whose semantic queries have CLIP's width.
+
+    pretrained: load the weights it is to start from (model.init or model.backbone_weights), and say
+    what was used of them; UserError where they cannot be had or do not fit.
+    """
+    segmentor = _segmentor(cfg, clip_width, pretrained)
+    weights = cfg.backbone_weights if pretrained else ""
+    if pretrained and cfg.init:
+        report = start_segmentor(segmentor, cfg.init, asdict(cfg))
+        if weights:
+            progress.say(f"model.backbone_weights={weights} is not read: model.init brings them.")
+    elif weights not in ("", "timm"):
+        report = start_backbone(segmentor.backbone.body, Path(weights), cfg.backbone)
+    else:
+        return segmentor
+    for line in report.lines():
+        progress.say(line)
+    return segmentor
+
+
+def check_start(cfg: ModelConfig) -> None:
+    """UserError for a file to start from that is not there, before anything expensive is done."""
+    if cfg.init and not cfg.init.startswith(PREFIX):
+        weights_file(cfg.init)
+    if cfg.backbone_weights not in ("", "timm") and not cfg.init:
+        weights_file(cfg.backbone_weights)
+
+
+def _segmentor(cfg: ModelConfig, clip_width: int, pretrained: bool) -> Segmentor:
+    published = pretrained and cfg.backbone_weights == "timm" and not cfg.init
+    backbone = Backbone(cfg.backbone, published, cfg.frozen_bn)
     decoder = {"fpn": FPNPixelDecoder, "deformable": DeformablePixelDecoder}[cfg.pixel_decoder]
     pixel_decoder = decoder(
         backbone.channels,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import logging
-import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +11,14 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from concat_cli.core.clip import tiny
+from concat_cli.core.clip.source import RANDOM, create, quiet, tokenizer
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 
-RANDOM = "random"  # ClipConfig.pretrained: random weights on purpose, for tests and dry runs
 _TEXT_BATCH = 256
 
 
@@ -148,10 +143,10 @@ def load_clip(
             model = open_clip.create_model(source, load_weights=False)
             model.load_state_dict(weights.state)
             words = weights.words
+            tokenize = open_clip.get_tokenizer(source)
         else:
-            source = cfg.model
-            model = _create(cfg)
-        tokenize = open_clip.get_tokenizer(source)
+            model = create(cfg)
+            tokenize = tokenizer(cfg)
     if cfg.pretrained == RANDOM and cfg.model not in tiny.FILES:
         progress.say(f"CLIP {cfg.model} has random weights, as clip.pretrained=random asks.")
     if half:
@@ -161,90 +156,14 @@ def load_clip(
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over names, shapes, types and values of a model's state."""
+    """SHA-256 over names, shapes, types and values of a model's state, and OpenAI's activation.
+
+    The activation has no weights, but other embeddings; caches and checkpoints go by this hash.
+    """
     digest = hashlib.sha256()
+    if any(isinstance(module, QuickGELU) for module in model.modules()):
+        digest.update(b"QuickGELU\n")
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _create(cfg: ClipConfig) -> nn.Module:
-    """An open_clip model with its weights, or with random ones where the config asks for that."""
-    own_weights = cfg.model.startswith(("hf-hub:", "local-dir:"))
-    if not own_weights:
-        _check_names(cfg)
-    if cfg.pretrained == RANDOM:
-        return _attempt(cfg, lambda: open_clip.create_model(cfg.model, load_weights=False))
-    tag = None if own_weights else cfg.pretrained
-    return _attempt(
-        cfg, lambda: open_clip.create_model(cfg.model, pretrained=tag, require_pretrained=True)
-    )
-
-
-def _check_names(cfg: ClipConfig) -> None:
-    """UserError for an unknown model, and for a model without a choice of weights."""
-    name = cfg.model.replace("/", "-")
-    known = [*tiny.FILES, *open_clip.list_models()]
-    if name not in known:
-        near = difflib.get_close_matches(cfg.model, known, 3) or list(tiny.FILES)
-        raise UserError(
-            f"No CLIP model is called {cfg.model!r} (clip.model).",
-            f"Did you mean {', '.join(near)}? A folder of your own: clip.model=local-dir:PATH",
-        )
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if not cfg.pretrained:
-        raise UserError(
-            f"CLIP {cfg.model} needs weights, and clip.pretrained is empty.",
-            f"Set clip.pretrained to a tag ({_some(tags)}) or to a weights file; "
-            f"{RANDOM!r} gives random weights.",
-        )
-
-
-def _attempt(cfg: ClipConfig, create: Callable[[], nn.Module]) -> nn.Module:
-    """Runs open_clip's loader; what goes wrong there is the user's to mend."""
-    try:
-        return create()
-    except (
-        RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError,
-        pickle.UnpicklingError,
-    ) as error:  # fmt: skip
-        raise UserError(
-            f"CLIP {cfg.model} (weights: {cfg.pretrained or 'its own'}) cannot be loaded: "
-            f"{_short(error)}",
-            _fetch_hint(cfg),
-        ) from error
-
-
-def _fetch_hint(cfg: ClipConfig) -> str:
-    if cfg.model.startswith("local-dir:"):
-        return "The folder must hold open_clip_config.json (with model_cfg) and the weights."
-    call = f"open_clip.create_model({cfg.model!r}, pretrained={cfg.pretrained!r})"
-    tags = open_clip.list_pretrained_tags_by_model(cfg.model.replace("/", "-"))
-    return (
-        f'Fetch it where there is a network: python -c "import open_clip; {call}", then copy '
-        "~/.cache/huggingface, or give the file: clip.pretrained=PATH or clip.model=local-dir:PATH."
-        + (f" Known tags: {_some(tags)}." if tags and cfg.pretrained not in tags else "")
-    )
-
-
-def _some(tags: list[str], most: int = 4) -> str:
-    return ", ".join(tags[:most]) + (", ..." if len(tags) > most else "")
-
-
-def _short(error: Exception, most: int = 200) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else text[:most] + "..."
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps open_clip's log lines off the terminal: what matters is said through `Progress`."""
-    root, handler, level = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
-    root.addHandler(handler)
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)
-        root.removeHandler(handler)

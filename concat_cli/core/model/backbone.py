@@ -1,7 +1,6 @@
-"""Backbones: a small residual CNN for the built-in world, and any timm model with features."""
+"""Backbones: a small CNN for the built-in world, Swins, and any timm model with features."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
+from concat_cli.core.model.swin import SWINS, SwinBackbone
+from concat_cli.core.weights_from.hub import size_of, without_waiting
 
 STRIDES = (4, 8, 16, 32)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -94,38 +95,46 @@ class SmallBackbone(nn.Module):
         return maps
 
 
-def _timm_features(name: str, pretrained: bool | Path) -> Any:
-    """A timm model as feature extractor (their classes share no type); errors go to the user."""
+def _timm_model(name: str, pretrained: bool, **options: Any) -> Any:
+    """A timm model (their classes share no type); what goes wrong there is told to the user."""
     import timm
 
     hint = "Any timm model with `features_only`: resnet50, convnext_tiny, swin_tiny_patch4_..."
     if not timm.is_model(name):
         raise UserError(f"model.backbone '{name}' is neither 'small' nor a timm model.", hint)
-    options: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
-    if isinstance(pretrained, Path):
-        options["pretrained_cfg_overlay"] = {"file": str(pretrained)}
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), features_only=True, **options)
-    except (OSError, RuntimeError, UnpicklingError, SafetensorError) as error:
-        if isinstance(pretrained, Path):
-            raise UserError(
-                f"{pretrained} cannot be loaded into '{name}': {str(error)[:200]}",
-                "Give a file in timm's own format for this model (model.backbone_weights).",
-            ) from error
+        if not pretrained:
+            return timm.create_model(name, pretrained=False, **options)
+        with without_waiting():
+            return timm.create_model(name, pretrained=True, **options)
+    except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         if not pretrained:
             raise UserError(f"timm cannot build '{name}': {error}", hint) from error
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"The published weights of '{name}' cannot be loaded: {error}",
-            "Download them where there is a network, or set model.backbone_weights to a file.",
+            f"The published weights of '{name}' cannot be loaded: {reason}. They are a download "
+            f"{size_of(name.partition('.')[0])}.",
+            f'Where there is a network: python -c "import timm; timm.create_model({name!r}, '
+            'pretrained=True)", then copy ~/.cache/huggingface; or set model.backbone_weights '
+            "to a file.",
         ) from error
+
+
+def published_repository(name: str) -> str:
+    """The hub's repository of a timm model's published weights; empty where there is none."""
+    import timm
+
+    found = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    return (found.hf_hub_id or "") if found is not None else ""
 
 
 class TimmBackbone(nn.Module):
     """A timm model; padded borders reach a few pixels into the image, as in Mask2Former."""
 
-    def __init__(self, name: str, pretrained: bool | Path) -> None:
+    def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
-        body = _timm_features(name, pretrained)
+        options: dict[str, Any] = {"strict_img_size": False} if name.startswith("swin") else {}
+        body = _timm_model(name, pretrained, features_only=True, **options)
         self.body: nn.Module = body
         reductions = body.feature_info.reduction()
         if not set(STRIDES) <= set(reductions):
@@ -150,25 +159,38 @@ class TimmBackbone(nn.Module):
         return maps
 
 
+def _published_swin(name: str, pretrained: bool) -> SwinBackbone:
+    """A Swin by timm's name, with the weights that timm publishes if asked for."""
+    body = SwinBackbone(SWINS[name.partition(".")[0]])
+    if pretrained:
+        published = _timm_model(name, True).state_dict()
+        body.load_state_dict({k: v for k, v in published.items() if k in body.state_dict()}, False)
+    return body
+
+
 class Backbone(nn.Module):
     """Image features at strides 4, 8, 16 and 32.
 
     Args:
-        name: "small", or a timm model with `features_only`.
-        pretrained: load timm's published weights, or those of a file; UserError where they cannot
-            be had.
+        name: "small", or a timm model with `features_only`; Swins are those of Mask2Former.
+        pretrained: load timm's published weights; UserError where they cannot be had.
         frozen_bn: batch norms keep their statistics and weights, as in Mask2Former's R-50.
     """
 
     def __init__(
-        self, name: str = "small", pretrained: bool | Path = False, frozen_bn: bool = False
+        self, name: str = "small", pretrained: bool = False, frozen_bn: bool = False
     ) -> None:
         super().__init__()
         if name == "small" and pretrained:
             raise UserError(
                 "The 'small' backbone has no published weights.", "Set model.backbone_weights=''."
             )
-        self.body = SmallBackbone() if name == "small" else TimmBackbone(name, pretrained)
+        if name == "small":
+            self.body = SmallBackbone()
+        elif name.partition(".")[0] in SWINS:
+            self.body = _published_swin(name, pretrained)
+        else:
+            self.body = TimmBackbone(name, pretrained)
         self.channels: tuple[int, ...] = self.body.channels
         self.strides = STRIDES
         self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD

@@ -165,6 +165,13 @@ class QueryDecoder(nn.Module):
         masks = masks.unflatten(-1, map_size(pixel.mask_features))
         return Decoded(kept, masks, tokens)
 
+    def masks_of(self, pixel: PixelFeatures, given: Denoising) -> Tensor:
+        """Mask logits (B, M, h, w) of queries made of given masks, before any layer: how well a
+        segment is found again from its own tokens."""
+        content = self.norm(self._given(self._token_weights(given, pixel), pixel))
+        masks = torch.bmm(self.mask_embedding(content), pixel.mask_features.flatten(2))
+        return masks.unflatten(-1, map_size(pixel.mask_features))
+
     def _memories(
         self, pixel: PixelFeatures, positions: list[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
@@ -216,16 +223,24 @@ class QueryDecoder(nn.Module):
         positions: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Adds queries made of the token features and positions averaged under given masks."""
-        assert self.token_embedding is not None, "built without denoising"
-        level, padding = pixel.levels[self.token_level], pixel.paddings[self.token_level]
-        weights = average_weights(denoising.masks, map_size(level), padding)  # (B, M, T)
-        features = level.flatten(2).transpose(1, 2)
-        pooled = self.token_embedding(weights.to(features.dtype) @ features)
+        weights = self._token_weights(denoising, pixel)
+        pooled = self._given(weights, pixel)
         places = (weights @ positions[self.token_level]).to(position.dtype)
         return (
             torch.cat((content, pooled.to(content.dtype)), 1),
             torch.cat((position, places), 1),
         )
+
+    def _given(self, weights: Tensor, pixel: PixelFeatures) -> Tensor:
+        """Contents (B, M, D) of queries made of tokens averaged with weights (B, M, T)."""
+        assert self.token_embedding is not None, "built without denoising"
+        features = pixel.levels[self.token_level].flatten(2).transpose(1, 2)
+        return self.token_embedding(weights.to(features.dtype) @ features)
+
+    def _token_weights(self, given: Denoising, pixel: PixelFeatures) -> Tensor:
+        """(B, M, T), adding up to 1 over the tokens."""
+        level, padding = pixel.levels[self.token_level], pixel.paddings[self.token_level]
+        return average_weights(given.masks, map_size(level), padding)
 
 
 def average_weights(masks: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:

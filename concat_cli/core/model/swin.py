@@ -1,0 +1,225 @@
+"""Swin Transformers as Mask2Former uses them [Swin, section 3; Mask2Former, appendix].
+
+timm's Swin shifts before it pads, does not shift where one window covers a map, and norms the last
+stage alone; so its features differ from those Mask2Former was trained on wherever a map is no
+multiple of the window. This one pads first, shifts everywhere and norms each stage's output. Its
+parameters have timm's names, so that timm's published weights load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
+
+_APART = -100.0  # added to attention logits of pixels that are neighbours by the shift alone
+
+
+@dataclass(frozen=True)
+class SwinShape:
+    """Width of the first stage, blocks and heads of each stage, side of a window."""
+
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int
+
+
+_BASE, _LARGE = (128, (2, 2, 18, 2), (4, 8, 16, 32)), (192, (2, 2, 18, 2), (6, 12, 24, 48))
+SWINS: dict[str, SwinShape] = {
+    "swin_tiny_patch4_window7_224": SwinShape(96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
+    "swin_small_patch4_window7_224": SwinShape(96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
+    "swin_base_patch4_window7_224": SwinShape(*_BASE, 7),
+    "swin_base_patch4_window12_384": SwinShape(*_BASE, 12),
+    "swin_large_patch4_window7_224": SwinShape(*_LARGE, 7),
+    "swin_large_patch4_window12_384": SwinShape(*_LARGE, 12),
+}  # under timm's names
+
+
+def _pad(features: Tensor, multiple: int) -> Tensor:
+    """(B, h, w, C) with zeros at the right and at the bottom, up to multiples."""
+    height, width = features.shape[1:3]
+    return F.pad(features, (0, 0, 0, -width % multiple, 0, -height % multiple))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows, with a learned bias for each relative place."""
+
+    places: Tensor  # (n, n), rows of the bias table
+
+    def __init__(self, width: int, heads: int, window: int) -> None:
+        super().__init__()
+        self.heads, self.window = heads, window
+        table = torch.zeros((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        row, column = torch.arange(window**2) // window, torch.arange(window**2) % window
+        down, right = (x[:, None] - x[None] + window - 1 for x in (row, column))
+        self.register_buffer("places", down * (2 * window - 1) + right, persistent=False)
+
+    def forward(self, windows: Tensor, apart: Tensor | None) -> Tensor:
+        """Windows (B, W, n, C), logits (W, n, n) to add or None -> (B, W, n, C)."""
+        batch, count, tokens, _ = windows.shape
+        qkv = self.qkv(windows).view(batch, count, tokens, 3, self.heads, -1)
+        # windows and heads together, (B, W * heads, n, d): attention takes four dimensions
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)
+        bias = self.relative_position_bias_table[self.places].permute(2, 0, 1)[None]
+        bias = bias + apart[:, None] if apart is not None else bias.expand(count, -1, -1, -1)
+        bias = bias.flatten(0, 1).to(query.dtype)  # (W * heads, n, n)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
+        mixed = mixed.unflatten(1, (count, self.heads)).transpose(2, 3).flatten(3)  # (B, W, n, C)
+        return self.proj(mixed)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(F.gelu(self.fc1(features)))
+
+
+class SwinBlock(nn.Module):
+    """Attention in windows, by turns shifted by half a window, then an MLP; pre-norm."""
+
+    def __init__(self, width: int, heads: int, window: int, shift: int, drop: float) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = WindowAttention(width, heads, window)
+        self.drop_path = DropPath(drop)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h, w, C)."""
+        features = features + self.drop_path(self._attend(self.norm1(features)))
+        return features + self.drop_path(self.mlp(self.norm2(features)))
+
+    def _attend(self, features: Tensor) -> Tensor:
+        height, width = features.shape[1:3]
+        padded = _pad(features, self.window)
+        size = padded.shape[1:3]
+        shifted = padded.roll((-self.shift, -self.shift), (1, 2)) if self.shift else padded
+        mixed = self.attn(self._windows(shifted), self._apart(size, features.device))
+        grid = (size[0] // self.window, size[1] // self.window)
+        mixed = mixed.unflatten(1, grid).unflatten(3, (self.window, self.window))
+        mixed = mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h', w', C)
+        mixed = mixed.roll((self.shift, self.shift), (1, 2)) if self.shift else mixed
+        return mixed[:, :height, :width]
+
+    def _windows(self, features: Tensor) -> Tensor:
+        """(B, h', w', C) -> (B, W, n, C)."""
+        rows = features.unflatten(1, (-1, self.window)).unflatten(3, (-1, self.window))
+        return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def _apart(self, size: Sequence[int], device: torch.device) -> Tensor | None:
+        """Logits (W, n, n) that keep pixels from both ends of the image apart after a shift."""
+        if not self.shift:
+            return None
+        height, width = (self._regions(length, device) for length in size)
+        region = (3 * height[:, None] + width)[None, :, :, None]  # (1, h', w', 1)
+        windows = self._windows(region)[0, :, :, 0]  # (W, n)
+        return (windows[:, :, None] != windows[:, None]) * _APART
+
+    def _regions(self, length: int, device: torch.device) -> Tensor:
+        """0, 1 or 2 for each row: inside, before the shifted edge, wrapped around."""
+        place = torch.arange(length, device=device)
+        return (place >= length - self.window).int() + (place >= length - self.shift).int()
+
+
+class PatchMerging(nn.Module):
+    """Each 2x2 pixels become one of twice the channels."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, ceil(h / 2), ceil(w / 2), 2C)."""
+        pairs = _pad(features, 2).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h, 2, w, 2, C)
+        merged = pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)  # columns before rows, as published
+        return self.reduction(self.norm(merged))
+
+
+class PatchEmbedding(nn.Module):
+    """Each 4x4 pixels of the image become a token."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, 4, 4)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
+        height, width = images.shape[-2:]
+        padded = F.pad(images, (0, -width % 4, 0, -height % 4))
+        return self.norm(self.proj(padded).permute(0, 2, 3, 1))
+
+
+class SwinStage(nn.Module):
+    """Merging (except in the first stage), then blocks."""
+
+    def __init__(
+        self, width: int, heads: int, window: int, drops: Sequence[float], merge: bool
+    ) -> None:
+        super().__init__()
+        self.downsample = PatchMerging(width // 2) if merge else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(
+                SwinBlock(width, heads, window, window // 2 if index % 2 else 0, drop)
+                for index, drop in enumerate(drops)
+            )
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, h, w, C) -> (B, h', w', C')."""
+        return self.blocks(self.downsample(features))
+
+
+class SwinBackbone(nn.Module):
+    """A Swin Transformer with a norm on the output of each stage.
+
+    Args:
+        drop_path: chance to leave out the last block in training, growing up to it [Mask2Former].
+    """
+
+    def __init__(self, shape: SwinShape, drop_path: float = 0.3) -> None:
+        super().__init__()
+        drops = torch.linspace(0, drop_path, sum(shape.depths), device="cpu").tolist()
+        self.channels = tuple(shape.width * 2**stage for stage in range(len(shape.depths)))
+        self.patch_embed = PatchEmbedding(shape.width)
+        self.layers = nn.ModuleList()
+        for stage, (width, heads) in enumerate(zip(self.channels, shape.heads, strict=True)):
+            before = sum(shape.depths[:stage])
+            own = drops[before : before + shape.depths[stage]]
+            self.layers.append(SwinStage(width, heads, shape.window, own, merge=stage > 0))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for width in self.channels)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
+        """Normalised (B, 3, H, W) -> maps at strides 4, 8, 16, 32, zero at the padding."""
+        features = self.patch_embed(images)
+        maps = []
+        for stage, norm in zip(self.layers, self.norms, strict=True):
+            features = stage(features)
+            image = norm(features).permute(0, 3, 1, 2).contiguous()  # (B, C, h, w)
+            maps.append(zero_padding(image, resize_padding(padding, map_size(image))))
+        return maps
