@@ -7,7 +7,8 @@
 Every cell is a run of the ordinary stages under runs/ablation/; a figure that is there is not
 computed again, and one that was made with other arguments stops the script. Cells with instance
 alignment share one warmed-up backbone, aligned as they are, and cells without it another; cells of
-the weak teacher have their own. All of them saw seen classes alone.
+the weak teacher have their own. All of them saw seen classes alone. The bound with the labels of
+all classes knows no split: it is trained once and scored on the classes of each.
 The split `default` and the splits of seeds 1 and 2 are reported; nothing was tuned on them.
 """
 
@@ -22,6 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,6 @@ from concat_cli.core.evaluate.per_image import (
     harmonic_pq,
     mean_pq,
     paired_difference,
-    per_image_counts,
 )
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
@@ -91,18 +92,20 @@ def cells() -> Iterator[Cell]:
             yield Cell(stage1, follow)
     yield Cell("projection", calibrated=True)
     yield Cell("con", "cycle", calibrated=True)
-    for stage1, follow in (("projection", ""), ("con", ""), ("con", "cycle")):
-        yield Cell(stage1, follow, weak=True)
     yield Cell("all-labels")
     yield Cell("clip-on-true-masks")
+    for stage1, follow in (("projection", ""), ("con", ""), ("con", "cycle")):
+        yield Cell(stage1, follow, weak=True)
 
 
 def config(split: str, cell: Cell, args: argparse.Namespace) -> Config:
     """The configuration of a cell."""
     labels = "unseen-none" if cell.stage1 == "all-labels" else f"split-{split}"
-    keys = [f"data.root={ROOT / 'data' / labels}", f"shapes.unseen_seed={SPLITS[split]}"]
+    keys = [f"data.root={ROOT / 'data' / labels}"]
     if cell.stage1 == "all-labels":
-        keys = [keys[0], "shapes.unseen=none", "align.instance=0", "align.image=0"]
+        keys += ["shapes.unseen=none", "align.instance=0", "align.image=0"]
+    else:
+        keys.append(f"shapes.unseen_seed={SPLITS[split]}")
     keys += budget_keys(args)
     keys += STAGE1.get(cell.stage1, []) + CAT.get(cell.follow, []) + [WEAK] * cell.weak
     if cell.calibrated:
@@ -124,8 +127,14 @@ def digests(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, str]:
 
 
 def digest(cfg: Config) -> str:
-    """Twelve hex digits that differ where any key differs."""
-    text = json.dumps(to_dict(cfg), sort_keys=True)
+    """Twelve hex digits that differ where any key differs; keys at their default are left out, so
+    that a new key which changes nothing leaves what was measured valid."""
+    usual = to_dict(Config())
+    own = {
+        section: {key: value for key, value in keys.items() if value != usual[section][key]}
+        for section, keys in to_dict(cfg).items()
+    }
+    text = json.dumps(own, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -135,8 +144,9 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     if not (Path(cfg.data.root) / "dataset.json").exists():
         prepare_shapes(Path(cfg.data.root), cfg.shapes, say)
     base = replace(cell, follow="", calibrated=False)
-    first = Run(base.name, ROOT / split)
-    share_warmup(split, base, cfg, args.device)
+    folder = ROOT / (split if base.stage1 != "all-labels" else "any")
+    first = Run(base.name, folder)
+    share_warmup(folder, base, cfg, args.device)
     stage1 = train_con(cfg, first, device=args.device, progress=say).weights
     if not cell.follow and not cell.calibrated:
         return stage1
@@ -154,7 +164,7 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     return finetune(cfg, run, weights=cat.weights, device=args.device, progress=say).weights
 
 
-def share_warmup(split: str, cell: Cell, cfg: Config, device: str) -> None:
+def share_warmup(folder: Path, cell: Cell, cfg: Config, device: str) -> None:
     """Gives a new run the warmed-up backbone of the first run whose warm-up is the same.
 
     The warm-up depends on the labels, the CLIP model and instance alignment; what else the cells
@@ -163,17 +173,20 @@ def share_warmup(split: str, cell: Cell, cfg: Config, device: str) -> None:
     kind = "all-labels" if cell.stage1 == "all-labels" else "plain"
     kind = "aligned" if cfg.align.instance else kind
     name = f"warmup-{'weak-' if cell.weak else ''}{kind}"
-    target = ROOT / split / cell.name / "con"
+    target = folder / cell.name / "con"
     there = (target / "warmup").exists() or (target / "last.state.pt").exists()
     if there or not cfg.warmup.steps:
         return
-    source = Run(name, ROOT / split)
+    source = Run(name, folder)
     alone = replace(cfg, optim=replace(cfg.optim, steps=0), align=replace(cfg.align, image=0.0))
     train_con(alone, source, device=device, progress=ConsoleProgress())
-    shutil.copytree(source.path / "con" / "warmup", target / "warmup")
+    aside = target / "warmup.part"  # a copy that was broken off must not pass for a warm-up
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source.path / "con" / "warmup", aside)
+    aside.rename(target / "warmup")
 
 
-def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, object]:
+def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of a cell on val, and its counts image by image in a file beside."""
     root = ROOT / "data" / f"split-{split}"
     began = time.monotonic()
@@ -187,9 +200,11 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, objec
         info = read_dataset_info(root)
         predictor = Predictor.load(weights, info.vocabulary, args.device)
         dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
-        counts = per_image_counts(predictor, dataset)
-        report = evaluate_model(predictor, dataset, with_semantic=False, with_diagnostics=True)
-        extra = {"diagnostics": report.diagnostics}
+        report = evaluate_model(
+            predictor, dataset, with_semantic=False, with_diagnostics=True, with_counts=True
+        )
+        assert report.counts is not None
+        counts, extra = report.counts.dense_panoptic(), {"diagnostics": report.diagnostics}
     vocabulary = read_dataset_info(root).vocabulary
     seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
     total = counts.sum(0)
@@ -239,7 +254,7 @@ def counts_file(split: str, cell: Cell) -> Path:
     return ROOT / "counts" / f"{split}-{cell.name}.npz"
 
 
-def results() -> list[dict[str, object]]:
+def results() -> list[dict[str, Any]]:
     """All rows measured so far."""
     path = ROOT / "results.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -259,9 +274,19 @@ def is_measured(split: str, cell: Cell, args: argparse.Namespace) -> bool:
 
 
 def table() -> str:
-    """Mean and spread over splits of every cell, and the paired differences."""
+    """Mean and spread over splits of every cell, and the paired differences.
+
+    Only rows of one budget are put together: that of the newest row.
+    """
     rows = results()
-    lines = ["| cell | splits | seen PQ | unseen PQ | hPQ |", "|---|---|---|---|---|"]
+    lines = [
+        "| cell | splits | seen PQ | unseen PQ | hPQ | mask recall | accuracy, seen / unseen |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    others = [row for row in rows if row.get("budget") != rows[-1].get("budget")]
+    rows = [row for row in rows if row not in others]
+    if others:
+        lines[:0] = [f"{len(others)} cells with another budget are not shown.", ""]
     for name in dict.fromkeys(str(row["cell"]) for row in rows):
         mine = [row for row in rows if row["cell"] == name]
         values = [
@@ -269,7 +294,7 @@ def table() -> str:
             for key in ("seen", "unseen", "harmonic")
         ]
         shown = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=len(v) > 1):.1f}" for v in values)
-        lines.append(f"| {name} | {len(mine)} | {shown} |")
+        lines.append(f"| {name} | {len(mine)} | {shown} | {' | '.join(diagnosed(mine))} |")
     lines += ["", INTERVALS, ""]
     lines += ["| difference in hPQ | splits | mean [95% interval over images] |", "|---|---|---|"]
     for ours, theirs in PAIRS:
@@ -280,6 +305,18 @@ def table() -> str:
             )
             lines.append(f"| {ours} - {theirs} | {found[0]} | {shown} |")
     return "\n".join(lines)
+
+
+def diagnosed(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Class-agnostic recall at IoU 0.5 (mean and spread), and the accuracy of queries that fit a
+    true segment, of seen and of unseen classes, in percent; "" where it was not measured."""
+    keys = ("mask_recall", "matched_accuracy_seen", "matched_accuracy_unseen")
+    found = [[(row.get("diagnostics") or {}).get(key) for key in keys] for row in rows]
+    if any(value is None for figures in found for value in figures):
+        return "", ""
+    recall, seen, unseen = 100 * np.array(found, dtype=np.float64).T
+    spread = recall.std(ddof=len(recall) > 1)
+    return f"{recall.mean():.1f} ± {spread:.1f}", f"{seen.mean():.1f} / {unseen.mean():.1f}"
 
 
 INTERVALS = (
@@ -322,8 +359,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/shapes.yaml"))
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--only", nargs="+", default=[], help="cells by name; default: all")
-    parser.add_argument("--steps", type=int, default=1000, help="iterations of stage 1")
-    parser.add_argument("--warmup", type=int, default=900)
+    parser.add_argument("--steps", type=int, default=600, help="iterations of stage 1")
+    parser.add_argument("--warmup", type=int, default=400)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--table", action="store_true", help="only print the tables")
@@ -331,6 +368,10 @@ def main(words: Sequence[str] | None = None) -> None:
     args = parser.parse_args(words)
     if args.threads:
         torch.set_num_threads(args.threads)
+    unknown = set(args.only) - {cell.name for cell in cells()}
+    if unknown:
+        names = ", ".join(cell.name for cell in cells())
+        raise UserError(f"No cell is called {', '.join(sorted(unknown))}.", f"Cells: {names}.")
     ROOT.mkdir(parents=True, exist_ok=True)
     asked = [cell for cell in cells() if not args.only or cell.name in args.only]
     todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]

@@ -28,7 +28,8 @@ data.crop=64 infer.size=64 infer.batch=8 optim.precision=fp32
 model.width=32 model.mask_width=32 model.heads=4 model.queries=10
 model.encoder_ffn=32 model.decoder_ffn=32 model.decoder_layers=2
 loss.points=64 loss.dense=1 loss.denoising=3 align.image=0.1 align.instance=1 align.bank=32
-warmup.steps=2 optim.steps=6 optim.batch_size=4 optim.per_device=4 optim.warmup=2 optim.ema=0.9
+warmup.steps=2 warmup.masks=1 optim.steps=6 optim.batch_size=4 optim.per_device=4 optim.warmup=2
+optim.ema=0.9
 optim.save_every=100 optim.log_every=1 optim.preview_every=0
 cat.steps=6 cat.primitives=8 cat.ffn=32 cat.heads=4 cat.layers=1 cat.batch=16 cat.negatives=16
 cat.eval_every=3 cat.fold=3 finetune.steps=4 finetune.batch=16 finetune.pseudo_per_class=2

@@ -109,7 +109,8 @@ def test_its_dry_run(path, stage, tmp_path):
 def test_the_researchers_start_is_mask2former_on_coco(tmp_path):
     cfg = load_config(COCO)
     facts = plan.describe("con", cfg, Run("coco", tmp_path))
-    assert "downloaded" in facts["CLIP"] and "downloaded" in facts["backbone"]
+    assert "ViT-B-16-quickgelu openai" in facts["CLIP"]
+    assert "published weights" in facts["starts from"]
     assert "prepare-data coco" in facts["data"]
     segmentor = build_segmentor(cfg.model, 512)
     parameters = sum(p.numel() for p in segmentor.parameters()) / 1e6

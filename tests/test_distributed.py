@@ -31,7 +31,7 @@ STEPS = 3
 KEYS = (
     "model.frozen_bn=true", "loss.points=6000", "loss.importance=0", "loss.denoising=0",
     "optim.batch_size=8", "optim.per_device=8", f"optim.steps={STEPS}", "optim.eval_every=2",
-    "warmup.steps=2", "align.bank=400", "cat.fold=2", "cat.dropout=0",
+    "warmup.steps=2", "warmup.masks=0", "align.bank=400", "cat.fold=2", "cat.dropout=0",
 )  # fmt: skip
 
 

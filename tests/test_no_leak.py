@@ -116,8 +116,9 @@ class World:
         torch.manual_seed(0)
         segmentor = build_segmentor(self.cfg.model, self.clip.embed_dim)
         return WarmupModule(
-            segmentor, self.text, self.to_trained, self.cfg.align, self.cfg.warmup, self.teacher
-        )
+            segmentor, self.text, self.to_trained, self.cfg.loss, self.cfg.align, self.cfg.warmup,
+            self.teacher,
+        )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

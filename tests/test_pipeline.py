@@ -197,7 +197,7 @@ def test_the_same_command_again_changes_nothing(mini_run, copied):
         result = train(mini_run.cfg, copied, progress=said)
         assert result.finished and result.steps == load_weights(folder.last).meta["step"]
         assert {f: f.stat().st_mtime_ns for f in before} == before
-        assert folder.metrics.read_text() == lines and any("resumed" in x for x in said.lines)
+        assert folder.metrics.read_text() == lines and any("already done" in x for x in said.lines)
         assert result.figures
 
 
@@ -272,6 +272,7 @@ def test_a_missing_part_and_options_that_need_another(mini_world, tmp_path):
     for keys, word in (
         (("model.mask_pooling=false",), "mask_pooling"),
         (("model.token_queries=false", "loss.dense=0"), "token_queries"),
+        (("model.token_queries=false", "loss.dense=0", "loss.denoising=0"), "warmup.masks"),
         (("model.token_queries=false", "loss.denoising=0"), "token_queries"),
     ):
         with pytest.raises(UserError, match=word):
@@ -313,9 +314,11 @@ def test_lower_precision_stays_near(mini_world, tmp_path, precision):
     [
         ("optim.channels_last=true", "align.pooling=matched", "align.detach=true"),
         ("model.detach_class_path=true", "align.pooling=objectness", "model.projector_layers=2"),
-        ("loss.truth=0.5", "warmup.align=false", "data.scale_min=0.5", "data.colour=0.3"),
+        ("loss.truth=0.5", "warmup.align=false", "warmup.masks=0", "data.scale_min=0.5",
+         "data.colour=0.3"),
         ("model.pixel_decoder=deformable", "model.token_queries=false", "model.mask_pooling=false",
-         "warmup.steps=0", "loss.dense=0", "loss.denoising=0", "optim.ema=0"),
+         "warmup.steps=0", "warmup.masks=0", "loss.dense=0", "loss.denoising=0",
+         "optim.ema=0"),
     ],
 )  # fmt: skip
 def test_options_of_stage_1_run(mini_world, tmp_path, keys):

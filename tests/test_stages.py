@@ -105,7 +105,7 @@ def test_stage_1_notices_other_data(mini_run, tmp_path):
     cfg = changed(mini_run.cfg, "data", root=str(root))
     with pytest.raises(KilledError):
         train_con(cfg, run, device="cpu", progress=Interrupt("con", 1))
-    header, listing = root / "dataset.json", read_dataset_info(root).part("train").json
+    header, listing = root / "dataset.json", read_dataset_info(root).part("train").index
     before = header.read_text(), listing.read_text()
     raw = json.loads(before[0])
     header.write_text(json.dumps(raw | {"unseen": raw["unseen"][1:]}))

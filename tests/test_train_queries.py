@@ -22,7 +22,7 @@ from concat_cli.core.losses.cycle import cycle_loss
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import StageDir
-from concat_cli.core.train.calibration import _sweep, choose_offset
+from concat_cli.core.train.calibration import _sweep, choose_offset, recognition
 from concat_cli.core.train.cat import Banks, GeneratorModule, GeneratorTask
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.fold import choose_fold, fold_figures, harmonic
@@ -179,6 +179,15 @@ def test_the_sweep_finds_a_planted_offset():
     assert figures["calibrated"] == 1
     nothing, _ = _sweep(module, torch.zeros(5, 3), (), banks)
     assert nothing == 0
+
+
+def test_recognition_counts_false_alarms_of_rare_classes():
+    """9 queries of class 0, 1 of class 1; a third of the common ones named as the rare one."""
+    classes = torch.tensor([0] * 9 + [1])
+    named = torch.tensor([0] * 6 + [1] * 2 + [3] + [1])  # and one as no_object
+    quality, occurs = recognition(named, classes, 3)
+    assert occurs.tolist() == [True, True, False]
+    torch.testing.assert_close(quality[:2], torch.tensor([6 / 7.5, 1 / 2]))
 
 
 def planted_segmentor(width: int = 8) -> Any:

@@ -358,7 +358,7 @@ def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     segmentor = build_segmentor(cfg.model, clip.embed_dim)
     for module in (
         ConModule(segmentor, text, indices, cfg.loss, cfg.align, teacher),
-        WarmupModule(segmentor, text, indices, cfg.align, cfg.warmup, teacher),
+        WarmupModule(segmentor, text, indices, cfg.loss, cfg.align, cfg.warmup, teacher),
     ):
         losses = module(batch, 0)
         torch.stack(list(losses.values())).sum().backward()

@@ -59,7 +59,7 @@ class ClipConfig:
     """The frozen teacher."""
 
     model: str = "tiny"  # "tiny" (built in), an open_clip name, "hf-hub:...", "local-dir:..."
-    pretrained: str = ""  # open_clip tag or a weights file; empty for tiny
+    pretrained: str = ""  # open_clip tag or a weights file (OpenAI's: "...-quickgelu" models)
     templates: Literal["single", "imagenet_select"] = "single"  # [PADing: imagenet_select]
     clean_names: bool = True  # "sky-other-merged" -> "sky" in prompts [ours; PADing: off]
 
@@ -69,7 +69,7 @@ class ModelConfig:
     """The segmentor."""
 
     backbone: str = "small"  # "small" (built in) or any timm name with features_only
-    backbone_weights: str = ""  # "timm" (published weights), or a file; empty: random
+    backbone_weights: str = ""  # "timm" (published weights), or a file of them; empty: random
     frozen_bn: bool = False  # [Mask2Former R-50: true]
     pixel_decoder: Literal["fpn", "deformable"] = "fpn"  # [Mask2Former: deformable]
     width: int = 128  # D [Mask2Former: 256]
@@ -87,6 +87,7 @@ class ModelConfig:
     token_queries: bool = True  # queries selected from tokens instead of learned ones [ours]
     mask_pooling: bool = True  # class path also sees features pooled under its own mask [ours]
     detach_class_path: bool = False  # class gradients reach the pooled features alone [ours]
+    init: str = ""  # a Mask2Former to start from: a file, a folder, or "hf-hub:ORG/NAME"
 
     def __post_init__(self) -> None:
         _check(self.width % self.heads == 0, "width must be a multiple of heads")
@@ -176,6 +177,7 @@ class BackboneWarmupConfig:
     steps: int = 0  # 0: off
     lr: float = 2e-3
     align: bool = True  # also align pooled features with CLIP when CON is on
+    masks: float = 0.0  # weight of mask losses on queries made of true masks, before any layer
 
 
 @dataclass(frozen=True)
@@ -286,10 +288,10 @@ class Config:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
 
     def __post_init__(self) -> None:
-        made_of_tokens = self.loss.denoising or self.loss.dense
+        made_of_tokens = self.loss.denoising or self.loss.dense or self.warmup.masks
         _check(
             self.model.token_queries or not made_of_tokens,
-            "loss.denoising and loss.dense need model.token_queries=true",
+            "loss.denoising, loss.dense and warmup.masks need model.token_queries=true",
         )
         _check(
             self.model.mask_pooling or not (self.warmup.steps or self.loss.truth),

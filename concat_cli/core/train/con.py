@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import build_segmentor
+from concat_cli.core.build import build_segmentor, check_start
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config, OptimConfig
@@ -30,7 +30,6 @@ from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import write_preview
-from concat_cli.core.train.query_bank import segments_digest
 from concat_cli.core.train.session import Session, embed, open_session
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.core.train.warmup import WarmupModule
@@ -160,6 +159,7 @@ def train_con(
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
     session = open_session(cfg, device, progress)
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
+    check_start(cfg.model)
     clip = load_clip(cfg.clip, session.device)
     vocabulary = session.info.vocabulary
     text = embed(clip, vocabulary.seen_only(), cfg, session.device)
@@ -168,17 +168,18 @@ def train_con(
         cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
     teacher = Teacher(clip, cfg.align.crops, cache)
     torch.manual_seed(cfg.optim.seed)
-    segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True).to(session.device)
+    segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
+    segmentor = segmentor.to(session.device)
     if cfg.optim.channels_last:
         segmentor = segmentor.to(memory_format=torch.channels_last)
     to_trained = trained_indices(vocabulary.is_seen, session.device)
     part = session.info.part("train")
     train = PanopticDataset(part, vocabulary, cache=cfg.data.cache)
-    inputs = {"classes": classes_digest(vocabulary), "training images": segments_digest(train)}
+    inputs = {"classes": classes_digest(vocabulary), "training images": train.digest()}
     stage = session.open_stage(run.stage("con"), fresh=fresh, inputs=inputs)
     meta = session.meta("con", clip)
     if cfg.warmup.steps and not stage.state.exists():
-        module = WarmupModule(segmentor, text, to_trained, cfg.align, cfg.warmup, teacher)
+        module = WarmupModule(segmentor, text, to_trained, cfg.loss, cfg.align, cfg.warmup, teacher)
         optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
         task = WarmupTask(module, session, text, optim, train)
         if not _fit(task, stage.inner("warmup"), meta).finished:

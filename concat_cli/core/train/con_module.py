@@ -125,11 +125,8 @@ class ConModule(nn.Module):
         return drawn_segments(labels, min(self.loss.denoising, labels.shape[1]))
 
     def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising | None:
-        """Truth masks at stride 8 with about a third of the cells left out, as queries."""
-        if not self.loss.denoising:
-            return None
-        small = F.avg_pool2d(masks.float(), 8)
-        return Denoising(small * (torch.rand_like(small) > 0.3), labels >= 0)
+        """Queries made of noised truth masks, where they are switched on."""
+        return noised(masks, labels >= 0) if self.loss.denoising else None
 
     def _of_noised(
         self, out: QueryOutput, labels: Tensor, masks: Tensor, count: Tensor
@@ -243,6 +240,12 @@ class ConModule(nn.Module):
         if self.training:
             bank.push(every.tokens, every.groups, every.valid)
         return loss
+
+
+def noised(masks: Tensor, valid: Tensor) -> Denoising:
+    """Truth masks (B, M, H, W) at stride 8 with about a third of the cells left out."""
+    small = F.avg_pool2d(masks.float(), 8)
+    return Denoising(small * (torch.rand_like(small) > 0.3), valid)
 
 
 def with_slots(batch: Batch, least: int) -> Batch:

@@ -304,7 +304,10 @@ class Fit:
             self.average.updates = state["updates"]
         if self.processes.is_main:
             self.stage.forget_metrics_after(self.step)
-        self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
+        if self.step >= self.optim.steps:
+            self.progress.say(f"all {self.step} steps are already done: {self.stage.state}")
+        else:
+            self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
 
 
 def _is_due(step: int, every: int) -> bool:

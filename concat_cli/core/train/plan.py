@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import open_clip
@@ -11,12 +12,17 @@ import torch
 from concat_cli.core.build import build_generator, build_segmentor
 from concat_cli.core.checkpoint import read_meta
 from concat_cli.core.clip import tiny
-from concat_cli.core.config import ClipConfig, Config
+from concat_cli.core.clip.source import is_cached
+from concat_cli.core.config import ClipConfig, Config, ModelConfig
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
+from concat_cli.core.model.backbone import published_repository
+from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.train.session import check_world, draws_shapes
 from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.weights_from import hub
+from concat_cli.core.weights_from.start import start_backbone, start_segmentor
 
 Plan = dict[str, str]
 
@@ -78,7 +84,7 @@ def _con(cfg: Config) -> Plan:
         "segmentor": f"{parameters:.1f} million parameters{guess}, {model.queries} queries",
         "steps": f"{cfg.warmup.steps} of warm-up, then {optim.steps} of {optim.batch_size} images",
         "CLIP": _clip(cfg.clip),
-        "backbone": _backbone(cfg),
+        "starts from": _start(model, segmentor),
     }
 
 
@@ -89,14 +95,27 @@ def _clip(cfg: ClipConfig) -> str:
         return f"{cfg.model} with random weights"
     if Path(cfg.pretrained).is_file() or cfg.model.startswith("local-dir:"):
         return f"{cfg.model} {cfg.pretrained}, a file"
-    return f"{cfg.model} {cfg.pretrained}: downloaded by open_clip unless it is in its cache"
+    if is_cached(cfg):
+        return f"{cfg.model} {cfg.pretrained}, in the hub's cache"
+    return f"{cfg.model} {cfg.pretrained}: a download {hub.size_of(cfg.model)}"
 
 
-def _backbone(cfg: Config) -> str:
-    model = cfg.model
-    if model.backbone_weights == "timm":
-        return f"{model.backbone}: weights downloaded by timm unless they are in its cache"
-    return f"{model.backbone}, {model.backbone_weights or 'random weights'}"
+def _start(model: ModelConfig, segmentor: Segmentor) -> str:
+    """The weights of the segmentor (on the meta device); UserError for a file that does not fit."""
+    if model.init:
+        if not hub.at_hand(model.init):
+            size = hub.size_of(model.init.removeprefix(hub.PREFIX))
+            return f"{model.init}: a download {size}"
+        return start_segmentor(segmentor, model.init, asdict(model)).lines()[0]
+    if model.backbone_weights != "timm":
+        if model.backbone_weights:
+            start_backbone(segmentor.backbone.body, Path(model.backbone_weights), model.backbone)
+        return f"{model.backbone}, {model.backbone_weights or 'random weights'}"
+    repository = published_repository(model.backbone)
+    if hub.cached(repository, hub.WEIGHT_FILES) is not None:
+        return f"{model.backbone}: published weights ({repository}), in the hub's cache"
+    size = hub.size_of(model.backbone.partition(".")[0])
+    return f"{model.backbone}: published weights ({repository}), a download {size}"
 
 
 def _weights(stage: str, run: Run, given: Path | None) -> str:

@@ -5,7 +5,6 @@ CAT and finetuning look only at queries, so the images are passed through the se
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,10 +99,10 @@ def open_bank(
     facts = {
         "weights": identity,
         "shape": list(shape),
-        "part": str(dataset.part.json),
+        "part": str(dataset.part.index),
         "augmented": augmented,
         "trained": to_trained.tolist(),
-        "segments": segments_digest(dataset),
+        "segments": dataset.digest(),
         "config": _facts(cfg),
     }
     done = _done(folder, facts)
@@ -145,15 +144,6 @@ def _facts(cfg: Config) -> list[Any]:
         [cfg.infer.size, cfg.infer.max_size],
         [cfg.clip.templates, cfg.clip.clean_names],
     ]
-
-
-def segments_digest(dataset: PanopticDataset) -> str:
-    """A digest of the data set's files, segment ids and labels."""
-    digest = hashlib.sha256()
-    for record in dataset.records:
-        digest.update(record.file_name.encode())
-        digest.update(record.ids.tobytes() + record.labels.tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()

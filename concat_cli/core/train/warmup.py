@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from concat_cli.core.config import AlignConfig, BackboneWarmupConfig
+from concat_cli.core.config import AlignConfig, BackboneWarmupConfig, LossConfig
 from concat_cli.core.data.loader import Batch
+from concat_cli.core.losses.masks import mask_losses
+from concat_cli.core.losses.points import PointSampling
+from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.train.con_module import trained_labels, with_slots
+from concat_cli.core.train.con_module import noised, trained_labels, with_slots
+from concat_cli.core.train.distributed import mean_over_processes
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.core.train.truth import truth_losses
 
@@ -16,7 +21,9 @@ class WarmupModule(nn.Module):
     """Features pooled under true masks -> the class path -> cross-entropy over trained classes.
 
     With instance alignment on, the pooled features are also aligned with the CLS tokens of their
-    masked segments. Arguments as in `ConModule`.
+    masked segments. With `warmup.masks`, queries made of noised true masks also have to find those
+    masks again: features that are told apart by class alone merge what has no class yet.
+    Arguments as in `ConModule`.
     """
 
     text: Tensor
@@ -27,12 +34,15 @@ class WarmupModule(nn.Module):
         segmentor: Segmentor,
         text: Tensor,
         to_trained: Tensor,
+        loss: LossConfig,
         align: AlignConfig,
         warmup: BackboneWarmupConfig,
         teacher: Teacher | None,
     ) -> None:
         super().__init__()
-        self.segmentor, self.align = segmentor, align
+        self.segmentor, self.align, self.loss = segmentor, align, loss
+        self.masks = warmup.masks
+        self.points = PointSampling(loss.points, loss.oversample, loss.importance)
         self.aligns = warmup.align and align.instance > 0
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("to_trained", to_trained, persistent=False)
@@ -49,6 +59,20 @@ class WarmupModule(nn.Module):
         if self.aligns and teacher is not None:
             target = teacher.segments(batch, labels, masks)
         maps = self.segmentor.features(batch.images, padding)
-        return truth_losses(
+        losses = truth_losses(
             self.segmentor, maps, self.text, labels, masks, padding, target, self.align
         )
+        return losses | (self._masks(maps[1], labels, masks) if self.masks else {})
+
+    def _masks(self, pixel: PixelFeatures, labels: Tensor, masks: Tensor) -> dict[str, Tensor]:
+        """BCE and dice of the masks that are found again."""
+        valid = labels >= 0
+        count = mean_over_processes(valid.sum().float()).clamp(min=1)
+        logits = self.segmentor.query_decoder.masks_of(pixel, noised(masks, valid))
+        own = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+        own = own.masked_fill(~valid, -1)[None]  # (1, B, N)
+        bce, dice = mask_losses(logits[None], own, masks, valid, count, self.points)
+        return {
+            "mask": self.masks * self.loss.mask * bce,
+            "dice": self.masks * self.loss.dice * dice,
+        }
