@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 CONCAT := $(BIN)/concat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint ablation reference tiny-clip clean
+.PHONY: help venv demo test fuzz lint ablation reference tiny-clip clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ demo: $(VENV)/.run ## the whole chain on the built-in world, at most 20 minutes 
 
 test: $(VENV)/.dev ## all tests, at most 10 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+fuzz: $(VENV)/.dev ## 2,000 damaged inputs, other ones each time
+	FUZZ_TIMES=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: $(VENV)/.dev ## ruff and pyright
 	$(BIN)/ruff check .

@@ -18,11 +18,11 @@ import transformers
 from torch import nn
 
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.convert import load_mask2former
 from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.weights_from.names import rename
 
 CLASSES, CLIP_WIDTH = 133, 512
 
@@ -51,7 +51,9 @@ def our_model(theirs: nn.Module) -> Segmentor:
         Projector(256, CLIP_WIDTH),
         Classifier(CLIP_WIDTH),
     ).eval()
-    load_mask2former(segmentor, theirs.state_dict())
+    renamed = rename(theirs.state_dict())
+    assert renamed is not None
+    assert not segmentor.load_state_dict(renamed.tensors, strict=False).unexpected_keys
     return segmentor
 
 

@@ -12,6 +12,7 @@ import typer
 
 from concat_cli import __version__
 from concat_cli.commands import data, train, use
+from concat_cli.commands.doctor import doctor
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
@@ -29,8 +30,8 @@ _COMMANDS = {
     "finetune": train.finetune,
     "evaluate": use.evaluate,
     "predict": use.predict,
+    "doctor": doctor,
 }
-_PANELS = {"evaluate": "Use", "predict": "Use"}
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _MEMORY_HINT = (
     "Lower one of: optim.per_device (images at a time), data.crop, model.queries, loss.points; "
@@ -40,12 +41,11 @@ _MEMORY_HINT = (
 app.add_typer(
     data.app,
     name="prepare-data",
-    help="Draw the built-in world, or check COCO.",
+    help="Draw the built-in world, or check a data set on disk.",
     epilog=epilog("prepare-data"),
-    rich_help_panel="Train",
 )
 for _name, _function in _COMMANDS.items():
-    app.command(_name, epilog=epilog(_name), rich_help_panel=_PANELS.get(_name, "Train"))(_function)
+    app.command(_name, epilog=epilog(_name))(_function)
 
 
 def _version(asked: bool) -> None:

@@ -112,22 +112,23 @@ class ConsoleProgress:
             self._bars[-1].set_postfix_str(text, refresh=False)
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-        """Yields the items while showing how far the work has come."""
+        """Yields the items while showing how far the work has come; a range that begins above 0
+        is work that was resumed."""
         if self._console.silent:
             return iter(items)
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # pyright: ignore[reportArgumentType]
+        before = _first(items)
+        total = total if total is None else total + before
         self._texts.append("")
-        return (
-            self._bar(items, what, total)
-            if sys.stderr.isatty()
-            else self._lines(items, what, total)
-        )
+        follow = self._bar if sys.stderr.isatty() else self._lines
+        return follow(items, what, total, before)
 
-    def _bar(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    def _bar(self, items: Iterable[T], what: str, total: int | None, before: int) -> Iterator[T]:
         from tqdm import tqdm
 
-        with tqdm(total=total, desc=what, dynamic_ncols=True, leave=not self._bars) as bar:
+        leave = not self._bars
+        with tqdm(total=total, initial=before, desc=what, dynamic_ncols=True, leave=leave) as bar:
             self._bars.append(bar)
             try:
                 for item in items:
@@ -137,9 +138,9 @@ class ConsoleProgress:
                 self._bars.pop()
                 self._texts.pop()
 
-    def _lines(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
+    def _lines(self, items: Iterable[T], what: str, total: int | None, before: int) -> Iterator[T]:
         start = said = time.monotonic()
-        done = 0
+        done = before
         try:
             for item in items:
                 yield item
@@ -147,16 +148,21 @@ class ConsoleProgress:
                 now = time.monotonic()
                 if now - said >= self._every or (done == total and now - start >= self._every):
                     said = now
-                    self._console.say(self._line(what, done, total, now - start))
+                    speed = (done - before) / max(now - start, 1e-9)
+                    self._console.say(self._line(what, done, total, speed))
         finally:
             self._texts.pop()
 
-    def _line(self, what: str, done: int, total: int | None, seconds: float) -> str:
-        speed = done / max(seconds, 1e-9)
+    def _line(self, what: str, done: int, total: int | None, speed: float) -> str:
         parts = [f"{what}: {done}" + (f"/{total}" if total else ""), f"{speed:.3g}/s"]
         if total and done < total:
             parts.append(f"{_clock((total - done) / speed)} left")
         return " · ".join([*parts, *filter(None, self._texts[-1:])])
+
+
+def _first(items: object) -> int:
+    """How many items came before the first of these."""
+    return items.start if isinstance(items, range) else 0
 
 
 def rank() -> int:

@@ -11,6 +11,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prepare-data": (
         "concat prepare-data shapes data/shapes",
         "concat prepare-data coco data/coco",
+        "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
     ),
     "prepare-data shapes": (
         "concat prepare-data shapes data/shapes",
@@ -20,6 +21,32 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "prepare-data coco": (
         "concat prepare-data coco data/coco",
         "concat prepare-data coco data/coco --class-split all_seen --out data/coco-all",
+        "concat prepare-data coco data/coco --unseen-pixels void --skip-bad --out data/coco-void",
+    ),
+    "prepare-data coco-instances": (
+        "concat prepare-data coco-instances data/coco --out data/coco-things",
+        "concat prepare-data coco-instances data/coco --year 2014 --classes 65 --out data/zsi",
+    ),
+    "prepare-data coco-stuff": (
+        "concat prepare-data coco-stuff data/coco --out data/coco-stuff",
+        "concat prepare-data coco-stuff data/coco --unseen-pixels drop --out data/coco-stuff-drop",
+    ),
+    "prepare-data voc": ("concat prepare-data voc data/voc",),
+    "prepare-data pascal-context": (
+        "concat prepare-data pascal-context data/voc --out data/context",
+        "concat prepare-data pascal-context data/voc --classes 459 --out data/context-459",
+    ),
+    "prepare-data ade20k": (
+        "concat prepare-data ade20k data/ade",
+        "concat prepare-data ade20k data/ade-full --classes 847",
+    ),
+    "prepare-data cityscapes": ("concat prepare-data cityscapes data/cityscapes",),
+    "prepare-data custom": (
+        "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
+        "concat prepare-data custom data/own --images photos --json instances.json",
+        "concat prepare-data custom data/own --images photos --labels maps --classes classes.txt",
+        "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
+        "--classes classes.txt --class-split split.yaml",
     ),
     "train-con": (
         "concat train-con",
@@ -38,6 +65,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
+        "concat evaluate --name demo --tasks panoptic,semantic,instance --bootstrap 1000",
+        "concat evaluate --name demo --calibrate data.root=data/shapes",
         "concat evaluate --weights runs/demo/con/last.safetensors --save scores",
         "concat evaluate --predictions scores/panoptic.json "
         "--truth data/shapes/annotations/panoptic_val.json",
@@ -46,6 +75,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
+    ),
+    "doctor": (
+        "concat doctor",
+        "concat doctor --data data/shapes --json",
     ),
 }
 

@@ -68,6 +68,14 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     ),
     "r50_640": ("the same at 640x640", "the same"),
     "scenes": ("scenes drawn and written a second", "`python benchmarks/draw_shapes.py`"),
+    "prepare": (
+        "20,000 images checked and indexed by `prepare-data coco`; an index of 118,287 opened",
+        "`python benchmarks/prepare_20k.py`",
+    ),
+    "bootstrap": (
+        "1,000 draws of 5,000 images with 133 classes, intervals of PQ and mIoU",
+        "`python benchmarks/bootstrap_speed.py`",
+    ),
     "teach": (
         "`concat finetune --vocab` with 50 names, seconds",
         "`concat finetune --name demo --vocab classes.txt`",
@@ -156,7 +164,8 @@ def tree() -> str:
     for name in TREE:
         lines += _branch(ROOT / name, 0)
     lines.append(f"{'tests/':<{COLUMN}} test_TOPIC.py for each topic, golden files, helpers")
-    lines += [f"{'Makefile':<{COLUMN}} demo, test, lint, reference, ablation, tiny-clip", "```"]
+    targets = "demo, test, fuzz, lint, reference, ablation, tiny-clip"
+    lines += [f"{'Makefile':<{COLUMN}} {targets}", "```"]
     return "\n".join(lines)
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_layouts import CASES
+from drawn_own import draw_own
 from PIL import Image
 
 from concat_cli.app import main
@@ -54,10 +56,28 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(pngs.with_suffix(".json"), coco / "annotations" / f"panoptic_{name}.json")
     shutil.copytree(root / "runs/shapes", root / "runs/demo")
     shutil.copytree(Path(__file__).parents[1] / "configs", root / "configs")
+    draw_layouts(root / "data")
+    (root / "split.yaml").write_text("unseen: [cow]")
     (root / "classes.txt").write_text("solid star\nstriped ring\ngreen water : stuff\n")
     scene = sorted((root / "data/shapes/val").iterdir())[0]
     Image.open(scene).convert("RGB").save(root / "photo.jpg")
     return root
+
+
+def draw_layouts(data: Path) -> None:
+    """Each data set that the examples prepare, where they look for it."""
+    for case, folder in (
+        ("coco-stuff", "coco"),
+        ("coco instances", "coco"),
+        ("coco instances 65 zips", "coco"),
+        ("voc trainaug", "voc"),
+        ("context mat 459 zip", "voc"),
+        ("ade semantic", "ade"),
+        ("ade full", "ade-full"),
+        ("cityscapes", "cityscapes"),
+    ):
+        CASES[case].draw(data / folder)
+    draw_own(data / "own")
 
 
 @pytest.fixture
@@ -81,14 +101,18 @@ def each_example() -> Iterator[str]:
 
 @pytest.mark.parametrize("line", sorted(set(each_example())))
 def test_every_example_runs(line: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Long ones with --dry-run, drawn worlds with few scenes, COCO with an all-seen split."""
+    """Long ones with --dry-run, drawn worlds with few scenes; data on disk are drawn for the test,
+    with other classes than COCO's, or with unseen ones in every image."""
     words = shlex.split(line)[1:]
     if words[0] in ("train-con", "train-cat", "finetune"):
         words = [*words, "--dry-run", *DRAWN]
     if words[:2] == ["prepare-data", "shapes"]:
         words = [*words, *SCENES]
-    if words[:2] == ["prepare-data", "coco"]:
-        words = [*words, "--class-split", "all_seen"]  # these scenes have classes of their own
+    if (
+        words[:2] in (["prepare-data", "coco"], ["prepare-data", "coco-instances"])
+        or "drop" in words
+    ):
+        words = [*words, "--class-split", "all_seen"]
     if "--predictions" in words:
         assert main(["evaluate", "--save", "scores"]) == 0
     code, out, err = call(capsys, *words)
@@ -194,7 +218,7 @@ def test_the_same_command_resumes_and_another_one_stops(
 ) -> None:
     before = Path("runs/shapes/con/last.safetensors").read_bytes()
     code, out, _ = call(capsys, "train-con", *SMALL)
-    assert code == 0 and "resumed from step 2" in out and "next" in out
+    assert code == 0 and "all 2 steps are already done" in out and "next" in out
     assert Path("runs/shapes/con/last.safetensors").read_bytes() == before
     code, _, err = call(capsys, "train-con", *SMALL, "optim.lr=0.5")
     assert code == 2 and "optim.lr: 0.001 -> 0.5" in err and "--fresh" in err
@@ -334,6 +358,15 @@ def test_progress_without_a_terminal_is_plain_lines(capsys: pytest.CaptureFixtur
         "work: 3/3",
     ]
     assert out.splitlines()[-1].endswith("loss 2") and "\r" not in out + err
+
+
+def test_progress_of_resumed_work_counts_from_where_it_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for _ in ConsoleProgress(Console(), every=0.0).track(range(4, 6), "work", total=2):
+        pass
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · ")[0] for line in lines] == ["work: 5/6", "work: 6/6"]
 
 
 def test_other_ranks_are_silent(

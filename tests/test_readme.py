@@ -33,8 +33,8 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def shell_lines() -> list[list[str]]:
-    """The words of every command in the README's shell blocks, without comments."""
-    text = "".join(blocks(README, "sh")).replace("\\\n", " ")
+    """The words of every command in the pages' shell blocks, without comments."""
+    text = "".join(b for page in PAGES for b in blocks(page, "sh")).replace("\\\n", " ")
     commands = (part for line in text.splitlines() for part in line.split("&&"))
     return [words for command in commands if (words := shlex.split(command, comments=True))]
 
@@ -109,8 +109,8 @@ def test_make_targets_and_scripts_exist() -> None:
     assert scripts and [s for s in scripts if not (ROOT / s).is_file()] == []
 
 
-def test_every_example_of_the_help_stands_in_the_readme() -> None:
-    lines = [line for block in blocks(README, "sh") for line in block.splitlines()]
+def test_every_example_of_the_help_stands_in_the_pages() -> None:
+    lines = [line for page in PAGES for b in blocks(page, "sh") for line in b.splitlines()]
     missing = [line for group in EXAMPLES.values() for line in group if line not in lines]
     assert missing == []
 

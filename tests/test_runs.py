@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from concat_cli.core.checkpoint import save_weights
-from concat_cli.core.config_file import load_config
+from concat_cli.core.config_file import diff, load_config
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_json
 from concat_cli.core.runs import Run, StageDir, find_weights, relevant_diff
@@ -73,6 +73,8 @@ def test_a_changed_config_stops_with_a_diff(run: Run) -> None:
         ("cat", "cat.steps=3", True),
         ("cat", "bank.views=2", True),
         ("cat", "optim.lr=0.5", False),
+        ("cat", "optim.precision=fp32", True),
+        ("cat", "finetune.batch=3", False),
         ("finetune", "finetune.steps=3", True),
         ("finetune", "protocol.mode=inductive", True),
         ("finetune", "bank.views=2", True),
@@ -87,6 +89,27 @@ def test_only_what_matters_for_the_stage_is_compared(
     stage: str, override: str, matters: bool
 ) -> None:
     assert bool(relevant_diff(stage, load_config(None), load_config(None, [override]))) == matters
+
+
+def test_a_refitted_projector_depends_on_the_keys_of_finetuning() -> None:
+    refit = ["cat.refit_projector=true"]
+    before, after = (load_config(None, [*refit, *more]) for more in ([], ["finetune.batch=3"]))
+    assert relevant_diff("cat", before, after) == diff(before, after) != []
+
+
+def test_missing_weights_name_the_first_stage_that_is_missing(run: Run) -> None:
+    other = Run("other", run.root).stage("con")
+    other.path.mkdir(parents=True)
+    other.last.touch()
+    run.stage("con").path.mkdir(parents=True)
+    with pytest.raises(UserError) as caught:
+        run.weights_of("cat")
+    assert f"train-con --name {run.name}" in caught.value.hint
+    assert "Other runs have: other." in caught.value.what
+    run.stage("con").last.touch()
+    with pytest.raises(UserError) as caught:
+        run.weights_of("cat")
+    assert f"train-cat --name {run.name}" in caught.value.hint
 
 
 def test_fresh_moves_the_old_folder_aside(run: Run) -> None:

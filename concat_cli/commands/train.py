@@ -108,10 +108,23 @@ def show_result(console: Console, result: StageResult, following: list[str]) -> 
         "weights": relative(result.weights),
         "trained": f"{result.steps} steps in {duration(result.seconds)}",
     }
-    facts |= {name: f"{value:.3f}" for name, value in result.figures.items()}
+    facts |= shown_figures(result.figures)
     if not result.finished:
         following = [f"{resume_command()}  # it resumes"]
     console.done(facts, following)
+
+
+FIGURES = {  # of a stage's last score -> how it is told; what is not here is not told
+    "pq": "PQ of seen classes on dev, in percent",
+    "fold_accuracy": "percent of the set-aside classes' queries named right",
+    "rest_accuracy": "percent of the other seen classes' queries named right",
+}
+
+
+def shown_figures(figures: dict[str, float]) -> dict[str, object]:
+    """The figures that a reader can use, under "dev"; all of them are in metrics.jsonl."""
+    told = [f"{100 * figures[key]:.1f} {what}" for key, what in FIGURES.items() if key in figures]
+    return {"dev": "; ".join(told)} if told else {}
 
 
 def resume_command() -> str:

@@ -31,6 +31,7 @@ _BANK = (
     "infer.size",
     "infer.max_size",
     "optim.seed",
+    "optim.precision",
 )
 _RELEVANT = {
     "con": _CON,
@@ -235,10 +236,11 @@ class Run:
         """The weights of a stage, `best` before `last`; UserError where there are none yet."""
         stage = self.stage(name)
         if stage.weights is None:
+            first = next(s for s in STAGES if s == stage.stage or self.stage(s).weights is None)
             raise UserError(
                 f"Run {self.name} has no weights of stage {name} yet (looked in {stage.path})."
-                f"{_known_runs(self.root)}",
-                f"Make them with `concat {_COMMANDS[stage.stage]} --name {self.name}`, or give "
+                f"{_known_runs(self)}",
+                f"Make them with `concat {_COMMANDS[first]} --name {self.name}`, or give "
                 "--weights.",
             )
         return stage.weights
@@ -279,7 +281,7 @@ def find_weights(
         return FoundWeights(stage.weights, reason)
     if name is not None:
         raise UserError(
-            f"Run {run.name} has no weights yet (looked in {run.path}).{_known_runs(root)}",
+            f"Run {run.name} has no weights yet (looked in {run.path}).{_known_runs(run)}",
             f"Train it with `concat train-con --name {name}`.",
         )
     if not BUILT_IN.exists():
@@ -292,12 +294,15 @@ def find_weights(
 
 def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
     """The lines of `diff` that matter for the result of a stage."""
-    return [line for line in diff(before, after) if _matters(line.split(":")[0], stage)]
+    relevant = set(_RELEVANT[stage])
+    if stage == "cat" and after.cat.refit_projector:  # the refit is a finetune of its own
+        relevant.add("finetune")
+    return [line for line in diff(before, after) if _matters(line.split(":")[0], relevant)]
 
 
-def _matters(key: str, stage: str) -> bool:
+def _matters(key: str, relevant: set[str]) -> bool:
     named = {key, key.split(".")[0]}
-    return key not in _HOW_TO_RUN and not named.isdisjoint(_RELEVANT[stage])
+    return key not in _HOW_TO_RUN and not named.isdisjoint(relevant)
 
 
 def _passed_over(run: Run, vocabulary: Path | None) -> str:
@@ -318,9 +323,12 @@ def _explicit(path: Path, vocabulary: Path | None) -> FoundWeights:
     return FoundWeights(found, f"as asked{_passed_over(run, vocabulary)}")
 
 
-def _known_runs(root: Path) -> str:
-    names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
-    return f" There are: {', '.join(names[:8])}." if names else ""
+def _known_runs(run: Run) -> str:
+    """The other runs beside this one that hold weights."""
+    folders = sorted(run.root.iterdir()) if run.root.is_dir() else []
+    others = [f.name for f in folders if f.is_dir() and f.name != run.name]
+    names = [name for name in others if Run(name, run.root).last_stage() is not None]
+    return f" Other runs have: {', '.join(names[:8])}." if names else ""
 
 
 def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from concat_cli.core.vocabulary import ClassEntry, Kind, Vocabulary
 _FORM = "A vocabulary file has a class a line, like `cat, kitten` or `sky : stuff`, in UTF-8."
 _KINDS: tuple[str, ...] = get_args(Kind)
 _KEYS = ("name", "synonyms", "kind")  # of a class in a YAML or JSON list
+_SHORT = reprlib.Repr()  # a few lines of YAML can stand for lists of gigabytes
+_SHORT.maxstring = _SHORT.maxother = 200
 _ROW_HINT = (
     'Write "cat, kitten", or {"name": "cat", "synonyms": ["kitten"], "kind": "thing"}; '
     f"a kind is {' or '.join(_KINDS)}."
@@ -46,6 +49,7 @@ def parse_vocabulary(
     path: Path | str,
     known: Vocabulary | None = None,
     key: Callable[[str], str] = same_name,
+    text: str | None = None,
 ) -> Vocabulary:
     """The classes of a file, in order; UserError where it is missing, malformed or ambiguous.
 
@@ -53,9 +57,10 @@ def parse_vocabulary(
         known: the vocabulary of the weights. A name that it holds takes its kind (unless the file
             gives one), its id and whether it is seen; other names are unseen things.
         key: the form in which a name is looked up in `known`.
+        text: the content, where the caller has taken something out of it.
     """
     path = Path(path)
-    text = _read(path)
+    text = _read(path) if text is None else text
     reader = {".yaml": _yaml_items, ".yml": _yaml_items, ".json": _json_items}
     items = reader.get(path.suffix.lower(), _text_items)(path, text)
     if not items:
@@ -95,7 +100,7 @@ def _text_items(path: Path, text: str) -> list[_Item]:
 def _yaml_items(path: Path, text: str) -> list[_Item]:
     try:
         rows = yaml.load(text, yaml.BaseLoader)  # which leaves `no` and `1` as they are written
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} is no valid YAML: {reason}.", "Mend it.") from error
     return _list_items(path, rows)
@@ -104,7 +109,7 @@ def _yaml_items(path: Path, text: str) -> list[_Item]:
 def _json_items(path: Path, text: str) -> list[_Item]:
     try:
         return _list_items(path, json.loads(text))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no valid JSON: {error}.", "Mend it.") from error
 
 
@@ -127,13 +132,14 @@ def _row(row: Any, where: str) -> _Item:
         if kind in _KINDS:
             return _line(f"{name} : {kind}", where)
     if not isinstance(row, dict) or not {"name"} <= set(row) <= set(_KEYS):
-        raise UserError(f"{where}: {row!r} is no class{_unlike(row)}.", _ROW_HINT)
+        raise UserError(f"{where}: {_SHORT.repr(row):.300} is no class{_unlike(row)}.", _ROW_HINT)
     synonyms = row.get("synonyms") or []
     synonyms = synonyms.split(",") if isinstance(synonyms, str) else synonyms
     names: list[Any] = [row["name"], *synonyms] if isinstance(synonyms, list) else [None]
-    if not all(isinstance(name, str) for name in names):
-        raise UserError(f"{where}: names and synonyms must be strings.", _FORM)
-    return _Item(_clean(names), str(row.get("kind") or ""), where)
+    kind = row.get("kind") or ""
+    if not all(isinstance(name, str) for name in (*names, kind)):
+        raise UserError(f"{where}: name, synonyms and kind must be strings.", _FORM)
+    return _Item(_clean(names), kind, where)
 
 
 def _unlike(row: Any) -> str:
@@ -141,18 +147,18 @@ def _unlike(row: Any) -> str:
     if not isinstance(row, dict):
         return ""
     unknown = [repr(key) for key in row if key not in _KEYS]
-    return f": unknown key {', '.join(unknown)}" if unknown else ": it has no name"
+    return f": unknown key {', '.join(unknown)[:200]}" if unknown else ": it has no name"
 
 
 def _line(line: str, where: str) -> _Item:
     if ";" in line:
         raise UserError(
-            f"{where}: '{line}' holds a semicolon.",
+            f"{where}: {line!r:.200} holds a semicolon.",
             "Write one class a line; a comma stands before a synonym: `cat, kitten`.",
         )
     names, colon, kind = line.rpartition(":")
     if colon and not kind.strip():
-        raise UserError(f"{where}: nothing after the colon of '{line}'.", _FORM)
+        raise UserError(f"{where}: nothing after the colon of {line!r:.200}.", _FORM)
     return _Item(
         _clean((names if colon else line).split(",")), kind.strip() if colon else "", where
     )
@@ -165,13 +171,13 @@ def _clean(names: list[str]) -> tuple[str, ...]:
 def _check(item: _Item) -> None:
     if item.kind and item.kind not in _KINDS:
         raise UserError(
-            f"{item.where}: unknown kind '{item.kind}'.", f"A kind is {' or '.join(_KINDS)}."
+            f"{item.where}: unknown kind {item.kind!r:.200}.", f"A kind is {' or '.join(_KINDS)}."
         )
     if not all(item.names):
         raise UserError(f"{item.where}: a name is empty.", _FORM)
     odd = [name for name in item.names if not name.isprintable()]
     if odd:
-        raise UserError(f"{item.where}: {odd[0]!r} holds control characters.", _FORM)
+        raise UserError(f"{item.where}: {odd[0]!r:.200} holds control characters.", _FORM)
 
 
 def _check_duplicates(path: Path, items: list[_Item]) -> None:
