@@ -10,12 +10,13 @@ DEMO_DATA ?= data/shapes
 DEMO_SCENES ?=
 DEMO_ARGS ?=
 ABLATION_ARGS ?=
+COMPARE_ARGS ?=
 
 BIN := $(VENV)/bin
 CONCAT := $(BIN)/concat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint ablation reference tiny-clip clean
+.PHONY: help venv demo test fuzz lint ablation compare reference tiny-clip clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -55,6 +56,9 @@ lint: $(VENV)/.dev ## ruff and pyright
 
 ablation: $(VENV)/.run ## every cell of the ablation that is not there yet, then its tables
 	$(BIN)/python benchmarks/ablation.py $(ABLATION_ARGS)
+
+compare: $(VENV)/.run ## CONCAT, ZegFormer and CLIP-ZSS on the same scenes of three splits, then the tables
+	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
 
 reference: $(VENV)/.run ## configs/shapes.yaml on the default split and on those of seeds 1 and 2
 	for split in default=-1 1=1 2=2; do \

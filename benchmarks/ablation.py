@@ -15,8 +15,6 @@ The split `default` and the splits of seeds 1 and 2 are reported; nothing was tu
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import shutil
 import sys
 import time
@@ -27,15 +25,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from cells import (
+    SPLITS,
+    Rows,
+    add_row,
+    counts_file,
+    digest,
+    draw_world,
+    is_there,
+    of_one_budget,
+    read_rows,
+    spread,
+)
 
 from concat_cli.console import ConsoleProgress
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.clip.tokens import segment_tokens
 from concat_cli.core.config import Config
-from concat_cli.core.config_file import load_config, to_dict
+from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-from concat_cli.core.data.prepare_shapes import prepare_shapes
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.per_image import (
@@ -52,7 +61,6 @@ from concat_cli.core.train.con import train_con
 from concat_cli.core.train.finetune import finetune
 
 ROOT = Path("runs/ablation")
-SPLITS = {"default": -1, "1": 1, "2": 2}
 STAGE1 = {
     "projection": ["align.instance=0", "align.image=0"],
     "global": ["align.instance=0"],
@@ -126,23 +134,10 @@ def digests(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, str]:
     return {"digest": digest(config(split, cell, args)), "budget": digest(common)}
 
 
-def digest(cfg: Config) -> str:
-    """Twelve hex digits that differ where any key differs; keys at their default are left out, so
-    that a new key which changes nothing leaves what was measured valid."""
-    usual = to_dict(Config())
-    own = {
-        section: {key: value for key, value in keys.items() if value != usual[section][key]}
-        for section, keys in to_dict(cfg).items()
-    }
-    text = json.dumps(own, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     """Trains what a cell needs and is not there yet; returns its weights."""
     cfg, say = config(split, cell, args), ConsoleProgress()
-    if not (Path(cfg.data.root) / "dataset.json").exists():
-        prepare_shapes(Path(cfg.data.root), cfg.shapes, say)
+    draw_world(cfg, say)
     base = replace(cell, follow="", calibrated=False)
     folder = ROOT / (split if base.stage1 != "all-labels" else "any")
     first = Run(base.name, folder)
@@ -192,8 +187,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     if cell.stage1 == "clip-on-true-masks":
         cfg = config(split, cell, args)
-        if not (root / "dataset.json").exists():
-            prepare_shapes(root, cfg.shapes, ConsoleProgress())
+        draw_world(cfg, ConsoleProgress())
         counts, extra = clip_on_true_masks(root, cfg), {}
     else:
         weights = train(split, cell, args)
@@ -210,7 +204,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     total = counts.sum(0)
     made_with = digests(split, cell, args)
     np.savez_compressed(
-        counts_file(split, cell),
+        counts_file(ROOT, split, cell.name),
         counts=counts,
         seen=seen,
         unseen=unseen,
@@ -248,29 +242,14 @@ def clip_on_true_masks(root: Path, cfg: Config) -> np.ndarray:
     return np.stack(rows)
 
 
-def counts_file(split: str, cell: Cell) -> Path:
-    """Where a cell's counts are kept."""
-    (ROOT / "counts").mkdir(parents=True, exist_ok=True)
-    return ROOT / "counts" / f"{split}-{cell.name}.npz"
-
-
-def results() -> list[dict[str, Any]]:
+def results() -> Rows:
     """All rows measured so far."""
-    path = ROOT / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return read_rows(ROOT)
 
 
 def is_measured(split: str, cell: Cell, args: argparse.Namespace) -> bool:
     """Whether a cell's row is there; UserError if it was made with other arguments."""
-    mine = [row for row in results() if row["split"] == split and row["cell"] == cell.name]
-    now = digests(split, cell, args)["digest"]
-    if any(row.get("digest") != now for row in mine):
-        raise UserError(
-            f"The cell {cell.name} of split {split} in {ROOT / 'results.jsonl'} was measured with "
-            "other arguments.",
-            f"Move {ROOT} away to measure again, or repeat the old arguments.",
-        )
-    return bool(mine)
+    return is_there(results(), ROOT, split, cell.name, digests(split, cell, args)["digest"])
 
 
 def table() -> str:
@@ -283,17 +262,13 @@ def table() -> str:
         "| cell | splits | seen PQ | unseen PQ | hPQ | mask recall | accuracy, seen / unseen |"
     ]
     lines.append("|---|---|---|---|---|---|---|")
-    others = [row for row in rows if row.get("budget") != rows[-1].get("budget")]
-    rows = [row for row in rows if row not in others]
+    rows, others = of_one_budget(rows)
     if others:
-        lines[:0] = [f"{len(others)} cells with another budget are not shown.", ""]
+        lines[:0] = [f"{others} cells with another budget are not shown.", ""]
     for name in dict.fromkeys(str(row["cell"]) for row in rows):
         mine = [row for row in rows if row["cell"] == name]
-        values = [
-            np.array([100 * float(str(row[key])) for row in mine])
-            for key in ("seen", "unseen", "harmonic")
-        ]
-        shown = " | ".join(f"{v.mean():.1f} ± {v.std(ddof=len(v) > 1):.1f}" for v in values)
+        keys = ("seen", "unseen", "harmonic")
+        shown = " | ".join(spread([row[key] for row in mine]) for key in keys)
         lines.append(f"| {name} | {len(mine)} | {shown} | {' | '.join(diagnosed(mine))} |")
     lines += ["", INTERVALS, ""]
     lines += ["| difference in hPQ | splits | mean [95% interval over images] |", "|---|---|---|"]
@@ -378,8 +353,7 @@ def main(words: Sequence[str] | None = None) -> None:
     # all of them are looked at before the first is trained
     for split, cell in [] if args.table else [one for one in todo if not is_measured(*one, args)]:
         row = measure(split, cell, args)
-        with (ROOT / "results.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_row(ROOT, row)
         print({k: v for k, v in row.items() if k != "diagnostics"}, flush=True)
     print(table())
 

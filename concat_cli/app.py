@@ -12,6 +12,7 @@ import typer
 
 from concat_cli import __version__
 from concat_cli.commands import data, train, use
+from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
@@ -28,8 +29,11 @@ _COMMANDS = {
     "train-con": train.train_con,
     "train-cat": train.train_cat,
     "finetune": train.finetune,
+    "train-zegformer": train.train_zegformer,
+    "train-clip-zss": train.train_clip_zss,
     "evaluate": use.evaluate,
     "predict": use.predict,
+    "compare": compare,
     "doctor": doctor,
 }
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -58,7 +62,7 @@ def _version(asked: bool) -> None:
 def concat(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="The version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, hidden=True)
     ] = False,
 ) -> None:
     """Zero-shot panoptic and semantic segmentation."""

@@ -17,6 +17,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat prepare-data shapes data/shapes",
         'concat prepare-data shapes data/other --unseen "striped star; green water"',
         "concat prepare-data shapes data/split-1 --unseen-seed 1 --val 1000",
+        "concat prepare-data shapes data/shapes-void --unseen-pixels void",
     ),
     "prepare-data coco": (
         "concat prepare-data coco data/coco",
@@ -62,6 +63,15 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat finetune",
         "concat finetune --name demo --vocab classes.txt",
     ),
+    "train-zegformer": (
+        "concat train-zegformer",
+        "concat train-zegformer -c configs/zegformer_voc_15_5.yaml --dry-run",
+    ),
+    "train-clip-zss": (
+        "concat train-clip-zss",
+        "concat train-clip-zss --preview pseudo-labels",
+        "concat train-clip-zss -c configs/clip_zss_voc_15_5.yaml --dry-run",
+    ),
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
@@ -75,6 +85,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
+    ),
+    "compare": (
+        "concat compare demo shapes_zegformer shapes_clip_zss --out comparison",
+        "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
+        "fusion=shapes_zegformer --limit 50",
     ),
     "doctor": (
         "concat doctor",

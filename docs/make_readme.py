@@ -6,6 +6,7 @@
 Figures come from the files in docs/results/, all optional; without one: "not measured yet".
     demo.json, shapes-default.json, shapes-1.json, shapes-2.json   `concat evaluate --json`
     ablation.jsonl     runs/ablation/results.jsonl, a line for each cell and split
+    compare.jsonl      runs/compare/results.jsonl, a line for each method and split
     figures.json       single figures by name, as text: {"scenes": "150", ...}
 The tree comes from the first line of every file, the examples from concat_cli/examples.py.
 """
@@ -60,6 +61,16 @@ SHORT = {  # cell of benchmarks/ablation.py -> what it is
     "clip-on-true-masks": OTHERS["clip-on-true-masks"],
     "all-labels": OTHERS["all-labels"],
 }
+METHODS = {  # cell of benchmarks/compare.py -> what it is
+    "concat": "CONCAT",
+    "zegformer-segment": "ZegFormer, segment branch",
+    "zegformer-image": "ZegFormer, image branch",
+    "zegformer-fusion": "ZegFormer, fusion",
+    "clip-zss-plain": "CLIP-ZSS's student on seen pixels alone",
+    "clip-zss+glm": "... + GLM",
+    "clip-zss+glm+pseudo": "... + pseudo labels",
+    "clip-zss": "... + synthesizer: CLIP-ZSS",
+}
 FIGURES = {  # key in figures.json -> what it is, and the command
     "demo_minutes": ("`make demo`, minutes on two cores", "`make demo`"),
     "r50_512": (
@@ -75,6 +86,19 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     "bootstrap": (
         "1,000 draws of 5,000 images with 133 classes, intervals of PQ and mIoU",
         "`python benchmarks/bootstrap_speed.py`",
+    ),
+    "inference_cost": (
+        "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
+        "20 and 100 crops an image",
+        "`python benchmarks/inference_cost.py`",
+    ),
+    "zegformer_crops": (
+        "ZegFormer with the crops that matter, in batches, against every crop of every image",
+        "`python benchmarks/zegformer_crops.py`",
+    ),
+    "dense_classes": (
+        "naming the pixels of 640x640 with 20, 171 and 847 classes: peak memory",
+        "`python benchmarks/dense_classes.py`",
     ),
     "teach": (
         "`concat finetune --vocab` with 50 names, seconds",
@@ -111,10 +135,7 @@ def row(what: str, command: str, rows: Sequence[tuple[float, ...] | None]) -> st
     there = [one for one in rows if one is not None]
     if not there or len(there) < len(rows):
         return f"| {what} | {MISSING} | | | {command} |"
-    shown = []
-    for values in zip(*there, strict=True):
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        shown.append(f"{statistics.mean(values):.1f}{spread}")
+    shown = [_mean([value / 100 for value in values]) for values in zip(*there, strict=True)]
     return f"| {what} | {' | '.join(shown)} | {command} |"
 
 
@@ -146,6 +167,36 @@ def ablation_table(folder: Path) -> str:
         for cell, what in (names | OTHERS).items()
     ]
     return "\n".join(lines)
+
+
+def compare_table(folder: Path) -> str:
+    """Every method of the comparison: mean, and spread over its splits; "-" where undefined."""
+    path = folder / "compare.jsonl"
+    rows = (
+        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    )
+    heads = [f"{group} {figure}" for figure in ("mIoU", "PQ") for group in GROUPS]
+    lines = [f"| method | splits | {' | '.join(heads)} |", "|---" * (len(heads) + 2) + "|"]
+    for cell, what in METHODS.items():
+        mine = [row for row in rows if row["cell"] == cell]
+        shown = [MISSING, *[""] * (len(heads) - 1)]
+        if mine:
+            shown = [
+                _mean([row[figure][group] for row in mine])
+                for figure in ("mIoU", "PQ")
+                for group in GROUPS
+            ]
+        lines.append(f"| {what} | {len(mine)} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    """Fractions as percent: their mean, and their spread where there are several."""
+    there = [100 * value for value in values if value is not None]
+    if len(there) < len(values):
+        return "-"
+    spread = f" ± {statistics.stdev(there):.1f}" if len(there) > 1 else ""
+    return f"{statistics.mean(there):.1f}{spread}"
 
 
 def figures_table(folder: Path) -> str:
@@ -208,6 +259,7 @@ def filled(text: str, folder: Path) -> str:
         "scores": scores_table(folder),
         "figures": figures_table(folder),
         "ablation": ablation_table(folder),
+        "compare": compare_table(folder),
         "tree": tree(),
         "examples": examples(),
     }

@@ -1,8 +1,9 @@
-"""The layouts of COCO-Stuff and COCO instances, drawn at small scale."""
+"""The layouts of COCO's panoptic annotations, COCO-Stuff and COCO instances, drawn small."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from drawn_files import (
     numbered,
     pack,
     pairs,
+    panoptic_json,
+    panoptic_rows,
     photo,
     write,
 )
@@ -74,6 +77,82 @@ def coco_stuff_detectron(root: Path) -> Truth:
     files, truth = pairs(COCO, image, label, grey, STUFF_IDS, stuff_position)
     write(root / "coco", files)
     return truth
+
+
+# panoptic
+
+UNSEEN = {
+    21: "cow", 25: "giraffe", 33: "suitcase", 34: "frisbee", 41: "skateboard", 57: "carrot",
+    87: "scissors", 100: "cardboard", 145: "playingfield", 148: "river", 149: "road",
+    184: "tree-merged", 187: "sky-other-merged", 193: "grass-merged",
+}  # fmt: skip
+SEEN = [number for number in range(1, 201) if number not in UNSEEN][:119]
+PANOPTIC_RAW = (0, 1, 2, 21, 60, 110, 187)  # 0: void
+ALL = "panoptic_annotations_trainval2017.zip"
+
+
+def coco_panoptic_files() -> tuple[Files, Truth]:
+    """The official layout: 133 categories, of which the 14 unseen have their names and lie in every
+    second image; the second category is a crowd."""
+    label = "raw/{part}/{stem}.png"
+    files, truth = pairs(
+        COCO, "{part}2017/{stem}.jpg", label, grey, PANOPTIC_RAW, lambda value: value or None
+    )
+    files = {name: data for name, data in files.items() if not name.startswith("raw/")}
+    categories = [
+        {"id": n, "name": UNSEEN.get(n, f"kind {n}"), "isthing": int(n <= 90)}
+        for n in sorted([*SEEN, *UNSEEN])
+    ]
+    for part, known in truth.items():
+        rows, images = [], []
+        for name, segments in known.items():
+            stem = name.removesuffix(".jpg")
+            known[name] = [
+                (category, category == 2, mask)
+                for category, _, mask in segments
+                if int(stem) % 2 == 0 or category not in UNSEEN
+            ]
+            segments, png = panoptic_rows(known[name], lambda category: category)
+            files[f"annotations/panoptic_{part}2017/{stem}.png"] = png
+            rows.append(
+                {"image_id": int(stem), "file_name": f"{stem}.png", "segments_info": segments}
+            )
+            images.append(image_row(int(stem), name))
+        files[f"annotations/panoptic_{part}2017.json"] = panoptic_json(images, rows, categories)
+    return files, truth
+
+
+def coco_panoptic(root: Path) -> Truth:
+    files, truth = coco_panoptic_files()
+    write(root, files)
+    return truth
+
+
+def coco_panoptic_detectron(root: Path) -> Truth:
+    """The PNGs beside the images, the JSONs in annotations."""
+    files, truth = coco_panoptic_files()
+    moved = {n.replace("annotations/panoptic_", "panoptic_") if n.endswith(".png") else n: data
+             for n, data in files.items()}  # fmt: skip
+    write(root / "coco", moved)
+    return truth
+
+
+def coco_panoptic_zips(root: Path, kind: int = zipfile.ZIP_DEFLATED) -> Truth:
+    """As downloaded: the PNGs of each part in a zip, and these in the zip of all annotations; and
+    COCO-Stuff's zip beside them."""
+    files, truth = coco_panoptic_files()
+    archives = {f"{part}2017.zip": (f"{part}2017/", f"{part}2017/") for part in COCO}
+    for part in COCO:
+        inner = f"panoptic_{part}2017"
+        archives[f"annotations/{inner}.zip"] = (f"annotations/{inner}/", f"{inner}/")
+    files["maps/train2017/000000000001.png"] = b"of COCO-Stuff"
+    archives |= {ALL: ("annotations/", "annotations/")}
+    pack(root, files, archives | {"stuffthingmaps_trainval2017.zip": ("maps/", "")}, kind)
+    return truth
+
+
+def coco_panoptic_zips_stored(root: Path) -> Truth:
+    return coco_panoptic_zips(root, zipfile.ZIP_STORED)
 
 
 # instances

@@ -99,18 +99,30 @@ def write(root: Path, files: Files) -> None:
         path.write_bytes(data)
 
 
-def pack(root: Path, files: Files, archives: Mapping[str, tuple[str, str]]) -> None:
+def zipped(files: Files, prefix: str, inside: str, kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """The files below a prefix as a zip, in which `inside` stands for it; they are taken out of
+    `files`. The zip holds what an archiver on a Mac leaves, too."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", kind) as archive:
+        for name in [name for name in files if name.startswith(prefix)]:
+            member = inside + name[len(prefix) :]
+            archive.writestr(member, files.pop(name))
+            folder, _, file = member.rpartition("/")
+            archive.writestr(f"__MACOSX/{folder}/._{file}", b"\0\5\26\7")
+    return buffer.getvalue()
+
+
+def pack(
+    root: Path,
+    files: Files,
+    archives: Mapping[str, tuple[str, str]],
+    kind: int = zipfile.ZIP_DEFLATED,
+) -> None:
     """The files below each prefix in a zip, by archive name: (prefix, what stands for it inside);
-    the rest as files. The zips hold what an archiver on a Mac leaves, too."""
+    the rest as files. An archive whose name begins with the prefix of a later one goes into it."""
     left = dict(files)
-    root.mkdir(parents=True, exist_ok=True)
     for archive, (prefix, inside) in archives.items():
-        with zipfile.ZipFile(root / archive, "w", zipfile.ZIP_DEFLATED) as zipped:
-            for name in [name for name in left if name.startswith(prefix)]:
-                member = inside + name[len(prefix) :]
-                zipped.writestr(member, left.pop(name))
-                folder, _, file = member.rpartition("/")
-                zipped.writestr(f"__MACOSX/{folder}/._{file}", b"\0\5\26\7")
+        left[archive] = zipped(left, prefix, inside, kind)
     write(root, left)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import drawn_ade as ade
 import drawn_cityscapes as city
 import drawn_coco as coco
+import drawn_custom as custom
 import drawn_voc as voc
 from drawn_files import Truth
 
@@ -31,6 +32,12 @@ class Case:
 
 EVERY = ("panoptic", "semantic", "instance")
 CASES: dict[str, Case] = {
+    "coco": Case("coco", "official", coco.coco_panoptic, {}, EVERY),
+    "coco detectron2": Case("coco", "official", coco.coco_panoptic_detectron, {}, EVERY),
+    "coco zips": Case("coco", "official, zips in place", coco.coco_panoptic_zips, {}, EVERY),
+    "coco zips stored": Case(
+        "coco", "official, zips in place", coco.coco_panoptic_zips_stored, {}, EVERY
+    ),
     "coco-stuff": Case("coco-stuff", "official", coco.coco_stuff),
     "coco-stuff zips": Case("coco-stuff", "official, zips in place", coco.coco_stuff_zips),
     "coco-stuff mmseg": Case("coco-stuff", "mmsegmentation", coco.coco_stuff_mmseg),
@@ -76,4 +83,16 @@ CASES: dict[str, Case] = {
         {"year": 2014, "classes": 65},
         ("instance",),
     ),
+    "custom panoptic": Case("custom", "panoptic", custom.panoptic, custom.PANOPTIC, EVERY),
+    "custom panoptic zips": Case(
+        "custom", "panoptic, zips in place", custom.panoptic_zips, custom.PANOPTIC_ZIPS, EVERY
+    ),
+    "custom instances": Case(
+        "custom", "instances", custom.instances, custom.INSTANCES, ("instance",)
+    ),
+    "custom semantic": Case("custom", "semantic", custom.semantic, custom.SEMANTIC),
+    "custom semantic zip": Case(
+        "custom", "semantic, zips in place", custom.semantic_zip, custom.SEMANTIC_ZIP
+    ),
+    "custom merged": Case("custom", "instances over semantic", custom.merged, custom.MERGED, EVERY),
 }

@@ -42,6 +42,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ablation", module)  # dataclasses look their module up
+        patch.syspath_prepend(str(HERE / "benchmarks"))
         spec.loader.exec_module(module)
         patch.setattr(module, "ROOT", tmp_path_factory.mktemp("runs") / "ablation")
         call(module, *CELLS)

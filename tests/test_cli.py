@@ -23,6 +23,7 @@ from concat_cli.app import main
 from concat_cli.commands.train import resume_command
 from concat_cli.console import Console, ConsoleProgress, duration
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.cost import Cost
 from concat_cli.core.progress import Progress
 from concat_cli.examples import EXAMPLES
 
@@ -37,6 +38,13 @@ SMALL = """
     cat.hidden=16 cat.steps=2 cat.eval_every=1 cat.batch=8 cat.negatives=8 cat.fold=2
     finetune.steps=2 finetune.batch=16 infer.min_score=0.0
 """.split()  # fmt: skip
+SMALL_ZSS = """
+    shapes.train=8 shapes.dev=2 shapes.val=3 shapes.size=64 shapes.unseen_pixels=drop
+    data.root=data/shapes data.crop=64 infer.size=64 infer.max_size=64 clip_zss.head_width=32
+    clip_zss.pseudo=false clip_zss.synthesizer=0 optim.steps=2 optim.batch_size=4
+    optim.per_device=4 optim.warmup=1 optim.precision=fp32
+""".split()  # fmt: skip
+NO_COST = Cost(1, False, {"semantic": 1.0, "panoptic": None}, 1.0, "cpu", 1)
 Output = tuple[int, str, str]
 
 
@@ -48,6 +56,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(root)
         assert main(["prepare-data", "shapes", "data/shapes", *SCENES]) == 0
         assert main(["train-con", *SMALL]) == main(["train-cat"]) == main(["finetune"]) == 0
+        unaligned = [*SMALL, "align.instance=0", "align.image=0", "warmup.masks=1"]
+        assert main(["train-zegformer", *unaligned]) == 0
+        assert main(["train-clip-zss", *SMALL_ZSS]) == 0
     coco = root / "data" / "coco"
     for part, name in (("train", "train2017"), ("val", "val2017")):
         shutil.copytree(root / "data/shapes" / part, coco / name)
@@ -100,12 +111,22 @@ def each_example() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("line", sorted(set(each_example())))
-def test_every_example_runs(line: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_runs(
+    line: str, inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Long ones with --dry-run, drawn worlds with few scenes; data on disk are drawn for the test,
-    with other classes than COCO's, or with unseen ones in every image."""
+    with other classes than COCO's, or with unseen ones in every image. What a model costs is
+    measured in test_compare.py."""
+    monkeypatch.setattr("concat_cli.core.evaluate.compare.measure_cost", lambda *_: NO_COST)
     words = shlex.split(line)[1:]
-    if words[0] in ("train-con", "train-cat", "finetune"):
+    if words[0] in ("train-con", "train-cat", "finetune", "train-zegformer"):
         words = [*words, "--dry-run", *DRAWN]
+    if words[0] == "train-clip-zss":
+        preview = "--preview" in words
+        voc = any("voc" in word for word in words)
+        words = [*words, *(["--fresh"] if not preview else []), *([] if voc else SMALL_ZSS)]
+    if words[0] == "compare":
+        words = [*words, "--bootstrap", "20"]
     if words[:2] == ["prepare-data", "shapes"]:
         words = [*words, *SCENES]
     if (

@@ -102,10 +102,10 @@ def test_a_sweep_equals_evaluations_of_their_own_and_runs_the_model_once(dataset
     swept = mixed(dataset)
     offsets = sweep_offsets(20.0, 0.0)
     report = evaluate_model(swept, dataset, offsets=offsets, dev_offset=1.2)
-    once = swept.segmentor.calls
+    once = swept.model.calls
     again = mixed(dataset)
     plain = evaluate_model(again, dataset)
-    assert once == again.segmentor.calls
+    assert once == again.model.calls
     assert report.panoptic == plain.panoptic and report.per_class == plain.per_class
     found = report.calibration
     assert found is not None and [row.offset for row in found.rows] == list(offsets)

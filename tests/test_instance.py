@@ -13,9 +13,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 
-from concat_cli.core.config import InferConfig
 from concat_cli.core.evaluate.instance import InstanceScore, TrueInstance, true_instances
 from concat_cli.core.infer.instances import Instance, encoded, instances
+from concat_cli.core.infer.postprocess import calibrated
 
 HEIGHT, WIDTH, CLASSES, IMAGES = 130, 150, 4, 14
 
@@ -149,8 +149,8 @@ def test_inference_equals_a_loop_over_pairs(offset: float) -> None:
     mask_logits[0, 4] = -9.0  # an empty mask
     thing = torch.tensor([True, False, True, True, False])
     seen = torch.tensor([True, True, False, False, True])
-    cfg = InferConfig(seen_offset=offset)
-    found = instances(class_logits, mask_logits, [size, size], thing, cfg, seen)
+    likely = calibrated(class_logits, seen, offset).softmax(-1)
+    found = instances(likely, mask_logits, [size, size], thing)
     for b, mine in enumerate(found):
         shifted = class_logits[b].clone()
         shifted[:, :-1] -= offset * seen

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from concat_cli.core.config import InferConfig
 from concat_cli.core.evaluate.panoptic import overlaps
 from concat_cli.core.infer import postprocess
-from concat_cli.core.infer.postprocess import panoptic, semantic
+from concat_cli.core.infer.postprocess import calibrated, panoptic, semantic
 
 K = 5
 IS_THING = torch.tensor([True, False, True, False, True])
@@ -62,6 +62,10 @@ def random_outputs(seed, b=4, q=9, h=8, w=8):
     return torch.randn(b, q, K + 1, generator=generator) * 4, masks
 
 
+def probabilities(class_logits, offset=0.0):
+    return calibrated(class_logits, SEEN, offset).softmax(-1)
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("budget", [postprocess.BUDGET, 3000])
 def test_equals_the_published_loop(seed, budget, monkeypatch):
@@ -69,7 +73,8 @@ def test_equals_the_published_loop(seed, budget, monkeypatch):
     class_logits, mask_logits = random_outputs(seed)
     sizes, valid = [(32, 32), (45, 70), (32, 32), (3, 90)], [(32, 32), (20, 32), (32, 32), (1, 32)]
     cfg = InferConfig(min_score=0.3, overlap=0.6, seen_offset=float(seed % 3))
-    results = panoptic(class_logits, mask_logits, sizes, IS_THING, cfg, SEEN, valid)
+    likely = probabilities(class_logits, cfg.seen_offset)
+    results = panoptic(likely, mask_logits, sizes, IS_THING, cfg, valid)
     for i, result in enumerate(results):
         expected, segments = naive_panoptic(
             class_logits[i], mask_logits[i], sizes[i], valid[i], cfg
@@ -86,7 +91,9 @@ def test_segments_describe_their_map():
     for seed in range(4):
         class_logits, mask_logits = random_outputs(seed)
         cfg = InferConfig(min_score=0.2, overlap=0.3)
-        for result in panoptic(class_logits, mask_logits, [(37, 50)] * 4, IS_THING, cfg):
+        for result in panoptic(
+            probabilities(class_logits), mask_logits, [(37, 50)] * 4, IS_THING, cfg
+        ):
             ids = [s.id for s in result.segments]
             assert ids == list(range(1, len(ids) + 1))
             assert set(np.unique(result.panoptic_map)) - {0} == set(ids)
@@ -103,7 +110,7 @@ def test_no_confident_query_gives_an_empty_map():
     class_logits = torch.zeros(2, 3, K + 1)
     class_logits[..., K] = 9
     masks = torch.ones(2, 3, 8, 8)
-    for result in panoptic(class_logits, masks, [(5, 6)] * 2, IS_THING, InferConfig()):
+    for result in panoptic(class_logits.softmax(-1), masks, [(5, 6)] * 2, IS_THING, InferConfig()):
         assert result.segments == () and result.panoptic_map.shape == (5, 6)
         assert not result.panoptic_map.any()
 
@@ -115,7 +122,8 @@ def test_stuff_of_one_class_is_merged_and_things_are_not():
     mask_logits = torch.full((1, 4, 8, 8), -9.0)
     for q in range(4):
         mask_logits[0, q, :, 2 * q : 2 * q + 2] = 9.0
-    (result,) = panoptic(class_logits, mask_logits, [(32, 32)], IS_THING, InferConfig())
+    likely = probabilities(class_logits)
+    (result,) = panoptic(likely, mask_logits, [(32, 32)], IS_THING, InferConfig())
     assert [s.class_index for s in result.segments] == [1, 2, 2]
     assert result.segments[0].area > 1.5 * result.segments[1].area
     assert result.segments[0].score > 0.99  # of the better query
@@ -125,10 +133,13 @@ def test_seen_offset_moves_the_choice_to_unseen_classes():
     class_logits = torch.full((1, 1, K + 1), -9.0)
     class_logits[0, 0, 0], class_logits[0, 0, 2] = 2.0, 1.0
     mask_logits = torch.ones(1, 1, 8, 8)
-    plain = panoptic(class_logits, mask_logits, [(8, 8)], IS_THING, InferConfig(), SEEN)
-    moved = InferConfig(seen_offset=2.0)
-    calibrated = panoptic(class_logits, mask_logits, [(8, 8)], IS_THING, moved, SEEN)
-    assert plain[0].segments[0].class_index == 0 and calibrated[0].segments[0].class_index == 2
+    chosen = [
+        panoptic(
+            probabilities(class_logits, offset), mask_logits, [(8, 8)], IS_THING, InferConfig()
+        )
+        for offset in (0.0, 2.0)
+    ]
+    assert [found[0].segments[0].class_index for found in chosen] == [0, 2]
 
 
 @pytest.mark.parametrize("budget", [postprocess.BUDGET, 3000])
@@ -136,11 +147,12 @@ def test_semantic_equals_the_formula(budget, monkeypatch):
     monkeypatch.setattr(postprocess, "BUDGET", budget)
     class_logits, mask_logits = random_outputs(5)
     sizes, valid = [(32, 32), (45, 70), (32, 32), (3, 90)], [(32, 32), (20, 32), (32, 32), (1, 32)]
-    cfg = InferConfig()
-    maps = semantic(class_logits, mask_logits, sizes, cfg, SEEN, valid)
+    taken_off = torch.linspace(0, 0.4, K)
+    maps = semantic(class_logits.softmax(-1), mask_logits, sizes, valid, taken_off)
     for i, found in enumerate(maps):
         masks = naive_masks(mask_logits[i], sizes[i], valid[i])
         scores = torch.einsum("qc,qhw->chw", class_logits[i].softmax(-1)[:, :-1], masks)
+        scores -= taken_off[:, None, None]
         assert found.shape == sizes[i]
         assert (found != scores.argmax(0).numpy()).mean() < 1e-3
 

@@ -86,7 +86,7 @@ def test_paths_arrays_and_images_are_the_same(predictor, tmp_path):
 
 def test_an_empty_result_is_valid(predictor, tmp_path):
     none = Predictor(
-        predictor.segmentor, predictor.text, VOCABULARY, InferConfig(size=64, min_score=1.0)
+        predictor.model, predictor.text, VOCABULARY, InferConfig(size=64, min_score=1.0)
     )
     found = none(picture(30, 40))
     assert found.segments == () and not found.panoptic_map.any()

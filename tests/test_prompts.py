@@ -71,6 +71,25 @@ def test_embeddings_are_means_over_synonyms_and_templates(clip, tmp_path):
 IMAGENET_SELECT = prompts.TEMPLATES["imagenet_select"]
 
 
+def test_the_masked_templates_are_32_different_ones():
+    masked = prompts.TEMPLATES["masked"]
+    assert len(masked) == len(set(masked)) == 32
+    assert all(template.count("{}") == 1 for template in masked)
+    assert sum("masked" in template for template in masked) == 4 + 1 + 5
+    assert sum("cropped" in template for template in masked) == 1 + 4 + 1
+    assert sum(template.endswith("in the scene") for template in masked) == 6 + 5 + 5
+
+
+def test_a_set_of_templates_may_be_asked_for(clip, tmp_path):
+    cfg = ClipConfig()
+    plain = text_embeddings(clip, VOCABULARY, cfg, tmp_path)
+    masked = text_embeddings(clip, VOCABULARY, cfg, tmp_path, templates="masked")
+    each = clip.encode_text([t.format("sky") for t in prompts.TEMPLATES["masked"]])
+    torch.testing.assert_close(masked[1], F.normalize(each.mean(0), dim=0))
+    assert not torch.allclose(masked, plain)
+    assert torch.equal(text_embeddings(clip, VOCABULARY, cfg, tmp_path), plain)
+
+
 def test_names_may_stay_as_they_are(clip, tmp_path):
     cfg = ClipConfig(clean_names=False)
     raw = text_embeddings(clip, VOCABULARY, cfg, tmp_path)[1]

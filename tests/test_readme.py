@@ -159,10 +159,19 @@ def test_figures_come_from_files_alone(tmp_path: Path) -> None:
     (tmp_path / "ablation.jsonl").write_text(line % ("1", 0.4) + line % ("2", 0.5))
     assert "| 50.0 | 25.0 | 30.0 |" in maker.scores_table(tmp_path)
     assert "| 45.0 ± 7.1 | 20.0 ± 0.0 | 30.0 ± 0.0 |" in maker.ablation_table(tmp_path)
+    assert all(maker.MISSING in row for row in maker.compare_table(tmp_path).splitlines()[2:])
+    shares = '{"seen": %s, "unseen": 0.2, "harmonic": 0.3}'
+    nothing = '{"seen": null, "unseen": null, "harmonic": null}'
+    line = '{"split": "%s", "cell": "clip-zss", "mIoU": %s, "PQ": %s}\n'
+    lines = [line % (split, shares % seen, nothing) for split, seen in (("1", 0.4), ("2", 0.5))]
+    (tmp_path / "compare.jsonl").write_text("".join(lines))
+    expected = "| 2 | 45.0 ± 7.1 | 20.0 ± 0.0 | 30.0 ± 0.0 | - | - | - |"
+    assert expected in maker.compare_table(tmp_path)
 
 
 def test_the_python_example_uses_what_there_is() -> None:
-    from concat_cli.core.infer.predictor import Prediction, Predictor
+    from concat_cli.core.infer.outputs import Prediction
+    from concat_cli.core.infer.predictor import Predictor
 
     (code,) = blocks(README, "python")
     tree = ast.parse(code)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,8 +24,10 @@ from concat_cli.core.data.recipes import (
     RECIPES,
     ade20k,
     cityscapes,
+    coco,
     coco_instances,
     coco_stuff,
+    custom,
     pascal_context,
     voc,
 )
@@ -31,6 +36,7 @@ from concat_cli.core.data.source import Source
 from concat_cli.core.errors import UserError
 
 MMSEG = "coco_stuff164k/annotations"
+IMAGE_ZIPS = (("train2017", "images"), ("val2017", "images"))
 SITES = {  # of their publishers
     "coco-stuff": "cocodataset.org",
     "voc": "host.robots.ox.ac.uk",
@@ -79,11 +85,109 @@ def test_a_missing_piece_is_listed(case: str, gone: str, words: str, tmp_path: P
     assert ("  found: " in caught.value.what) == (case != "ade zip")  # what is there is said, too
 
 
-def test_a_tar_is_to_be_unpacked(tmp_path: Path) -> None:
-    (tmp_path / "VOCtrainval_11-May-2012.tar").touch()
+@pytest.mark.parametrize(
+    ("recipe", "tars"),
+    [
+        ("voc", ["VOCtrainval_11-May-2012.tar"]),
+        ("voc", ["benchmark.tgz", "my VOC.tar"]),
+        ("pascal-context", ["VOCtrainval_03-May-2010.tar", "trainval.tar.gz"]),
+        ("ade20k", ["annotations_instance.tar"]),
+        ("coco", ["train2017.tar"]),
+    ],
+)
+def test_a_tar_is_to_be_unpacked(recipe: str, tars: list[str], tmp_path: Path) -> None:
+    """The command that the error prints does it."""
+    for tar in tars:
+        with tarfile.open(tmp_path / tar, "w:gz" if tar.endswith("gz") else "w") as archive:
+            archive.add(__file__, f"inside/{tar}.txt")
     with pytest.raises(UserError) as caught:
-        voc.find(tmp_path)
-    assert "Unpack VOCtrainval_11-May-2012.tar" in caught.value.hint
+        RECIPES[recipe](tmp_path)
+    hint = caught.value.hint
+    assert "http" in hint  # what else is needed
+    command = hint[hint.index("tar -xf") :].partition("; ")[0]
+    assert command.count("tar -xf ") == len(tars)
+    subprocess.run(command, shell=True, check=True)
+    assert {path.name for path in (tmp_path / "inside").iterdir()} == {f"{t}.txt" for t in tars}
+
+
+def test_a_tar_as_the_data_itself(tmp_path: Path) -> None:
+    path = tmp_path / "VOCtrainval_11-May-2012.tar"
+    path.touch()
+    with pytest.raises(UserError) as caught:
+        voc.find(path)
+    assert f"tar -xf {path} -C {tmp_path}" in caught.value.hint
+    with pytest.raises(UserError) as caught:
+        custom.find(tmp_path, images=path.name, json="x.json")
+    assert f"tar -xf {path} -C {tmp_path}" in caught.value.hint
+
+
+def test_ade_without_instances_says_how_to_get_them(tmp_path: Path) -> None:
+    CASES["ade semantic"].draw(tmp_path)
+    tar = tmp_path / "annotations_instance.tar"
+    tar.touch()
+    assert f"tar -xf {tar} -C {tmp_path}" in ade20k.find(tmp_path).notes[0]
+
+
+# zips in a zip
+
+
+def test_zips_that_are_packed_twice_are_said_with_their_size(tmp_path: Path) -> None:
+    CASES["coco zips"].draw(tmp_path)
+    (note,) = coco.find(tmp_path).notes
+    outer = tmp_path / "panoptic_annotations_trainval2017.zip"
+    assert "panoptic_train2017.zip (0.0 MB) and annotations/panoptic_val2017.zip (0.0 MB)" in note
+    assert note.endswith(f"unzip {outer} -d {tmp_path}")
+    with zipfile.ZipFile(outer) as archive:  # which does this
+        archive.extractall(tmp_path)
+    source = coco.find(tmp_path)
+    assert not source.notes and source.layout == "official, zips in place"
+    place = f"{tmp_path}/annotations/panoptic_val2017.zip!panoptic_val2017"
+    assert source.parts["val"].labels == place
+
+
+def test_zips_that_are_stored_in_a_zip_need_no_word(tmp_path: Path) -> None:
+    CASES["coco zips stored"].draw(tmp_path)
+    assert not coco.find(tmp_path).notes
+
+
+def test_the_annotations_of_coco_may_lie_in_their_folder(tmp_path: Path) -> None:
+    truth = CASES["coco zips"].draw(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    for name, folder in (("panoptic_annotations_trainval2017", "annotations"), *IMAGE_ZIPS):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / f"{name}.zip").rename(tmp_path / folder / f"{name}.zip")
+    parts = coco.find(tmp_path).parts
+    assert {name: len(list(part.items)) for name, part in parts.items()} == {
+        name: len(known) for name, known in truth.items()
+    }
+
+
+@pytest.mark.parametrize("case", ["coco zips", "coco zips stored"])
+def test_a_damaged_zip_in_a_zip_names_both(case: str, tmp_path: Path) -> None:
+    CASES[case].draw(tmp_path)
+    outer = tmp_path / "panoptic_annotations_trainval2017.zip"
+    with zipfile.ZipFile(outer) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist()}
+        kind = archive.infolist()[0].compress_type
+    inside["annotations/panoptic_val2017.zip"] = inside["annotations/panoptic_val2017.zip"][:-200]
+    with zipfile.ZipFile(outer, "w", kind) as archive:
+        for name, data in inside.items():
+            archive.writestr(name, data)
+    wanted = r"trainval2017\.zip!annotations/panoptic_val2017\.zip is no complete zip"
+    with pytest.raises(UserError, match=wanted):
+        coco.find(tmp_path)
+
+
+def test_coco_without_its_annotations(tmp_path: Path) -> None:
+    CASES["coco zips"].draw(tmp_path)
+    (tmp_path / "panoptic_annotations_trainval2017.zip").unlink()
+    with pytest.raises(UserError) as caught:
+        coco.find(tmp_path)
+    assert "missing: the list of segments (panoptic_annotations_trainval2017.zip)" in (
+        caught.value.what
+    )
+    assert "panoptic_train2017.zip, which lies inside" in caught.value.what
+    assert "cocodataset.org" in caught.value.hint
 
 
 def test_one_part_without_the_other(tmp_path: Path) -> None:

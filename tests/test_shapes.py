@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mini import mini_config
 from PIL import Image
 
 from concat_cli.core.config import ShapesConfig
 from concat_cli.core.data import prepare_shapes as module
-from concat_cli.core.data.prepare_shapes import prepare_shapes
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.data.prepare_shapes import differing_keys, prepare_shapes
 from concat_cli.core.data.shapes import PARTS, SEED_BOUND, Scene, draw_scene, scene_seed
 from concat_cli.core.data.shapes_split import (
     CLASSES,
@@ -29,8 +32,12 @@ from concat_cli.core.data.shapes_split import (
     unseen_split,
 )
 from concat_cli.core.errors import UserError
+from concat_cli.core.runs import Run
+from concat_cli.core.train.con import train_con
 
 CONFIG = ShapesConfig(train=12, dev=4, val=6, seed=5)
+VOID = ShapesConfig(train=12, dev=4, val=6, seed=5, size=64, unseen_pixels="void")
+UNSEEN = {CLASSES.index_of_name[name] for name in DEFAULT_UNSEEN}
 
 
 class Heard:
@@ -375,3 +382,123 @@ def test_custom_split_in_any_order_is_one_data_set(tmp_path: Path) -> None:
 def test_a_seed_out_of_range_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"shapes\.seed"):
         prepare_shapes(tmp_path / "shapes", ShapesConfig(seed=SEED_BOUND))
+
+
+# --- unseen pixels void: the protocol of semantic zero-shot segmentation -----------------------
+
+
+@pytest.fixture(scope="module")
+def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("void") / "shapes"
+    prepare_shapes(out, VOID, processes=1)
+    return out
+
+
+def truth(part: str, index: int, cfg: ShapesConfig = VOID) -> Scene:
+    """The scene as it was drawn: of all classes."""
+    return draw_scene(scene_seed(part, cfg.seed, index), cfg.size)
+
+
+@pytest.mark.parametrize("part", ["train", "dev", "val"])
+def test_void_tells_no_unseen_label_and_no_unseen_mask(hidden: Path, part: str) -> None:
+    """Checked in the files themselves, against the scenes drawn anew."""
+    info = read_dataset_info(hidden)
+    place = info.part(part)
+    rows = json.loads(place.index.read_text())["annotations"]
+    met = 0
+    for index, row in enumerate(rows):
+        scene = truth(part, index)
+        pixels = np.asarray(Image.open(place.images / row["file_name"]))
+        assert (pixels == scene.image).all()  # every picture is shown as it is
+        code = np.asarray(Image.open(place.labels / row["file_name"])).astype(int)
+        ids = code @ np.array([1, 256, 65536])
+        unseen = [n for n, label in enumerate(scene.labels.tolist(), 1) if label in UNSEEN]
+        gone = np.isin(scene.segment_map, [] if part == "val" else unseen)
+        assert ((ids == 0) == gone).all()
+        kept = [n for n in range(1, len(scene.labels) + 1) if part == "val" or n not in unseen]
+        assert len(row["segments_info"]) == len(kept)
+        assert set(np.unique(ids[ids > 0])) == {s["id"] for s in row["segments_info"]}
+        for number, segment in zip(kept, row["segments_info"], strict=True):
+            assert segment["category_id"] == CLASSES.ids[scene.labels[number - 1]]
+            mask = ids == segment["id"]
+            assert (mask == (scene.segment_map == number)).all() and segment["area"] == mask.sum()
+        met += len(unseen)
+    assert met > 0  # unseen things and stuff are in the pictures
+    samples = PanopticDataset(place, info.vocabulary)
+    labels = {label for i in range(len(samples)) for label in samples[i].labels.tolist()}
+    assert bool(labels & UNSEEN) == (part == "val")
+
+
+def test_void_says_what_it_took_away(hidden: Path) -> None:
+    scenes = [truth("train", i) for i in range(12)] + [truth("dev", i) for i in range(4)]
+    found = read_dataset_info(hidden).protocol
+    by_class = Counter(
+        CLASSES.names[label] for scene in scenes for label in set(scene.labels.tolist()) & UNSEEN
+    )
+    segments = [int(label) in UNSEEN for scene in scenes for label in scene.labels]
+    pixels = [
+        (scene.segment_map == n).sum()
+        for scene in scenes
+        for n, label in enumerate(scene.labels.tolist(), 1)
+        if label in UNSEEN
+    ]
+    assert found == {
+        "unseen_pixels": "void",
+        "images_listed": 16,
+        "pixels_listed": 16 * 64 * 64,
+        "images_dropped": 0,
+        "segments_dropped": 0,
+        "pixels_dropped": 0,
+        "segments_void": sum(segments),
+        "pixels_void": sum(pixels),
+        "images_by_class": {name: by_class[name] for name in CLASSES.names if by_class[name]},
+    }
+
+
+def test_void_draws_the_same_again_and_val_as_ever(hidden: Path, tmp_path: Path) -> None:
+    again, dropped = tmp_path / "again", tmp_path / "drop"
+    prepare_shapes(again, VOID, processes=1)
+    prepare_shapes(dropped, replace(VOID, unseen_pixels="drop"), processes=1)
+    one, two, drop = (
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*.*")}
+        for root in (hidden, again, dropped)
+    )
+    assert one == two
+    val = [path for path in one if "val" in str(path)]
+    assert len(val) == 13 and all(one[path] == drop[path] for path in val)
+    train = [path for path in one if path.parts[0] == "train"]
+    assert sum(one[path] != drop[path] for path in train) > 6  # unseen classes are drawn
+
+
+def test_drop_and_void_are_two_data_sets(drawn: Path, hidden: Path) -> None:
+    for folder, cfg, there in ((drawn, CONFIG, "drop"), (hidden, VOID, "void")):
+        other = "void" if there == "drop" else "drop"
+        with pytest.raises(UserError) as error:
+            prepare_shapes(folder, replace(cfg, unseen_pixels=other))
+        assert f"(unseen_pixels '{there}' there, '{other}' asked)" in error.value.what
+        source = read_dataset_info(folder).source
+        assert differing_keys(source, replace(cfg, unseen_pixels=other)) == ["unseen_pixels"]
+        assert differing_keys(source, cfg) == []
+
+
+def test_a_world_of_earlier_versions_is_known_again(drawn: Path, tmp_path: Path) -> None:
+    """Its dataset.json says nothing of unseen pixels."""
+    header = json.loads((drawn / "dataset.json").read_text())
+    assert "unseen_pixels" not in header["source"]
+    assert header.pop("protocol")["unseen_pixels"] == "drop"
+    (tmp_path / "dataset.json").write_text(json.dumps(header))
+    heard = Heard()
+    prepare_shapes(tmp_path, CONFIG, heard)
+    assert heard.tracked == 0 and "nothing to draw" in heard.lines[0]
+
+
+def test_training_draws_and_takes_a_void_world(tmp_path: Path) -> None:
+    keys = "shapes.train=8 shapes.dev=2 shapes.val=2 shapes.size=64 optim.steps=2 warmup.steps=1"
+    cfg = mini_config(tmp_path / "shapes", *keys.split(), "shapes.unseen_pixels=void")
+    result = train_con(cfg, Run("void", tmp_path), device="cpu")
+    assert result.finished and result.steps == 2
+    assert read_dataset_info(tmp_path / "shapes").protocol["segments_void"] > 0
+    usual = replace(cfg, shapes=replace(cfg.shapes, unseen_pixels="drop"))
+    with pytest.raises(UserError, match="unseen_pixels is 'void', not 'drop'") as caught:
+        train_con(usual, Run("other", tmp_path), device="cpu")
+    assert "Give shapes.unseen_pixels=void" in caught.value.hint

@@ -10,9 +10,9 @@ import typer
 
 from concat_cli.commands import prepare
 from concat_cli.commands.options import DryRun
+from concat_cli.commands.prepare import Pixels
 from concat_cli.console import Console, relative
-from concat_cli.core.config import ShapesConfig
-from concat_cli.core.config_file import load_config
+from concat_cli.core.config_shapes import ShapesConfig
 from concat_cli.examples import epilog
 
 app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
@@ -24,6 +24,10 @@ def shapes(
     out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
     unseen: Annotated[str, typer.Option(help='Unseen classes: "striped star; green water".')] = "",
     unseen_seed: Annotated[int, typer.Option(help="Another split of the default's kind.")] = -1,
+    unseen_pixels: Annotated[
+        Pixels,
+        typer.Option(help="void: training scenes hold unseen classes, without a label."),
+    ] = Pixels.drop,
     train: Annotated[int, typer.Option(help="Training scenes (seen classes).")] = _DEFAULT.train,
     dev: Annotated[int, typer.Option(help="Scenes for selection (seen classes).")] = _DEFAULT.dev,
     val: Annotated[int, typer.Option(help="Scenes for the score (all classes).")] = _DEFAULT.val,
@@ -34,7 +38,9 @@ def shapes(
     """Draw the built-in world of shapes and textures."""
     console = Console()
     given = {"train": train, "dev": dev, "val": val, "size": size, "seed": seed}
-    given |= {"unseen": unseen, "unseen_seed": unseen_seed}
+    given |= {"unseen": unseen, "unseen_seed": unseen_seed, "unseen_pixels": unseen_pixels.value}
+    from concat_cli.core.config_file import load_config
+
     cfg = load_config(None, [f"shapes.{key}={value}" for key, value in given.items()]).shapes
     if dry_run:
         from concat_cli.core.data.shapes_split import unseen_split

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from concat_cli.console import Console
-from concat_cli.core.config import Config
-from concat_cli.core.config_file import load_config
-from concat_cli.core.runs import DEFAULT_NAME, STAGES, Run, relevant_diff
+
+if TYPE_CHECKING:
+    from concat_cli.core.config import Config
+    from concat_cli.core.runs import Run
 
 
 class Device(str, Enum):
@@ -32,7 +33,7 @@ ConfigFile = Annotated[
 ]
 Name = Annotated[
     str | None,
-    typer.Option(help="Run folder below runs/. Default: the config's stem, or shapes."),
+    typer.Option(help="Run folder below runs/. Default: the config's stem."),
 ]
 RunName = Annotated[str | None, typer.Option("--name", help="Run below runs/. Default: shapes.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")]
@@ -47,7 +48,12 @@ Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in C
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
 
-REFERENCE = Path(__file__).parents[1] / "shapes.yaml"  # the same as configs/shapes.yaml
+_PACKAGE = Path(__file__).parents[1]
+REFERENCES = {  # the same as in configs/
+    "zegformer": _PACKAGE / "shapes_zegformer.yaml",
+    "clip_zss": _PACKAGE / "shapes_clip_zss.yaml",
+}
+REFERENCE = _PACKAGE / "shapes.yaml"
 
 
 def open_run(
@@ -58,10 +64,16 @@ def open_run(
     Without `-c`, a later stage takes the configuration of the stage before it in the same run;
     where there is none, the reference configuration of the built-in world is taken.
     """
-    run = Run(name or (config.stem if config is not None else DEFAULT_NAME))
-    earlier = [run.stage(s).config_yaml for s in STAGES[: STAGES.index(stage)]]
+    from concat_cli.core.config_file import load_config
+    from concat_cli.core.runs import Run
+    from concat_cli.core.stages import STAGES, relevant_diff
+
+    reference = REFERENCES.get(stage, REFERENCE)
+    run = Run(name or (config or reference).stem)
+    before = STAGES[: STAGES.index(stage)] if stage in STAGES else ()
+    earlier = [run.stage(s).config_yaml for s in before]
     saved = next((path for path in reversed(earlier) if path.exists()), None)
-    cfg = load_config(config or saved or REFERENCE, overrides or ())
+    cfg = load_config(config or saved or reference, overrides or ())
     if config is not None and saved is not None:
         lines = relevant_diff("con", load_config(saved), cfg)
         if lines:

@@ -150,11 +150,11 @@ def _found(segments: Sequence[dict[str, Any]]) -> str:
     return ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in segments)
 
 
-def to_json(predicted: Sequence[PicturePrediction], weights: Path, out: Path) -> dict[str, Any]:
-    """What `--json` prints."""
+def to_json(predicted: Predicted, weights: Path) -> dict[str, Any]:
+    """What `--json` prints; the key of the index is `panoptic_json` or `semantic_json`."""
     return {
         "weights": str(weights),
-        "panoptic_json": relative(out / "panoptic.json"),
+        f"{predicted.index.stem}_json": relative(predicted.index),
         "images": [
             {
                 "file": str(one.path),
@@ -166,6 +166,6 @@ def to_json(predicted: Sequence[PicturePrediction], weights: Path, out: Path) ->
                 "segments": one.segments,
                 "milliseconds": one.milliseconds,
             }
-            for one in predicted
+            for one in predicted.pictures
         ],
     }

@@ -178,7 +178,7 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str], aske
             ("stage", meta["stage"]),
             ("data", f"{cfg.data.root}, part val"),
             ("classes", f"{seen} seen, {classes - seen} unseen ({info.class_split})"),
-            ("tasks", ", ".join(tasks_of(info, asked.task_names()))),
+            ("tasks", ", ".join(tasks_of(info, asked.task_names(), meta["stage"]))),
         ],
     )
     console.dry_run()

@@ -1,4 +1,4 @@
-"""`concat train-con`, `concat train-cat` and `concat finetune`."""
+"""The commands that train: CONCAT's three stages, ZegFormer and CLIP-ZSS."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from concat_cli.commands.options import (
     open_run,
 )
 from concat_cli.console import Console, duration, relative
-from concat_cli.core.config import Config
-from concat_cli.core.runs import Run, taught
 
 if TYPE_CHECKING:
+    from concat_cli.core.config import Config
+    from concat_cli.core.runs import Run
     from concat_cli.core.train.loop import StageResult
 
 
@@ -89,6 +89,8 @@ def finetune(
     console = Console()
     cfg, run = open_run("finetune", config, name, overrides, console)
     if dry_run:
+        from concat_cli.core.runs import taught
+
         stage = "finetune" if vocab is None else taught(vocab)
         return show_plan(console, stage, cfg, run, weights, vocab)
     from concat_cli.core.train.finetune import finetune as train
@@ -100,6 +102,53 @@ def finetune(
     )  # fmt: skip
     after = "evaluate" if vocab is None else f"predict photo.jpg --vocab {vocab}"
     show_result(console, result, [f"concat {after} --name {run.name}"])
+
+
+def train_zegformer(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    fresh: Fresh = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train ZegFormer: segments first, then their names."""
+    console = Console()
+    cfg, run = open_run("zegformer", config, name, overrides, console)
+    if dry_run:
+        return show_plan(console, "zegformer", cfg, run)
+    from concat_cli.core.train.zegformer import train_zegformer as train
+
+    console.say(f"train-zegformer · run {run.name} · seen classes of {cfg.data.root}")
+    result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
+    show_result(console, result, [f"concat evaluate --name {run.name}"])
+
+
+def train_clip_zss(
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    name: Name = None,
+    device: DeviceOption = Device.auto,
+    fresh: Fresh = False,
+    preview: Annotated[
+        Path | None, typer.Option(help="Only write pictures of the pseudo labels there.")
+    ] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Train CLIP-ZSS: a dense encoder taught by CLIP."""
+    console = Console()
+    cfg, run = open_run("clip_zss", config, name, overrides, console)
+    if dry_run:
+        return show_plan(console, "clip_zss", cfg, run)
+    from concat_cli.core.train.clip_zss import train_clip_zss as train
+
+    console.say(f"train-clip-zss · run {run.name} · seen classes of {cfg.data.root}")
+    result = train(
+        cfg, run, device=device.value, fresh=fresh, preview=preview, progress=console.progress
+    )
+    if preview is not None:
+        return console.done({"pictures": relative(preview)})
+    show_result(console, result, [f"concat evaluate --name {run.name}"])
 
 
 def show_result(console: Console, result: StageResult, following: list[str]) -> None:
@@ -116,6 +165,7 @@ def show_result(console: Console, result: StageResult, following: list[str]) -> 
 
 FIGURES = {  # of a stage's last score -> how it is told; what is not here is not told
     "pq": "PQ of seen classes on dev, in percent",
+    "miou": "mIoU of seen classes on dev, in percent",
     "fold_accuracy": "percent of the set-aside classes' queries named right",
     "rest_accuracy": "percent of the other seen classes' queries named right",
 }

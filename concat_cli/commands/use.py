@@ -30,7 +30,6 @@ from concat_cli.commands.report_view import show_report
 from concat_cli.commands.scoring import Asked, score_files, score_weights, show_weights
 from concat_cli.console import Console, relative
 from concat_cli.core.infer.inputs import expand_inputs
-from concat_cli.core.runs import find_weights
 
 
 class SplitChoice(str, Enum):
@@ -61,6 +60,9 @@ def evaluate(
         str | None,
         typer.Option(help="Of panoptic,semantic,instance. Default: the first two."),
     ] = None,
+    panoptic: Annotated[
+        bool, typer.Option("--panoptic", help="The same as --tasks panoptic.")
+    ] = False,
     bootstrap: Annotated[
         int,
         typer.Option(min=0, metavar="N", help="95% intervals from N draws of the images."),
@@ -104,12 +106,16 @@ def evaluate(
 ) -> None:
     """Score weights, or existing predictions."""
     console = Console(json_only=as_json)
+    if panoptic:
+        tasks = "panoptic" if tasks is None else f"panoptic,{tasks}"
     asked = Asked(split.value, official, bootstrap, tasks, candidates.value, calibrate, diagnostics)
     if predictions is not None or truth is not None:
         report = score_files(
             predictions, truth, predictions_dir, truth_dir, class_split, asked, console
         )
     else:
+        from concat_cli.core.runs import find_weights
+
         found = find_weights(name, weights)
         console.say(f"weights {relative(found.path)} ({found.reason})")
         if dry_run:
@@ -140,6 +146,8 @@ def predict(
     dry_run: DryRun = False,
 ) -> None:
     """Segment pictures, with any class names."""
+    from concat_cli.core.runs import find_weights
+
     console = Console(json_only=as_json)
     paths = expand_inputs(inputs)
     found = find_weights(name, weights, vocabulary=vocab)
@@ -151,10 +159,10 @@ def predict(
         paths, found.path, vocab, out, min_score, device.value, force, console
     )
     if as_json:
-        console.json(to_json(predicted.pictures, found.path, out))
+        console.json(to_json(predicted, found.path))
     else:
         show_predictions(console, predicted.pictures)
         overlays = relative(out) + "/*.overlay.png"
-        console.done({"pictures": overlays, "segments": relative(out / "panoptic.json")})
+        console.done({"pictures": overlays, "segments": relative(predicted.index)})
     if predicted.unreadable:
         raise unreadable(predicted.unreadable, written=len(predicted.pictures))

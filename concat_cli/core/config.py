@@ -10,28 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class ShapesConfig:
-    """The built-in world, drawn when `data.root` is not there yet. All [ours]."""
-
-    train: int = 4000  # scenes without unseen classes, for training
-    dev: int = 300  # scenes without unseen classes, for selection and calibration
-    val: int = 500  # scenes with every class, scored once at the end
-    size: int = 128  # side of a scene in pixels
-    seed: int = 0
-    unseen: str = ""  # "striped star; green water": these names; empty: the default split
-    unseen_seed: int = -1  # >= 0: another split of the default's kind
-
-    def __post_init__(self) -> None:
-        _check(min(self.train, self.dev, self.val) >= 1, "train, dev and val must be at least 1")
-        _check(self.size >= 32, "size must be at least 32")
-        _check(not (self.unseen and self.unseen_seed >= 0), "give unseen or unseen_seed, not both")
+from concat_cli.core.config_check import check as _check
+from concat_cli.core.config_methods import ClipZssConfig, ZegFormerConfig
+from concat_cli.core.config_shapes import ShapesConfig
 
 
 @dataclass(frozen=True)
@@ -286,6 +267,8 @@ class Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    zegformer: ZegFormerConfig = field(default_factory=ZegFormerConfig)
+    clip_zss: ClipZssConfig = field(default_factory=ClipZssConfig)
 
     def __post_init__(self) -> None:
         made_of_tokens = self.loss.denoising or self.loss.dense or self.warmup.masks

@@ -9,51 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from concat_cli.core.config import Config
-from concat_cli.core.config_file import diff, dump_yaml, load_config
+from concat_cli.core.config_file import dump_yaml, load_config
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json, write_text
+from concat_cli.core.stages import COMMANDS, METHODS, STAGES, relevant_diff
 
 RUNS = Path("runs")
 DEFAULT_NAME = "shapes"
-STAGES = ("con", "cat", "finetune")
 BUILT_IN = Path(__file__).parent / "weights" / "segmentor.safetensors"
-
-# What a stage's result depends on: sections and keys, less those that only say how to run.
-_CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer")
-_BANK = (
-    "data",
-    "clip",
-    "bank",
-    "loss.classes",
-    "loss.mask",
-    "loss.dice",
-    "loss.points",
-    "infer.size",
-    "infer.max_size",
-    "optim.seed",
-    "optim.precision",
-)
-_RELEVANT = {
-    "con": _CON,
-    "cat": (*_BANK, "cat", "protocol"),
-    "finetune": (*_BANK, "cat", "finetune", "infer", "protocol"),
-}
-_HOW_TO_RUN = {
-    "data.workers",
-    "data.cache",
-    "optim.per_device",
-    "optim.channels_last",
-    "optim.save_every",
-    "optim.log_every",
-    "optim.preview_every",
-    "infer.batch",
-}
-_COMMANDS = {"con": "train-con", "cat": "train-cat", "finetune": "finetune"}
 
 
 @dataclass(frozen=True)
 class StageDir:
-    """The folder of one stage of one run; `stage` is con, cat or finetune."""
+    """The folder of one stage of one run; `stage` is one of `STAGES` or `METHODS`."""
 
     path: Path
     stage: str
@@ -203,14 +171,15 @@ class Run:
         return self.root / self.name
 
     def stage(self, name: str) -> StageDir:
-        """The folder of a stage: con, cat, finetune, or `finetune-<vocabulary>`."""
+        """The folder of a stage: of `STAGES`, of `METHODS`, or `finetune-<vocabulary>`."""
         stage = name.partition("-")[0]
-        assert stage in STAGES, name
+        assert stage in COMMANDS, name
         return StageDir(self.path / name, stage)
 
     def last_stage(self, vocabulary: Path | None = None) -> StageDir | None:
-        """The last stage that holds weights: taught this vocabulary > finetune > cat > con."""
-        names: list[str] = list(STAGES)
+        """The last stage that holds weights: taught this vocabulary > finetune > cat > con > the
+        other methods."""
+        names: list[str] = [*METHODS, *STAGES]
         if vocabulary is not None and self.was_taught(vocabulary):
             names.append(taught(vocabulary))
         stages = (self.stage(name) for name in reversed(names))
@@ -236,12 +205,12 @@ class Run:
         """The weights of a stage, `best` before `last`; UserError where there are none yet."""
         stage = self.stage(name)
         if stage.weights is None:
-            first = next(s for s in STAGES if s == stage.stage or self.stage(s).weights is None)
+            chain = STAGES if stage.stage in STAGES else (stage.stage,)
+            first = next(s for s in chain if s == stage.stage or self.stage(s).weights is None)
             raise UserError(
                 f"Run {self.name} has no weights of stage {name} yet (looked in {stage.path})."
                 f"{_known_runs(self)}",
-                f"Make them with `concat {_COMMANDS[first]} --name {self.name}`, or give "
-                "--weights.",
+                f"Make them with `concat {COMMANDS[first]} --name {self.name}`, or give --weights.",
             )
         return stage.weights
 
@@ -290,19 +259,6 @@ def find_weights(
             "Train some with `concat train-con`, or give a file with --weights.",
         )
     return FoundWeights(BUILT_IN, f"built in; there is no run in {run.path}")
-
-
-def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
-    """The lines of `diff` that matter for the result of a stage."""
-    relevant = set(_RELEVANT[stage])
-    if stage == "cat" and after.cat.refit_projector:  # the refit is a finetune of its own
-        relevant.add("finetune")
-    return [line for line in diff(before, after) if _matters(line.split(":")[0], relevant)]
-
-
-def _matters(key: str, relevant: set[str]) -> bool:
-    named = {key, key.split(".")[0]}
-    return key not in _HOW_TO_RUN and not named.isdisjoint(relevant)
 
 
 def _passed_over(run: Run, vocabulary: Path | None) -> str:

@@ -22,6 +22,7 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
 # "single": CLIP paper, 3.1.4. "imagenet_select": PADing's eight (concat of open_clip's templates).
+# "masked": the 32 that name what CLIP's image encoder is shown of a segment [ZegFormer].
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "imagenet_select": (
@@ -33,6 +34,40 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "art of the {}.",
         "a photo of the small {}.",
         "A photo of a {} in the scene",
+    ),
+    "masked": (
+        "a bad photo of the {}.",
+        "a photo of the large {}.",
+        "a photo of the small {}.",
+        "a cropped photo of a {}.",
+        "This is a photo of a {}",
+        "This is a photo of a small {}",
+        "This is a photo of a medium {}",
+        "This is a photo of a large {}",
+        "This is a masked photo of a {}",
+        "This is a masked photo of a small {}",
+        "This is a masked photo of a medium {}",
+        "This is a masked photo of a large {}",
+        "This is a cropped photo of a {}",
+        "This is a cropped photo of a small {}",
+        "This is a cropped photo of a medium {}",
+        "This is a cropped photo of a large {}",
+        "A photo of a {} in the scene",
+        "a bad photo of the {} in the scene",
+        "a photo of the large {} in the scene",
+        "a photo of the small {} in the scene",
+        "a cropped photo of a {} in the scene",
+        "a photo of a masked {} in the scene",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "This is a {} in the scene",
+        "This is the {} in the scene",
+        "This is one {} in the scene",
+        "There is a masked {} in the scene",
+        "There is the masked {} in the scene",
+        "This is a masked {} in the scene",
+        "This is the masked {} in the scene",
+        "This is one masked {} in the scene",
     ),
 }
 _SUFFIXES = frozenset({"merged", "other", "stuff"})
@@ -86,10 +121,12 @@ def text_embeddings(
     cfg: ClipConfig,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
+    templates: str | None = None,
 ) -> Tensor:
     """(K, E) fp32, L2-normalised, on the CLIP's device: the mean over synonyms and templates of
-    normalised embeddings, normalised again. `cache_dir` None: `default_cache_dir()`."""
-    rows = class_texts(vocabulary, cfg)
+    normalised embeddings, normalised again. `cache_dir` None: `default_cache_dir()`; `templates`:
+    a key of `TEMPLATES`, None: `cfg.templates`."""
+    rows = class_texts(vocabulary, cfg, templates)
     path = (cache_dir or default_cache_dir()) / "text" / f"{_key(clip, rows)}.safetensors"
     embeddings = _read(path, (len(rows), clip.embed_dim), progress)
     if embeddings is None:
@@ -103,14 +140,19 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("CONCAT_CACHE") or Path.home() / ".cache" / "concat")
 
 
-def class_texts(vocabulary: Vocabulary, cfg: ClipConfig) -> list[list[str]]:
+def class_texts(
+    vocabulary: Vocabulary, cfg: ClipConfig, templates: str | None = None
+) -> list[list[str]]:
     """The prompts of each class: every name and synonym in every template."""
-    return [_texts((entry.name, *entry.synonyms), cfg) for entry in vocabulary.entries]
-
-
-def _texts(names: tuple[str, ...], cfg: ClipConfig) -> list[str]:
-    cleaned = [clean_name(name) if cfg.clean_names else name for name in names]
-    return [template.format(name) for name in cleaned for template in TEMPLATES[cfg.templates]]
+    chosen = TEMPLATES[templates or cfg.templates]
+    return [
+        [
+            template.format(clean_name(name) if cfg.clean_names else name)
+            for name in (entry.name, *entry.synonyms)
+            for template in chosen
+        ]
+        for entry in vocabulary.entries
+    ]
 
 
 def encode_classes(clip: Clip, rows: list[list[str]]) -> Tensor:

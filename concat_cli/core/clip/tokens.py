@@ -86,14 +86,14 @@ def square_boxes(masks: Tensor) -> Tensor:
 
     A square may reach beyond the image; the square of an empty mask is one pixel.
     """
-    x0, x1 = _extent(masks.any(1))
-    y0, y1 = _extent(masks.any(2))
+    x0, x1 = extent(masks.any(1))
+    y0, y1 = extent(masks.any(2))
     half = torch.maximum(x1 - x0, y1 - y0).clamp(min=1) / 2
     x, y = (x0 + x1) / 2, (y0 + y1) / 2
     return torch.stack([x - half, y - half, x + half, y + half], 1)
 
 
-def _extent(hit: Tensor) -> tuple[Tensor, Tensor]:
+def extent(hit: Tensor) -> tuple[Tensor, Tensor]:
     """(M, S) bool -> first hit and one past the last, (M,) float each."""
     last = hit.shape[1] - hit.flip(1).float().argmax(1)
     return hit.float().argmax(1).float(), torch.where(hit.any(1), last, 0).float()

@@ -129,7 +129,8 @@ def read_dataset_info(root: Path | str) -> DatasetInfo:
         name, split = str(raw["name"]), str(raw["class_split"])
         classes = None if old else _classes(raw["classes"])
         source = dict(raw.get("source", {}))
-        more = {} if old else {"tasks": tuple(raw["tasks"]), "protocol": dict(raw["protocol"])}
+        tasks = DatasetInfo.tasks if old else tuple(raw["tasks"])
+        protocol = dict(raw.get("protocol", {}) if old else raw["protocol"])
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a data set ({error!r}).", _MAKE.format(root)) from error
     _check_parts(path, parts)
@@ -137,7 +138,8 @@ def read_dataset_info(root: Path | str) -> DatasetInfo:
     unknown = sorted(set(unseen) - set(vocabulary.names))
     if unknown:
         raise UserError(f"{path} names unseen classes that it lacks: {unknown}.", _AGAIN)
-    return DatasetInfo(root, name, split, vocabulary.with_unseen(unseen), parts, source, **more)
+    divided = vocabulary.with_unseen(unseen)
+    return DatasetInfo(root, name, split, divided, parts, source, tasks, protocol)
 
 
 def _classes(rows: list[dict[str, Any]]) -> Vocabulary:

@@ -1,6 +1,7 @@
 """Files read where they lie: in a folder, or inside a zip as its publisher packed it.
 
-A location is a folder, "x.zip", or "x.zip!folder/inside". Names inside it use "/".
+A location is a folder, "x.zip", or "x.zip!folder/inside"; a zip inside a zip is
+"x.zip!folder/y.zip!folder/inside". Names inside it use "/".
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from concat_cli.core.data.zip_member import ZipMember, directory, folders
+from concat_cli.core.data.zip_member import Archive, ZipMember, directory, folders
 from concat_cli.core.errors import UserError
 
 File = Path | ZipMember  # what `image_io` reads
@@ -65,7 +66,7 @@ class FolderStore:
 class ZipStore:
     """The members of a zip below `inside` ("" or "folder/")."""
 
-    archive: Path
+    archive: Archive
     inside: str = ""
 
     def __str__(self) -> str:
@@ -111,10 +112,11 @@ def open_store(location: Path | str) -> Store:
     text = str(location)
     if os.path.isdir(text):  # noqa: PTH112 - unlike Path's, False of impossible names
         return FolderStore(Path(text))
-    archive, inside = split_location(text)
-    if archive is None:
+    outer, rest = split_location(text)
+    if outer is None:
         raise UserError(f"There is no folder {text}.", "Check the path.")
-    if not archive.is_file():
+    archive, inside = _archive_of(text, outer, rest)
+    if not archive_exists(archive):
         raise UserError(f"There is no archive {archive}.", "Check the path.")
     directory(archive)  # says at once where it is no zip
     if not inside:
@@ -127,7 +129,7 @@ def open_store(location: Path | str) -> Store:
 
 
 def split_location(location: Path | str) -> tuple[Path | None, str]:
-    """(archive, folder or member inside it) of a location; (None, "") where it names no zip."""
+    """(zip on disk, what the location names inside it); (None, "") where it names no zip."""
     head, mark, inside = str(location).partition(".zip!")
     if mark:
         return Path(head + ".zip"), inside.strip("/")
@@ -138,28 +140,32 @@ def location_exists(location: Path | str) -> bool:
     """Whether a location is a folder, or lies in a zip that has members there."""
     if Path(location).is_dir():
         return True
-    archive, inside = split_location(location)
-    if archive is None or not archive.is_file():
+    outer, rest = split_location(location)
+    if outer is None:
         return False
-    return not inside or f"{inside}/" in folders(archive)
+    archive, inside = _archive_of(location, outer, rest)
+    return archive_exists(archive) and (not inside or f"{inside}/" in folders(archive))
+
+
+def archive_exists(archive: Archive) -> bool:
+    """Whether there is a file of that name, on disk or in the zip that it should lie in."""
+    if isinstance(archive, Path):
+        return archive.is_file()
+    return archive_exists(archive.archive) and archive.member in directory(archive.archive)
 
 
 def open_file(location: Path | str) -> File:
     """The file at a path, or "x.zip!member"; whether it is there shows when it is read."""
-    archive, member = split_location(location)
-    if archive is None or not member or Path(location).is_file():
+    outer, rest = split_location(location)
+    if outer is None or not rest or Path(location).is_file():
         return Path(location)
-    if not is_safe(member):
-        raise UserError(f"{location} leads out of the archive.", "Name a member of it.")
-    return ZipMember(archive, member)
+    archive, member = _inner(location, outer, rest)
+    return ZipMember(archive, _safe_member(location, member))
 
 
 def file_exists(location: Path | str) -> bool:
     """Whether there is a file at a path, or a member at "x.zip!member"."""
-    file = open_file(location)
-    if isinstance(file, Path):
-        return file.is_file()
-    return file.archive.is_file() and file.member in directory(file.archive)
+    return archive_exists(open_file(location))
 
 
 def read_file(location: Path | str) -> bytes:
@@ -179,6 +185,28 @@ def is_safe(name: str) -> bool:
     """Whether a name stays below where it starts: not absolute, no "..", no backslash or drive."""
     parts = name.split("/")
     return bool(name) and "\\" not in name and ":" not in parts[0] and not {"", ".."} & set(parts)
+
+
+def _archive_of(location: Path | str, outer: Path, rest: str) -> tuple[Archive, str]:
+    """The innermost archive that a location names, and the folder inside it; "" for all of it."""
+    archive, inside = _inner(location, outer, rest)
+    whole = inside.endswith(".zip") and archive_exists(archive) and inside in directory(archive)
+    return (ZipMember(archive, inside), "") if whole else (archive, inside)
+
+
+def _inner(location: Path | str, outer: Path, rest: str) -> tuple[Archive, str]:
+    """The archive that what comes after the last ".zip!" of a location lies in, and that."""
+    archive: Archive = outer
+    *zips, inside = rest.split(".zip!")
+    for name in zips:
+        archive = ZipMember(archive, _safe_member(location, name.strip("/") + ".zip"))
+    return archive, inside.strip("/")
+
+
+def _safe_member(location: Path | str, name: str) -> str:
+    if not is_safe(name):
+        raise UserError(f"{location} leads out of the archive.", "Name a member of it.")
+    return name
 
 
 def _safe(store: Store, name: str) -> str:

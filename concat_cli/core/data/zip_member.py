@@ -1,20 +1,24 @@
 """Members of a zip, read in place: by any thread or process, and never more than they say.
 
 The archive is opened anew for each member (some 20 microseconds), so that no file position is
-shared; its directory is read once a process.
+shared; its directory is read once a process. It may itself be the member of another zip, of which
+each process makes one pass where it is packed (`inflated.py`).
 """
 
 from __future__ import annotations
 
-import os
+import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from concat_cli.core.data.inflated import Inflated, Points, Window, points_of
 from concat_cli.core.errors import UserError
 
 LARGEST = 1 << 30  # bytes of a member when unpacked; no image or label comes near
@@ -22,7 +26,7 @@ SUSPICIOUS = 64 << 20  # from here on a member must not be packed by more than R
 RATIO = 1000  # deflate can do 1032, but no image of that size comes near
 _HEADER = 30  # bytes of a member's own header before its name
 _AGAIN = "Download the archive again."
-_DAMAGED = (IndexError, EOFError, OverflowError, struct.error)  # also of `zipfile`, unannounced
+_DAMAGED = (IndexError, EOFError, OverflowError, struct.error, zlib.error)  # also of `zipfile`
 
 
 class Entry(NamedTuple):
@@ -38,9 +42,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class ZipMember:
-    """One file inside a zip; as text it reads "x.zip!member"."""
+    """One file inside a zip; as text it reads "x.zip!member", or "x.zip!y.zip!member"."""
 
-    archive: Path
+    archive: Archive
     member: str
 
     def __str__(self) -> str:
@@ -48,13 +52,13 @@ class ZipMember:
 
     def read(self) -> bytes:
         """The unpacked content; UserError where it is missing, damaged or absurdly large."""
-        entry = directory(self.archive).get(self.member)
-        if entry is None:
-            raise UserError(f"{self.archive} has no member {self.member}.", _AGAIN)
-        self._refuse_absurd(entry)
+        entry = self.entry()
+        if entry.size > LARGEST:
+            raise self._absurd(entry)
         try:
-            with self.archive.open("rb") as file:
-                packed = _packed(file, entry)
+            with _opened(self.archive) as file:
+                file.seek(_start(file, entry))
+                packed = file.read(entry.packed)
             data = packed if entry.method == zipfile.ZIP_STORED else _inflate(packed, entry.size)
         except (OSError, zlib.error, EOFError) as error:
             raise UserError(f"Cannot read {self}: it is damaged ({error}).", _AGAIN) from error
@@ -62,7 +66,11 @@ class ZipMember:
             raise UserError(f"{self} is damaged: its checksum is wrong.", _AGAIN)
         return data
 
-    def _refuse_absurd(self, entry: Entry) -> None:
+    def entry(self) -> Entry:
+        """What the archive says of it; UserError where it is missing or cannot be meant."""
+        entry = directory(self.archive).get(self.member)
+        if entry is None:
+            raise UserError(f"{self.archive} has no member {self.member}.", _AGAIN)
         if entry.flags & 1:
             raise UserError(f"{self} is encrypted.", "Unpack the archive with its password first.")
         if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -70,34 +78,46 @@ class ZipMember:
                 f"{self} is packed by a method (number {entry.method}) that is not read in place.",
                 "Unpack the archive and give the folder.",
             )
-        bomb = entry.size > SUSPICIOUS and entry.size > RATIO * max(1, entry.packed)
-        if entry.size > LARGEST or bomb:
-            raise UserError(
-                f"{self} says that it unpacks to {entry.size:,} bytes from {entry.packed:,}: "
-                "no image or label does.",
-                "Do not trust this archive.",
-            )
+        if entry.size > SUSPICIOUS and entry.size > RATIO * max(1, entry.packed):
+            raise self._absurd(entry)
+        return entry
+
+    def _absurd(self, entry: Entry) -> UserError:
+        return UserError(
+            f"{self} says that it unpacks to {entry.size:,} bytes from {entry.packed:,}: "
+            "no image or label does.",
+            "Do not trust this archive.",
+        )
 
 
-def directory(archive: Path) -> dict[str, Entry]:
+Archive = Path | ZipMember  # a zip on disk, or one that lies in another
+
+
+def directory(archive: Archive) -> dict[str, Entry]:
     """Member name -> where it is; kept until the archive changes."""
+    return _read_directory(archive, *_stamp(archive))
+
+
+def folders(archive: Archive) -> frozenset[str]:
+    """Every folder of an archive, with its closing slash."""
+    return _read_folders(archive, *_stamp(archive))
+
+
+def _stamp(archive: Archive) -> tuple[int, int]:
+    """(bytes, time of the last change in ns) of the file on disk; UserError where it is missing."""
+    while isinstance(archive, ZipMember):
+        archive = archive.archive
     try:
         found = archive.stat()
     except OSError as error:
         raise UserError(f"Cannot read {archive}: {error.strerror}.", "Check the path.") from error
-    return _read_directory(archive, found.st_size, found.st_mtime_ns)
-
-
-def folders(archive: Path) -> frozenset[str]:
-    """Every folder of an archive, with its closing slash."""
-    found = archive.stat()
-    return _read_folders(archive, found.st_size, found.st_mtime_ns)
+    return found.st_size, found.st_mtime_ns
 
 
 @lru_cache(maxsize=16)
-def _read_directory(archive: Path, size: int, changed: int) -> dict[str, Entry]:
+def _read_directory(archive: Archive, size: int, changed: int) -> dict[str, Entry]:
     try:
-        with zipfile.ZipFile(archive) as file:
+        with _opened(archive) as opened, zipfile.ZipFile(opened) as file:
             return {
                 i.filename: Entry(
                     i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC,
@@ -113,7 +133,7 @@ def _read_directory(archive: Path, size: int, changed: int) -> dict[str, Entry]:
 
 
 @lru_cache(maxsize=16)
-def _read_folders(archive: Path, size: int, changed: int) -> frozenset[str]:
+def _read_folders(archive: Archive, size: int, changed: int) -> frozenset[str]:
     found: set[str] = set()
     for name in _read_directory(archive, size, changed):
         end = name.rfind("/") + 1
@@ -123,15 +143,45 @@ def _read_folders(archive: Path, size: int, changed: int) -> frozenset[str]:
     return frozenset(found)
 
 
-def _packed(file: BinaryIO, entry: Entry) -> bytes:
-    """The packed bytes of a member, which lie behind its own header."""
+@lru_cache(maxsize=4)
+def _points(archive: ZipMember, size: int, changed: int) -> Points:
+    """The points of entry of a packed archive in another; UserError where it is damaged."""
+    entry = archive.entry()
+    try:
+        with _opened(archive.archive) as file:
+            packed = Window(file, _start(file, entry), entry.packed)
+            return points_of(io.BufferedReader(packed), entry.size, entry.crc)
+    except (OSError, zlib.error, EOFError) as error:
+        raise UserError(f"Cannot read {archive}: it is damaged ({error}).", _AGAIN) from error
+
+
+@contextmanager
+def _opened(archive: Archive) -> Iterator[BinaryIO]:
+    """An archive as a file that can be read from any place."""
+    if isinstance(archive, Path):
+        with archive.open("rb") as file:
+            yield file
+        return
+    entry = archive.entry()
+    with _opened(archive.archive) as file:
+        stored = Window(file, _start(file, entry), entry.packed)
+        if entry.method == zipfile.ZIP_STORED:
+            yield io.BufferedReader(stored)
+            return
+        points = _points(archive, *_stamp(archive))
+        inflated = Inflated(io.BufferedReader(stored), points, entry.size)
+        with io.BufferedReader(inflated) as unpacked:
+            yield unpacked
+
+
+def _start(file: BinaryIO, entry: Entry) -> int:
+    """Where the packed bytes of a member begin: behind its own header."""
     file.seek(entry.offset)
     header = file.read(_HEADER)
     if len(header) < _HEADER or header[:4] != b"PK\x03\x04":
         raise EOFError("no header where the directory says")
     name, extra = struct.unpack("<HH", header[26:])
-    file.seek(name + extra, os.SEEK_CUR)
-    return file.read(entry.packed)
+    return entry.offset + _HEADER + name + extra
 
 
 def _inflate(packed: bytes, size: int) -> bytes:

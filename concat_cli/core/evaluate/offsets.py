@@ -7,17 +7,16 @@ best one of a sweep over the scored images has seen their truth: an oracle, no r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.semantic import SemanticScore, class_map
-from concat_cli.core.infer.postprocess import panoptic, semantic
-from concat_cli.core.infer.predictor import Predictor, RawOutput
+from concat_cli.core.infer.outputs import Raw
+from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.vocabulary import Vocabulary
 
 STEPS = 11  # offsets between 0 and 0.3 of the logit scale, where the offsets of finetuning lie
@@ -65,29 +64,23 @@ class OffsetScore:
         self.offset, self.tasks = offset, tasks
         self.panoptic, self.semantic = PanopticScore(classes), SemanticScore(classes)
 
-    @torch.inference_mode()
     def add(
         self,
         predictor: Predictor,
-        raw: RawOutput,
+        raw: Raw,
         samples: Sequence[Sample],
         to_truth: NDArray[np.int64],
     ) -> None:
         """Raw outputs of a few images; to_truth: class index of the predictor -> of the data."""
-        cfg = replace(predictor.cfg, seen_offset=self.offset)
-        classes, masks, sizes, valid = raw.class_logits, raw.mask_logits, raw.sizes, raw.valid
         if "panoptic" in self.tasks:
-            found = panoptic(
-                classes, masks, sizes, predictor.is_thing, cfg, predictor.is_seen, valid
-            )
+            found = predictor.panoptic(raw, self.offset)
             for sample, one in zip(samples, found, strict=True):
                 labels = to_truth[np.array([s.class_index for s in one.segments], np.int64)]
                 self.panoptic.add(
                     one.panoptic_map, labels, sample.segment_map, sample.labels, sample.crowd
                 )
         if "semantic" in self.tasks:
-            maps = semantic(classes, masks, sizes, cfg, predictor.is_seen, valid)
-            for sample, one in zip(samples, maps, strict=True):
+            for sample, one in zip(samples, predictor.semantic(raw, self.offset), strict=True):
                 self.semantic.add(to_truth[one], class_map(sample.segment_map, sample.labels))
 
     def merge(self, other: OffsetScore) -> None:

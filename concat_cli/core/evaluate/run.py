@@ -141,7 +141,7 @@ def _protocol(predictor: Predictor, given: dict[str, Any] | None, wanted: Wanted
         "overlap_threshold": predictor.cfg.overlap,
     }
     if "semantic" in wanted.tasks:
-        base["semantic_from"] = "queries"
+        base["semantic_from"] = predictor.semantic_from
     if "instance" in wanted.tasks:
         base["instance_truth"] = "panoptic segments"
     return base | (given or {})

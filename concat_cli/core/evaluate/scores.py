@@ -18,9 +18,9 @@ from concat_cli.core.evaluate.offsets import OffsetScore
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.semantic import SemanticScore, class_map
 from concat_cli.core.infer.files import segment_entries
-from concat_cli.core.infer.instances import instances
+from concat_cli.core.infer.outputs import Raw, RawOutput
 from concat_cli.core.infer.postprocess import bounding_boxes
-from concat_cli.core.infer.predictor import Predictor, RawOutput
+from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.saving import Saver
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -91,7 +91,7 @@ class Scores:
             return keep_segments(sample, np.isin(sample.labels, self.to_truth))
         return sample
 
-    def _score(self, raw: RawOutput, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
+    def _score(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
         tasks = self.wanted.tasks
         if "panoptic" in tasks:
             self._score_panoptic(raw, numbers, samples)
@@ -104,9 +104,7 @@ class Scores:
         for one in self.sweep:
             one.add(self.predictor, raw, samples, self.to_truth)
 
-    def _score_panoptic(
-        self, raw: RawOutput, numbers: Sequence[int], samples: Sequence[Sample]
-    ) -> None:
+    def _score_panoptic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
         results = self.predictor.panoptic(raw)
         for number, sample, result in zip(numbers, samples, results, strict=True):
             classes = np.array([s.class_index for s in result.segments], np.int64)
@@ -133,9 +131,7 @@ class Scores:
                     true_entries(sample, self.vocabulary),
                 )
 
-    def _score_semantic(
-        self, raw: RawOutput, numbers: Sequence[int], samples: Sequence[Sample]
-    ) -> None:
+    def _score_semantic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
         maps = self.predictor.semantic(raw)
         for number, sample, found in zip(numbers, samples, maps, strict=True):
             truth = class_map(sample.segment_map, sample.labels)
@@ -145,13 +141,8 @@ class Scores:
             if self.saver is not None:
                 self.saver.semantic(sample.file_name, found)
 
-    def _score_instances(self, raw: RawOutput, samples: Sequence[Sample]) -> None:
-        predictor = self.predictor
-        everything = instances(
-            raw.class_logits, raw.mask_logits, raw.sizes, predictor.is_thing, predictor.cfg,
-            predictor.is_seen, raw.valid,
-        )  # fmt: skip
-        for sample, found in zip(samples, everything, strict=True):
+    def _score_instances(self, raw: Raw, samples: Sequence[Sample]) -> None:
+        for sample, found in zip(samples, self.predictor.instances(raw), strict=True):
             truth = true_instances(
                 sample.segment_map, sample.labels, sample.crowd, self.vocabulary.is_thing
             )
@@ -159,14 +150,16 @@ class Scores:
             if self.saver is not None:
                 self.saver.instances(sample.image_id, found)
 
-    def _score_masks(self, raw: RawOutput, samples: Sequence[Sample]) -> None:
-        logits = self.predictor.offset_logits(raw.class_logits)
+    def _score_masks(self, raw: Raw, samples: Sequence[Sample]) -> None:
+        if not isinstance(raw, RawOutput):
+            return  # a model without queries
+        named = self.predictor.probabilities(raw, self.predictor.cfg.seen_offset)
         for row, sample in enumerate(samples):
             self.masks.add(
                 mask_ious(
                     raw.mask_logits[row], sample.segment_map, len(sample.labels), raw.valid[row]
                 ),
-                self.to_truth[logits[row, :, :-1].argmax(-1).cpu().numpy()],
+                self.to_truth[named[row, :, :-1].argmax(-1).cpu().numpy()],
                 sample.labels,
                 sample.crowd,
             )

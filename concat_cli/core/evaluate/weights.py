@@ -21,10 +21,12 @@ from concat_cli.core.evaluate.run import Gather, alone, evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import seen_by, vocabulary_of
 from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.stages import METHODS
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import same_name
 
 PART = "val"
+SEMANTIC_ALONE = ("semantic",)  # what weights of a dense model can be scored for
 Candidates = Literal["all", "split"]
 
 
@@ -38,6 +40,8 @@ def evaluate_weights(
     bootstraps: int = 0,
     calibrate: bool = False,
     diagnostics: bool = False,
+    with_counts: bool = False,
+    limit: int | None = None,
     device: torch.device | str = "auto",
     save_dir: Path | None = None,
     truth_dir: Path | None = None,
@@ -52,20 +56,22 @@ def evaluate_weights(
     alone, the easier protocol. On the classes that the weights were made for, seen and unseen are
     as the data set has them; on another list of classes, by the names that the weights were trained
     on. `calibrate` tries offsets on the seen logits beside the one that is configured;
-    `diagnostics` looks at masks and names apart from each other.
+    `diagnostics` looks at masks and names apart from each other; `with_counts` keeps the counts of
+    every image; `limit` takes the first so many images alone.
     """
     loaded = load_weights(weights)
     cfg = override(config_of(loaded), overrides)
     info, foreign = divided(read_dataset_info(Path(cfg.data.root)), loaded)
-    chosen = tasks_of(info, tasks)
+    chosen = tasks_of(info, tasks, loaded.stage)
     if truth_dir is not None and "panoptic" not in chosen:
         raise UserError(
             f"The truth of {info.root} has no panoptic segments.", "Leave --official out."
         )
     competing = _competing(info.vocabulary, split, candidates)
     predictor = Predictor.load(
-        loaded, competing, device, infer=cfg.infer, force=True, progress=progress
-    )
+        loaded, competing, device, infer=cfg.infer, zegformer=cfg.zegformer, force=True,
+        progress=progress,
+    )  # fmt: skip
     protocol = _protocol(loaded, info, progress) | {
         "overlap": _overlap(info.vocabulary) if foreign else None
     }
@@ -79,6 +85,8 @@ def evaluate_weights(
         offsets=offsets,
         dev_offset=dev,
         with_diagnostics=diagnostics,
+        with_counts=with_counts,
+        limit=limit,
         restricted=candidates == "split",
         check=True,
         protocol=protocol,
@@ -92,12 +100,17 @@ def evaluate_weights(
     )
 
 
-def tasks_of(info: DatasetInfo, asked: Collection[str] | None) -> tuple[str, ...]:
-    """The tasks to score: those asked for, else panoptic and semantic as far as the truth goes, or
-    all that it can score; UserError where it cannot."""
+def tasks_of(
+    info: DatasetInfo, asked: Collection[str] | None, stage: str = "con"
+) -> tuple[str, ...]:
+    """The tasks to score: those asked for, else panoptic and semantic as far as the truth and
+    weights of `stage` go, or all that the truth can score; UserError where one of the two cannot.
+    """
+    known = SEMANTIC_ALONE if stage == "clip_zss" else TASKS
+    able = tuple(task for task in info.tasks if task in known)
     if asked is None:
-        usual = tuple(task for task in ("panoptic", "semantic") if task in info.tasks)
-        return usual or tuple(info.tasks)
+        usual = tuple(task for task in ("panoptic", "semantic") if task in able)
+        asked = usual or able or info.tasks
     unknown = [task for task in asked if task not in TASKS]
     if unknown or not asked:
         what = f"There is no task {unknown[0]!r}." if unknown else "--tasks names no task."
@@ -107,6 +120,13 @@ def tasks_of(info: DatasetInfo, asked: Collection[str] | None) -> tuple[str, ...
         raise UserError(
             f"The truth of {info.root} cannot score: {', '.join(lacking)}.",
             f"It can score {', '.join(info.tasks)}.",
+        )
+    lacking = [task for task in asked if task not in known]
+    if lacking:
+        raise UserError(
+            f"These weights cannot be scored for: {', '.join(lacking)}. CLIP-ZSS names every pixel "
+            "and tells no segments of a class apart.",
+            "Score them with --tasks semantic, or give weights of CONCAT or ZegFormer.",
         )
     return tuple(task for task in TASKS if task in asked)
 
@@ -151,7 +171,7 @@ def _protocol(loaded: Weights, info: DatasetInfo, progress: Progress) -> dict[st
     taught = unseen_but_taught(info, loaded.meta.get("taught", ()))
     return {
         # by how the weights were made, whatever was asked for or said now
-        "mode": "transductive" if taught else config_of(loaded).protocol.mode,
+        "mode": "transductive" if taught else _mode(loaded),
         "stage": loaded.stage,
         "weights": str(loaded.path),
         "data": info.name,
@@ -160,6 +180,11 @@ def _protocol(loaded: Weights, info: DatasetInfo, progress: Progress) -> dict[st
         "unseen_with_labels": len(leaked),
         "taught": len(taught),
     }
+
+
+def _mode(loaded: Weights) -> str:
+    """ZegFormer and CLIP-ZSS use no unseen name in training, whatever the configuration says."""
+    return "inductive" if loaded.stage in METHODS else config_of(loaded).protocol.mode
 
 
 def _offsets(
@@ -174,8 +199,7 @@ def _offsets(
     own = config_of(loaded)
     chosen = loaded.stage == "finetune" and own.finetune.calibrate
     dev = own.infer.seen_offset if chosen else None
-    scale = predictor.segmentor.classifier.scale.item()
-    return sweep_offsets(scale, cfg.infer.seen_offset, dev), dev
+    return sweep_offsets(predictor.offset_scale, cfg.infer.seen_offset, dev), dev
 
 
 def unseen_but_trained(info: DatasetInfo, trained: Sequence[str]) -> list[str]:

@@ -3,10 +3,14 @@
 OUT/panoptic.json        one for all pictures; `concat evaluate --predictions` reads it
 OUT/panoptic/NAME.png    id PNGs, in the folder named like the JSON
 OUT/NAME.overlay.png     the picture with its segments drawn in
+
+Of weights that tell no segments apart, OUT/semantic.json and OUT/semantic/NAME.png, whose values
+are category ids.
 """
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,15 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.data.image_io import write_id_png, write_png
+from concat_cli.core.errors import UserError
+from concat_cli.core.infer.outputs import Prediction
 from concat_cli.core.infer.postprocess import Segment
-from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.vocabulary import Vocabulary
 
 JSON_NAME = "panoptic.json"
+SEMANTIC = "semantic"
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,11 @@ def write_prediction(
     overlay: Image.Image | None = None,
 ) -> WrittenPrediction:
     """Writes a prediction's id PNG and, if given, its overlay; `write_index` completes them."""
-    png = out / Path(JSON_NAME).stem / f"{name}.png"
-    write_id_png(png, prediction.panoptic_map)
+    png = out / Path(index_name(prediction.is_panoptic)).stem / f"{name}.png"
+    if prediction.is_panoptic:
+        write_id_png(png, prediction.panoptic_map)
+    else:
+        write_semantic_png(png, prediction.semantic_map, prediction.vocabulary)
     drawn = None
     if overlay is not None:
         drawn = out / f"{name}.overlay.png"
@@ -95,6 +105,28 @@ def write_prediction(
         "segments_info": segments_info(prediction),
     }
     return WrittenPrediction(png, drawn, image, annotation)
+
+
+def index_name(is_panoptic: bool) -> str:
+    """The name of the one JSON of all predictions."""
+    return JSON_NAME if is_panoptic else f"{SEMANTIC}.json"
+
+
+def write_semantic_png(
+    path: Path, semantic_map: NDArray[np.integer], vocabulary: Vocabulary
+) -> None:
+    """Class indices (H, W) as a grey PNG of category ids, of 8 bits where all ids fit, else of 16;
+    UserError where they need more."""
+    ids = np.array(vocabulary.ids)
+    if ids.min() < 0 or ids.max() >= 1 << 16:
+        raise UserError(
+            f"The category ids {ids.min()} to {ids.max()} do not fit into a PNG of 16 bits.",
+            "Prepare the data set with ids of 0..65535, or leave --save out.",
+        )
+    kind = np.uint8 if ids.max() < 1 << 8 else np.uint16
+    buffer = io.BytesIO()
+    Image.fromarray(ids.astype(kind)[semantic_map]).save(buffer, "PNG")
+    files.write_bytes(path, buffer.getvalue(), sync=False)
 
 
 def segments_info(prediction: Prediction) -> list[dict[str, Any]]:
@@ -126,10 +158,15 @@ def categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ]
 
 
-def write_index(out: Path, written: Iterable[WrittenPrediction], vocabulary: Vocabulary) -> Path:
+def write_index(
+    out: Path,
+    written: Iterable[WrittenPrediction],
+    vocabulary: Vocabulary,
+    is_panoptic: bool = True,
+) -> Path:
     """Writes the one JSON of all predictions; returns its path."""
     rows = sorted(written, key=lambda one: one.image["id"])
-    path = out / JSON_NAME
+    path = out / index_name(is_panoptic)
     files.write_json(
         path,
         {

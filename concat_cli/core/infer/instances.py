@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from concat_cli.core.config import InferConfig
-from concat_cli.core.infer.postprocess import (
-    BUDGET,
-    MASK_STRIDE,
-    Size,
-    calibrated,
-    resized_strips,
-)
+from concat_cli.core.infer.postprocess import BUDGET, MASK_STRIDE, Size, resized_strips
 
 TOP = 100  # pairs of query and class that are looked at, things or not [Mask2Former]
 Rle = dict[str, Any]  # COCO's compressed run lengths: size [H, W], counts (bytes)
@@ -40,19 +33,17 @@ class Instance:
 
 
 def instances(
-    class_logits: Tensor,
+    probabilities: Tensor,
     mask_logits: Tensor,
     sizes: Sequence[Size],
     is_thing: Tensor,
-    cfg: InferConfig,
-    seen: Tensor | None = None,
     valid: Sequence[Size] | None = None,
 ) -> list[list[Instance]]:
     """The instances of things in B images, those without a pixel left out.
 
     Arguments as in `postprocess.panoptic`.
     """
-    probabilities = calibrated(class_logits, seen, cfg.seen_offset).softmax(-1)[..., :-1]
+    probabilities = probabilities[..., :-1]
     classes = probabilities.shape[-1]
     flat = probabilities.flatten(1)  # (B, Q * K)
     scores, pairs = flat.topk(min(TOP, flat.shape[1]), dim=1)

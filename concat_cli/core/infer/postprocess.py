@@ -61,23 +61,21 @@ def resize_matrix(source: int, padded: int, valid: int, target: int, like: Tenso
 
 
 def panoptic(
-    class_logits: Tensor,
+    probabilities: Tensor,
     mask_logits: Tensor,
     sizes: Sequence[Size],
     is_thing: Tensor,
     cfg: InferConfig,
-    seen: Tensor | None = None,
     valid: Sequence[Size] | None = None,
 ) -> list[PanopticResult]:
     """Panoptic maps of B images.
 
-    class_logits (B, Q, K+1), mask_logits (B, Q, h, w) at stride 4 of the padded input; sizes: the
-    photos' (H, W); valid: the parts of the padded input that hold the photos (default: all of it);
-    is_thing, seen: (K,) bool.
+    probabilities (B, Q, K+1) of the classes and no_object, mask_logits (B, Q, h, w) at stride 4 of
+    the padded input; sizes: the photos' (H, W); valid: the parts of the padded input that hold the
+    photos (default: all of it); is_thing: (K,) bool.
     """
-    probabilities = calibrated(class_logits, seen, cfg.seen_offset).softmax(-1)
     scores, labels = probabilities.max(-1)  # (B, Q)
-    no_object = class_logits.shape[-1] - 1
+    no_object = probabilities.shape[-1] - 1
     keep = (labels != no_object) & (scores > cfg.min_score)
     stuff = F.pad(~is_thing.to(labels.device).bool(), (0, 1))  # (K+1,), no_object is neither
     results: list[PanopticResult | None] = [None] * len(sizes)
@@ -99,23 +97,28 @@ def panoptic(
 
 
 def semantic(
-    class_logits: Tensor,
+    probabilities: Tensor,
     mask_logits: Tensor,
     sizes: Sequence[Size],
-    cfg: InferConfig,
-    seen: Tensor | None = None,
     valid: Sequence[Size] | None = None,
+    taken_off: Tensor | None = None,
 ) -> list[NDArray[np.int32]]:
     """(H, W) class indices of B images: argmax over classes of sum_q p_q(class) * sigmoid(mask_q).
 
-    Arguments as in `panoptic`; p is the softmax with no_object left out of the sum.
+    Arguments as in `panoptic`; no_object takes no part. `taken_off` (K,): what is subtracted from
+    the sums of each class.
     """
-    probabilities = calibrated(class_logits, seen, cfg.seen_offset).softmax(-1)[..., :-1]
+    probabilities = probabilities[..., :-1]
+    like = probabilities.new_zeros(probabilities.shape[-1])
+    start = like if taken_off is None else -taken_off.to(like)  # of the sums; costs no pass
     maps: list[NDArray[np.int32] | None] = [None] * len(sizes)
     for (size, inner), members in _alike(mask_logits, sizes, valid).items():
         weights = probabilities[members].transpose(1, 2)  # (B, Q, K) -> (b, K, Q)
         parts = [
-            torch.einsum("bkq,bqhw->bkhw", weights, masks.sigmoid()).max(1).indices.int()
+            torch.baddbmm(start[None, :, None], weights, masks.sigmoid().flatten(2))  # (b, K, P)
+            .max(1)
+            .indices.view(len(members), *masks.shape[2:])
+            .int()
             for masks in resized_strips(
                 mask_logits[members].float(), size, inner, width=sum(weights.shape[1:])
             )

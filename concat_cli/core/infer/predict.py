@@ -14,11 +14,13 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.infer.files import (
     WrittenPrediction,
     image_ids,
+    index_name,
     output_names,
     write_index,
     write_prediction,
 )
-from concat_cli.core.infer.predictor import Predictor, to_array
+from concat_cli.core.infer.outputs import to_array
+from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import overlay
 from concat_cli.core.progress import SILENT, Progress
 
@@ -27,10 +29,12 @@ CHUNK = 8  # pictures in memory at a time
 
 @dataclass(frozen=True)
 class Predicted:
-    """What came of many pictures: predictions in their order, and an error for each unreadable."""
+    """What came of many pictures: predictions in their order, an error for each unreadable one, and
+    the JSON that lists the predictions."""
 
     pictures: list[PicturePrediction]
     unreadable: list[UserError]
+    index: Path
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,12 @@ def predict_paths(
     gather: Callable[[Any], list[Any]] = lambda value: [value],
     progress: Progress = SILENT,
 ) -> Predicted:
-    """Writes an overlay and an id PNG for each picture, then one `panoptic.json` for all.
+    """Writes an overlay and a PNG for each picture, then one JSON for all; see `files.py`.
 
     Pictures that cannot be read are left out and named in the result.
     Each of several processes takes its share, all return everything, in the order of `paths`.
     """
+    is_panoptic = "panoptic" in predictor.tasks
     names = output_names(paths)
     ids = image_ids(names)
     mine = range(rank, len(paths), world)
@@ -95,5 +100,7 @@ def predict_paths(
     unreadable = {index: error for _, part in parts for index, error in part.items()}
     ordered = [everything[index] for index in sorted(everything)]
     if rank == 0:
-        write_index(out, (one.written for one in ordered), predictor.vocabulary)
-    return Predicted(ordered, [unreadable[index] for index in sorted(unreadable)])
+        written = (one.written for one in ordered)
+        write_index(out, written, predictor.vocabulary, is_panoptic)
+    faults = [unreadable[index] for index in sorted(unreadable)]
+    return Predicted(ordered, faults, out / index_name(is_panoptic))

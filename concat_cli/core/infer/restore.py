@@ -6,48 +6,46 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from concat_cli.core.build import config_of, restore_segmentor
-from concat_cli.core.checkpoint import Weights, check_clip, load_weights
-from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.build import config_of, restore_model
+from concat_cli.core.checkpoint import Weights, check_clip
+from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import check_words, text_embeddings
 from concat_cli.core.config import InferConfig
 from concat_cli.core.device import choose_device, choose_precision
-from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import Progress
-from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import parse_vocabulary, same_name
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A segmentor ready to run: text (K, E), seen/unseen by what the weights were trained on."""
+    """A model ready to run: text (K, E), seen/unseen by what the weights were trained on."""
 
     weights: Weights
-    segmentor: Segmentor
+    model: nn.Module
     text: Tensor
     vocabulary: Vocabulary
     infer: InferConfig
     device: torch.device
     dtype: torch.dtype | None
+    clip: Clip
 
 
 def restore(
-    weights: Weights | Path | str | None,
+    weights: Weights,
     vocabulary: Vocabulary | Path | str | None,
     device: torch.device | str,
     *,
     infer: InferConfig | None,
+    image_tower: bool,
     precision: str,
     force: bool,
     cache_dir: Path | None,
     progress: Progress,
 ) -> Restored:
-    """Loads, checks and embeds; arguments as in `Predictor.load`."""
-    if not isinstance(weights, Weights):
-        weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
+    """Builds, checks and embeds; arguments as in `Predictor.load`. `image_tower`: of CLIP, too."""
     cfg = config_of(weights)
     chosen = _device(device, progress)
     dtype = None
@@ -58,14 +56,14 @@ def restore(
     if isinstance(vocabulary, (str, Path)):
         vocabulary = parse_vocabulary(Path(vocabulary), known)
     vocabulary = seen_by(vocabulary or known, weights)
-    clip = load_clip(cfg.clip, chosen, image_tower=False)
+    clip = load_clip(cfg.clip, chosen, image_tower=image_tower)
     check_clip(weights, clip.identity)
     unknown = check_words(vocabulary, clip, force)
     if unknown:
         progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
     text = text_embeddings(clip, vocabulary, cfg.clip, cache_dir, progress)
-    segmentor = restore_segmentor(weights).to(chosen)
-    return Restored(weights, segmentor, text, vocabulary, infer or cfg.infer, chosen, dtype)
+    model = restore_model(weights).to(chosen)
+    return Restored(weights, model, text, vocabulary, infer or cfg.infer, chosen, dtype, clip)
 
 
 def vocabulary_of(weights: Weights) -> Vocabulary:

@@ -9,7 +9,6 @@ OUT/instances.json                          COCO results: [{image_id, category_i
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,18 +16,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.data.image_io import write_id_png
-from concat_cli.core.errors import UserError
-from concat_cli.core.infer.files import JSON_NAME, categories
+from concat_cli.core.infer.files import JSON_NAME, SEMANTIC, categories, write_semantic_png
 from concat_cli.core.infer.instances import Instance, bounding_box
 from concat_cli.core.infer.spool import Spool, Spooled, in_order, joined
 from concat_cli.core.vocabulary import Vocabulary
 
 INSTANCES_NAME = "instances.json"
-SEMANTIC = "semantic"
 
 
 class Saver:
@@ -56,17 +52,8 @@ class Saver:
 
     def semantic(self, file_name: str, semantic_map: NDArray[np.integer]) -> None:
         """A semantic map (H, W) of class indices; UserError where ids need more than 16 bits."""
-        ids = np.array(self.vocabulary.ids)
-        if ids.min() < 0 or ids.max() >= 1 << 16:
-            raise UserError(
-                f"The category ids {ids.min()} to {ids.max()} do not fit into a PNG of 16 bits.",
-                "Prepare the data set with ids of 0..65535, or leave --save out.",
-            )
-        kind = np.uint8 if ids.max() < 1 << 8 else np.uint16
-        buffer = io.BytesIO()
-        Image.fromarray(ids.astype(kind)[semantic_map]).save(buffer, "PNG")
         path = self.out / SEMANTIC / f"{flat_name(file_name)}.png"
-        files.write_bytes(path, buffer.getvalue(), sync=False)
+        write_semantic_png(path, semantic_map, self.vocabulary)
 
     def instances(self, image_id: int, found: Sequence[Instance]) -> None:
         """The instances of an image."""

@@ -31,10 +31,15 @@ def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     points = logits.shape[-1]
     product = torch.einsum("lbqp,bnp->lbqn", logits, truth)
     bce = F.softplus(logits).mean(-1, keepdim=True) - product / points
+    return bce, dice_costs(logits, truth)
+
+
+def dice_costs(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice, smoothed by 1, of logits (L, B, Q, P) with truth (B, N, P): (L, B, Q, N)."""
     probability = logits.sigmoid()
     overlap = torch.einsum("lbqp,bnp->lbqn", probability, truth)
     total = probability.sum(-1, keepdim=True) + truth.sum(-1)[None, :, None]
-    return bce, 1 - (2 * overlap + 1) / (total + 1)
+    return 1 - (2 * overlap + 1) / (total + 1)
 
 
 def match_costs(
@@ -79,10 +84,18 @@ def match(
         coords: (B, P, 2) points shared by all masks of an image.
     """
     costs = match_costs(class_logits, mask_logits, labels, truth, weights, coords)
+    return assigned(costs, valid & (labels >= 0))
+
+
+def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
+    """The query of each segment at the least cost in all, (L, B, N) int64; see `match`.
+
+    costs: (L, B, Q, N), those that are not finite count as the worst. wanted: (B, N) bool; -1 for
+    the other segments.
+    """
     costs = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST)
-    wanted = valid & (labels >= 0)
     costs = costs.masked_fill(~wanted[None, :, None], torch.inf)  # one copy carries both
-    return torch.from_numpy(_assign(costs.double().cpu().numpy())).to(labels.device)
+    return torch.from_numpy(_assign(costs.double().cpu().numpy())).to(wanted.device)
 
 
 def _assign(costs: np.ndarray) -> np.ndarray:

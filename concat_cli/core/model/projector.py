@@ -47,11 +47,22 @@ class Classifier(nn.Module):
     """Scaled cosine to text embeddings and to one learned no-object embedding [ZegFormer].
 
     The scale (1 / temperature) is fixed, or learned as exp(log_scale) and then at most 100.
+
+    Args:
+        raw_no_object: take the no-object embedding as it is, so that its length counts, as
+            ZegFormer's code does; the paper has a cosine for it, too.
     """
 
-    def __init__(self, clip_width: int, scale: float = 100.0, learn_scale: bool = False) -> None:
+    def __init__(
+        self,
+        clip_width: int,
+        scale: float = 100.0,
+        learn_scale: bool = False,
+        raw_no_object: bool = False,
+    ) -> None:
         super().__init__()
         assert 0 < scale <= MAX_SCALE
+        self.raw_no_object = raw_no_object
         self.no_object = nn.Parameter(torch.randn(clip_width) / math.sqrt(clip_width))
         log_scale = torch.tensor(math.log(scale))
         if learn_scale:
@@ -67,6 +78,9 @@ class Classifier(nn.Module):
     def forward(self, semantic_queries: Tensor, text: Tensor) -> Tensor:
         """(..., E), text embeddings (K, E) -> class logits (..., K + 1), fp32 even in autocast."""
         with torch.autocast(semantic_queries.device.type, enabled=False):
-            classes = torch.cat((text.float(), self.no_object.float()[None]))  # (K + 1, E)
-            cosine = F.normalize(semantic_queries.float(), dim=-1) @ F.normalize(classes, dim=-1).T
-            return self.scale * cosine
+            no_object = self.no_object.float()[None]
+            classes = F.normalize(torch.cat((text.float(), no_object)), dim=-1)  # (K + 1, E)
+            if self.raw_no_object:
+                classes = torch.cat((classes[:-1], no_object))
+            products = F.normalize(semantic_queries.float(), dim=-1) @ classes.T
+            return self.scale * products

@@ -5,24 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from concat_cli.core.build import build_segmentor, check_start
-from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch, make_loader
 from concat_cli.core.data.transforms import Augment
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.panoptic import Quality
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.con_module import ConModule
@@ -33,22 +36,27 @@ from concat_cli.core.train.preview import write_preview
 from concat_cli.core.train.session import Session, embed, open_session
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.core.train.warmup import WarmupModule
+from concat_cli.core.train.zegformer_module import ZegFormerModule, merged_by_category
 from concat_cli.core.vocabulary import Vocabulary
 
 
 class ImageTask:
-    """A task of the loop over the images of the train part, scored on dev."""
+    """A task of the loop over the images of the train part, scored on dev.
+
+    by_category: an image has one mask for each class present; scored by mIoU instead of PQ.
+    """
 
     def __init__(
         self,
-        module: ConModule | WarmupModule,
+        module: nn.Module,
         session: Session,
         text: Tensor,
         optim: OptimConfig,
         train: PanopticDataset,
+        by_category: bool = False,
     ) -> None:
         self.module, self.session, self.text, self.optim = module, session, text, optim
-        self.train = train
+        self.train, self.by_category = train, by_category
         cfg, info = session.cfg, session.info
         self.dev = None
         if "dev" in info.parts:
@@ -70,6 +78,8 @@ class ImageTask:
             cfg.data.workers,
             parts,
         )
+        if self.by_category:
+            stream = map(merged_by_category, stream)
         while True:
             yield list(islice(stream, parts))
 
@@ -90,22 +100,24 @@ class ImageTask:
         return {k: v for k, v in state.items() if k.startswith("segmentor.")}
 
     def score(self, step: int) -> dict[str, float]:
-        """PQ on dev, which holds seen classes alone."""
+        """PQ or mIoU on dev, which holds seen classes alone."""
         if self.dev is None:
             return {}
         processes = self.session.processes
         report = evaluate_model(
             self.predictor(),
             self.dev,
-            with_semantic=False,
+            tasks=("semantic",) if self.by_category else ("panoptic",),
             rank=processes.rank,
             world=processes.world,
             gather=gather_objects,
         )
-        figures = report.panoptic["all"]
-        if figures is None:
-            return {}
-        return {"score": figures.pq, "pq": figures.pq, "sq": figures.sq, "rq": figures.rq}
+        found = report.semantic["all"] if self.by_category else report.panoptic["all"]
+        if isinstance(found, SemanticQuality):
+            return {"score": found.miou, "miou": found.miou, "pacc": found.pacc}
+        if isinstance(found, Quality):
+            return {"score": found.pq, "pq": found.pq, "sq": found.sq, "rq": found.rq}
+        return {}
 
     def preview(self, path: Path) -> None:
         """Image, truth and prediction of a few dev images."""
@@ -115,7 +127,7 @@ class ImageTask:
         """The module's segmentor over the seen classes."""
         session, vocabulary = self.session, self.session.info.vocabulary.seen_only()
         return Predictor(
-            self.module.segmentor,
+            self.module.get_submodule("segmentor"),
             self.text,
             vocabulary,
             session.cfg.infer,
@@ -148,6 +160,61 @@ def micro_batches(optim: OptimConfig, processes: Processes) -> tuple[int, int]:
     return size, each // size
 
 
+@dataclass(frozen=True)
+class ImageStage:
+    """A stage that learns from images, opened: where its files are and what it may learn from.
+
+    text: (K, E) of the seen classes, and of no other. to_trained: see `ConModule`. by_category: see
+    `ImageTask`.
+    """
+
+    session: Session
+    stage: StageDir
+    meta: dict[str, Any]
+    text: Tensor
+    to_trained: Tensor
+    train: PanopticDataset
+    by_category: bool
+
+    @staticmethod
+    def open(
+        session: Session, stage: StageDir, clip: Clip, *, fresh: bool, by_category: bool = False
+    ) -> ImageStage:
+        """Makes the folder or finds that it can be resumed; see `StageDir.open`."""
+        cfg, vocabulary = session.cfg, session.info.vocabulary
+        text = embed(clip, vocabulary.seen_only(), cfg, session.device)
+        to_trained = trained_indices(vocabulary.is_seen, session.device)
+        train = PanopticDataset(session.info.part("train"), vocabulary, cache=cfg.data.cache)
+        inputs = {"classes": classes_digest(vocabulary), "training images": train.digest()}
+        session.open_stage(stage, fresh=fresh, inputs=inputs)
+        meta = session.meta(stage.stage, clip)
+        return ImageStage(session, stage, meta, text, to_trained, train, by_category)
+
+    def warm_up(self, segmentor: Segmentor, teacher: Teacher | None) -> bool:
+        """The warm-up, where one is asked for and was not done yet; False if it was stopped."""
+        cfg = self.session.cfg
+        if not cfg.warmup.steps or self.stage.state.exists():
+            return True
+        module = WarmupModule(
+            segmentor, self.text, self.to_trained, cfg.loss, cfg.align, cfg.warmup, teacher
+        )
+        optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
+        task = WarmupTask(module, self.session, self.text, optim, self.train, self.by_category)
+        return _fit(task, self.stage.inner("warmup"), self.meta).finished
+
+    def unfinished(self) -> StageResult:
+        """The result of a stage that was stopped before its own first step."""
+        return StageResult(self.stage.last, 0, 0.0, False, {})
+
+    def fit(self, module: ConModule | ZegFormerModule) -> StageResult:
+        """Trains the module, or goes on with it."""
+        session = self.session
+        task = ImageTask(
+            module, session, self.text, session.cfg.optim, self.train, self.by_category
+        )
+        return _fit(task, self.stage, self.meta)
+
+
 def train_con(
     cfg: Config,
     run: Run,
@@ -161,32 +228,26 @@ def train_con(
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_start(cfg.model)
     clip = load_clip(cfg.clip, session.device)
-    vocabulary = session.info.vocabulary
-    text = embed(clip, vocabulary.seen_only(), cfg, session.device)
     cache = None
     if cfg.align.source == "cache":
         cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
     teacher = Teacher(clip, cfg.align.crops, cache)
     torch.manual_seed(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
-    segmentor = segmentor.to(session.device)
-    if cfg.optim.channels_last:
-        segmentor = segmentor.to(memory_format=torch.channels_last)
-    to_trained = trained_indices(vocabulary.is_seen, session.device)
-    part = session.info.part("train")
-    train = PanopticDataset(part, vocabulary, cache=cfg.data.cache)
-    inputs = {"classes": classes_digest(vocabulary), "training images": train.digest()}
-    stage = session.open_stage(run.stage("con"), fresh=fresh, inputs=inputs)
-    meta = session.meta("con", clip)
-    if cfg.warmup.steps and not stage.state.exists():
-        module = WarmupModule(segmentor, text, to_trained, cfg.loss, cfg.align, cfg.warmup, teacher)
-        optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
-        task = WarmupTask(module, session, text, optim, train)
-        if not _fit(task, stage.inner("warmup"), meta).finished:
-            return StageResult(stage.last, 0, 0.0, False, {})
-    module = ConModule(segmentor, text, to_trained, cfg.loss, cfg.align, teacher)
-    task = ImageTask(module.to(session.device), session, text, cfg.optim, train)
-    return _fit(task, stage, meta)
+    place(segmentor, session)
+    images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)
+    if not images.warm_up(segmentor, teacher):
+        return images.unfinished()
+    return images.fit(
+        ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align, teacher)
+    )
+
+
+def place(segmentor: nn.Module, session: Session) -> None:
+    """Moves a new segmentor to the device, before an optimiser or a warm-up knows it."""
+    segmentor.to(session.device)
+    if session.cfg.optim.channels_last:
+        segmentor.to(memory_format=torch.channels_last)
 
 
 def classes_digest(vocabulary: Vocabulary) -> str:

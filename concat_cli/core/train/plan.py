@@ -8,8 +8,14 @@ from pathlib import Path
 
 import open_clip
 import torch
+from torch import nn
 
-from concat_cli.core.build import build_generator, build_segmentor
+from concat_cli.core.build import (
+    build_generator,
+    build_segmentor,
+    build_student,
+    build_zegformer,
+)
 from concat_cli.core.checkpoint import read_meta
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.source import is_cached
@@ -17,7 +23,7 @@ from concat_cli.core.config import ClipConfig, Config, ModelConfig
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import published_repository
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.student import Student
 from concat_cli.core.runs import Run
 from concat_cli.core.train.session import check_world, draws_shapes
 from concat_cli.core.vocabulary_file import parse_vocabulary
@@ -41,8 +47,10 @@ def describe(
     """
     kind = run.stage(stage).stage
     facts = {"data": _data(cfg)}
-    if kind == "con":
-        facts |= _con(cfg)
+    if kind in ("con", "zegformer"):
+        facts |= _images(kind, cfg)
+    elif kind == "clip_zss":
+        facts |= _clip_zss(cfg)
     else:
         needed = "cat" if kind == "finetune" and cfg.finetune.pseudo else "con"
         facts["weights"] = _weights(needed, run, weights)
@@ -73,19 +81,45 @@ def _data(cfg: Config) -> str:
     return f"{root}: not there; make it with `concat prepare-data coco ROOT --out {root}`"
 
 
-def _con(cfg: Config) -> Plan:
-    optim, model = cfg.optim, cfg.model
-    width = clip_width(cfg.clip)
+def _images(stage: str, cfg: Config) -> Plan:
+    """Of a stage that trains a segmentor on images."""
+    optim, model, clip = cfg.optim, cfg.model, cfg.clip
+    width = clip_width(clip) or 512
     with torch.device("meta"):
-        segmentor = build_segmentor(model, width or 512)
-    parameters = sum(p.numel() for p in segmentor.parameters()) / 1e6
-    guess = "" if width else " (if CLIP is 512 wide)"
+        segmentor = build_segmentor(model, width) if stage == "con" else build_zegformer(cfg, width)
+    queries = f"{_size(segmentor, clip)}, {model.queries} queries"
+    warmup = f"{cfg.warmup.steps} of warm-up, then " if cfg.warmup.steps else ""
     return {
-        "segmentor": f"{parameters:.1f} million parameters{guess}, {model.queries} queries",
-        "steps": f"{cfg.warmup.steps} of warm-up, then {optim.steps} of {optim.batch_size} images",
-        "CLIP": _clip(cfg.clip),
+        "segmentor": queries if stage == "con" else f"{cfg.zegformer.segmentor}, {queries}",
+        "steps": f"{warmup}{optim.steps} of {optim.batch_size} images",
+        "CLIP": _clip(clip),
         "starts from": _start(model, segmentor),
     }
+
+
+def _clip_zss(cfg: Config) -> Plan:
+    with torch.device("meta"):
+        student = build_student(cfg.clip_zss, clip_width(cfg.clip) or 512)
+    parts = {
+        "GLM": cfg.clip_zss.glm > 0,
+        "pseudo labels": cfg.clip_zss.pseudo,
+        "synthesizer": cfg.clip_zss.pseudo and cfg.clip_zss.synthesizer > 0,
+    }
+    start = ModelConfig(
+        backbone=cfg.clip_zss.encoder, backbone_weights=cfg.clip_zss.encoder_weights
+    )
+    return {
+        "student": f"{cfg.clip_zss.encoder}, {_size(student, cfg.clip)}",
+        "parts": ", ".join(name for name, on in parts.items() if on) or "seen pixels alone",
+        "steps": f"{cfg.optim.steps} of {cfg.optim.batch_size} images",
+        "CLIP": _clip(cfg.clip),
+        "starts from": _start(start, student),
+    }
+
+
+def _size(model: nn.Module, clip: ClipConfig) -> str:
+    guess = "" if clip_width(clip) else " (if CLIP is 512 wide)"
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters{guess}"
 
 
 def _clip(cfg: ClipConfig) -> str:
@@ -100,16 +134,17 @@ def _clip(cfg: ClipConfig) -> str:
     return f"{cfg.model} {cfg.pretrained}: a download {hub.size_of(cfg.model)}"
 
 
-def _start(model: ModelConfig, segmentor: Segmentor) -> str:
-    """The weights of the segmentor (on the meta device); UserError for a file that does not fit."""
+def _start(model: ModelConfig, built: nn.Module) -> str:
+    """What a model (on the meta device) starts from; UserError where that does not fit."""
     if model.init:
         if not hub.at_hand(model.init):
             size = hub.size_of(model.init.removeprefix(hub.PREFIX))
             return f"{model.init}: a download {size}"
-        return start_segmentor(segmentor, model.init, asdict(model)).lines()[0]
+        return start_segmentor(built, model.init, asdict(model)).lines()[0]
     if model.backbone_weights != "timm":
         if model.backbone_weights:
-            start_backbone(segmentor.backbone.body, Path(model.backbone_weights), model.backbone)
+            backbone = built.encoder if isinstance(built, Student) else built.backbone
+            start_backbone(backbone.body, Path(model.backbone_weights), model.backbone)
         return f"{model.backbone}, {model.backbone_weights or 'random weights'}"
     repository = published_repository(model.backbone)
     if hub.cached(repository, hub.WEIGHT_FILES) is not None:

@@ -17,7 +17,7 @@ from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.dataset import DatasetInfo, read_dataset_info
-from concat_cli.core.data.prepare_shapes import differing_keys, prepare_shapes
+from concat_cli.core.data.prepare_shapes import UNTOLD, differing_keys, prepare_shapes
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Progress
@@ -96,6 +96,7 @@ def check_world(cfg: Config, info: DatasetInfo) -> None:
     if not draws_shapes(cfg) or "world" not in source:
         return
     keys = differing_keys(source, cfg.shapes)
+    source = UNTOLD | source
     if keys:
         found = "; ".join(
             f"shapes.{key} is {source[key]!r}, not {getattr(cfg.shapes, key)!r}" for key in keys

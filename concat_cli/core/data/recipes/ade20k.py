@@ -8,7 +8,7 @@ from typing import Any
 
 from concat_cli.core.data.class_list import load_class_list
 from concat_cli.core.data.recipes.layouts import NAMED, PairLayout, PanopticLayout
-from concat_cli.core.data.recipes.places import Layout, Offer, bases, choose
+from concat_cli.core.data.recipes.places import Layout, Offer, bases, choose, unpacking
 from concat_cli.core.data.source import LabelFormat, Source, Task
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
@@ -16,12 +16,15 @@ from concat_cli.core.vocabulary import Vocabulary
 _FULL_IDS = 3688  # object classes of release 2021_17_01, of which 847 count
 _IMAGES = ("images/{part}",)
 _PAGE = "http://sceneparsing.csail.mit.edu"
+_CHALLENGE = (
+    f"Images and labels: ADEChallengeData2016.zip, {_PAGE} (ADE20K_2021_17_01 is for --classes 847)"
+)
 _OFFERS = {
     150: Offer(
         "ADE20K (150 classes)",
         {
-            "images": f"Images and labels: ADEChallengeData2016.zip, {_PAGE}",
-            "labels": f"Images and labels: ADEChallengeData2016.zip, {_PAGE}",
+            "images": _CHALLENGE,
+            "labels": _CHALLENGE,
             "instances": f"Instances: annotations_instance.tar, {_PAGE}",
             "json": "ade20k_panoptic_*.json: written by Mask2Former's prepare_ade20k_pan_seg.py",
         },
@@ -63,6 +66,8 @@ def find(root: Path, classes: int = 150, task: str = "") -> Source:
     ]
     found = choose(root, bases(root, folder), wanted, _OFFERS[classes])
     alone = classes == 150 and not task and "panoptic" not in found.layout.tasks
+    command = unpacking(root)
+    note = f"{_ALONE}; unpack it: {command}" if command else _ALONE
     return Source(
         name=f"ade20k-{classes}",
         layout=found.name,
@@ -70,7 +75,7 @@ def find(root: Path, classes: int = 150, task: str = "") -> Source:
         tasks=found.layout.tasks,
         parts=found.parts,
         default_split="all_seen" if classes == 150 else "ade20k_full_572_275",
-        notes=(_ALONE,) if alone else (),
+        notes=(note,) if alone else (),
     )
 
 

@@ -15,9 +15,9 @@ from concat_cli.core.data.recipes.places import (
     first_file,
     first_folder,
     missing,
+    named,
 )
 from concat_cli.core.data.source import PARTS, Item, LabelFormat, PartName, Source, SourcePart
-from concat_cli.core.data.store import split_location
 from concat_cli.core.errors import UserError
 
 _Pair = tuple[Piece, Piece]  # the images and the JSON of a part
@@ -66,10 +66,9 @@ def find(root: Path, year: int = 2017, classes: int = 80) -> Source:
         )
         for part, (images, file) in found.items()
     }
-    zipped = any(split_location(part.images)[0] is not None for part in parts.values())
     return Source(
         name="coco-instances",
-        layout="official, zips in place" if zipped else "official",
+        layout=named("official", parts.values()),
         vocabulary=vocabulary,
         tasks=("instance",),
         parts=parts,

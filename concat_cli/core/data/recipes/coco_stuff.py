@@ -6,17 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from concat_cli.core.data.class_list import load_class_list
+from concat_cli.core.data.recipes.coco import IMAGES
 from concat_cli.core.data.recipes.layouts import PairLayout
 from concat_cli.core.data.recipes.places import Offer, bases, choose
 from concat_cli.core.data.source import LabelFormat, Source
 from concat_cli.core.vocabulary import Vocabulary
 
-IMAGES = (
-    "{part}2017",
-    "images/{part}2017",
-    "{part}2017.zip!{part}2017",
-    "images/{part}2017.zip!{part}2017",
-)
 _MAPS = "stuffthingmaps_trainval2017"
 _LABELS = (
     "stuffthingmaps/{part}2017",

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from concat_cli.core.data.coco_json import CocoJson, holds, read_instances, read_panoptic
 from concat_cli.core.data.recipes.coco import panoptic_part, same_categories
 from concat_cli.core.data.recipes.custom_classes import read_classes
-from concat_cli.core.data.recipes.places import hashed
+from concat_cli.core.data.recipes.places import hashed, named, packed_twice, unpacking
 from concat_cli.core.data.source import (
     Item,
     LabelFormat,
@@ -71,11 +71,12 @@ def find(
     vocabulary, parts = _PARTS[kind](given, root / classes if classes else root)
     return Source(
         name=root.resolve().name or "custom",
-        layout=kind.replace("_", " "),
+        layout=named(kind.replace("_", " "), parts.values()),
         vocabulary=vocabulary,
         tasks=_TASKS[kind],
         parts=parts,
         default_split="all_seen",
+        notes=packed_twice(parts.values()),
     )
 
 
@@ -91,7 +92,9 @@ def _given(root: Path, images: str, json: str, labels: str) -> _Given:
     places = [str(root / place) if place else "" for place in (images, json, labels)]
     for place in (places[0], places[2]):
         if place and not location_exists(place):
-            raise UserError(f"There is no folder {place}.", _WAYS)
+            command = unpacking(Path(place)) if Path(place).is_file() else ""
+            hint = f"Only zip files are read in place; unpack it: {command}" if command else _WAYS
+            raise UserError(f"There is no folder {place}.", hint)
     if json and not file_exists(places[1]):
         raise UserError(f"There is no file {places[1]}.", _WAYS)
     return _Given(*places)

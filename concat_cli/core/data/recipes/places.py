@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from zipfile import ZIP_STORED
 
 from concat_cli.core.data.source import PARTS, PartName, SourcePart, Task
 from concat_cli.core.data.store import (
+    ZipStore,
     file_exists,
     location_exists,
     open_store,
     read_file,
     split_location,
 )
+from concat_cli.core.data.zip_member import ZipMember
 from concat_cli.core.errors import UserError
 
+_TARS = (".tar", ".tgz", ".tar.gz")
 _SHOWN = 3  # places that an error names for one piece
 
 
@@ -82,9 +87,14 @@ class Found:
     @property
     def name(self) -> str:
         """The layout's name, with a word on zips that are read in place."""
-        stores = (s for p in self.parts.values() for s in (p.images, p.labels, p.second_labels))
-        zipped = any(split_location(store)[0] is not None for store in stores)
-        return f"{self.layout.name}, zips in place" if zipped else self.layout.name
+        return named(self.layout.name, self.parts.values())
+
+
+def named(layout: str, parts: Iterable[SourcePart]) -> str:
+    """A layout's name, with a word on zips that are read in place."""
+    stores = (s for p in parts for s in (p.images, p.labels, p.second_labels, p.listed_in))
+    zipped = any(split_location(store)[0] is not None for store in stores)
+    return f"{layout}, zips in place" if zipped else layout
 
 
 def choose(root: Path, bases: Sequence[str], layouts: Sequence[Layout], offer: Offer) -> Found:
@@ -124,8 +134,8 @@ def missing(root: Path, layout: str, pieces: Sequence[Piece], offer: Offer) -> U
         lines.append(f"  found: {what}" if piece.found else f"  missing: {what} ({places})")
     kinds = dict.fromkeys(piece.kind for piece in pieces if not piece.found)
     offers = [offer.pieces[kind] for kind in kinds if kind in offer.pieces]
-    if packed := _tars(root):
-        offers.insert(0, f"Unpack {', '.join(packed)}: only zip files are read in place")
+    if command := unpacking(root):
+        offers.insert(0, f"Only zip files are read in place; unpack first: {command}")
     return UserError("\n".join(lines), "; ".join(dict.fromkeys(offers)))
 
 
@@ -199,9 +209,31 @@ def hashed(stem: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
-def _tars(root: Path) -> list[str]:
-    """Names of tar files in the root, a few."""
-    if not root.is_dir():
-        return []
-    ends = (".tar", ".tgz", ".tar.gz")
-    return sorted(path.name for path in root.iterdir() if path.name.endswith(ends))[:3]
+def unpacking(root: Path) -> str:
+    """The command that unpacks the tar files in a folder, or a tar file; "" where there is none."""
+    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    tars = [path for path in files if path.name.endswith(_TARS) and path.is_file()]
+    return " && ".join(
+        f"tar -xf {shlex.quote(str(path))} -C {shlex.quote(str(path.parent))}" for path in tars
+    )
+
+
+def packed_twice(parts: Iterable[SourcePart]) -> tuple[str, ...]:
+    """What to say of zips that lie packed inside a zip: how large, and how to read them faster."""
+    found: dict[ZipMember, None] = {}
+    for location in (place for part in parts for place in (part.images, part.labels) if place):
+        store = open_store(location)
+        archive = store.archive if isinstance(store, ZipStore) else None
+        if isinstance(archive, ZipMember) and archive.entry().method != ZIP_STORED:
+            found[archive] = None
+    if not found:
+        return ()
+    outer = next(iter(found)).archive
+    inner = " and ".join(
+        f"{archive.member} ({archive.entry().size / 1e6:,.1f} MB)" for archive in found
+    )
+    folder = shlex.quote(str(outer).rpartition("/")[0] or ".")
+    return (
+        f"{inner} packed in a zip: read in place, which takes each process one pass, and a label "
+        f"some milliseconds. Faster: unzip {shlex.quote(str(outer))} -d {folder}",
+    )

@@ -34,7 +34,8 @@ _OFFER = Offer(
     {
         "devkit": "Images and labels: VOCtrainval_11-May-2012.tar, "
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
-        "labels": "More labels for training: SegmentationClassAug of SBD, "
+        "labels": "More labels for training: SegmentationClassAug, the .mat labels of SBD as PNGs "
+        "(mmsegmentation's voc_aug.py converts them), "
         "http://home.bharathh.info/pubs/codes/SBD/download.html",
     },
 )

@@ -1,0 +1,273 @@
+"""CONCAT, ZegFormer and CLIP-ZSS on the built-in world, trained on the same scenes, three splits.
+
+    python benchmarks/compare.py                      # everything, resumable cell by cell
+    python benchmarks/compare.py --splits default --only concat zegformer-fusion
+    python benchmarks/compare.py --table              # the tables of what has been measured
+
+The world is drawn with `unseen_pixels=void`: training scenes hold unseen classes without a label,
+as in the protocol of ZegFormer and CLIP-ZSS. Every cell is a run of the ordinary stages under
+runs/compare/, scored on the same 500 scenes of val; cells that differ only in how they are scored
+share a run. A figure that is there is not computed again, and one that was made with other
+arguments stops the script. Speed and memory depend on the machine and on what else runs there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from cells import (
+    SPLITS,
+    Rows,
+    add_row,
+    counts_file,
+    digest,
+    draw_world,
+    is_there,
+    of_one_budget,
+    read_rows,
+    spread,
+)
+
+from concat_cli.console import ConsoleProgress
+from concat_cli.core.config import Config
+from concat_cli.core.config_file import load_config
+from concat_cli.core.data.dataset import read_dataset_info
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.bootstrap import mean_iou, mean_pq
+from concat_cli.core.evaluate.cost import measure_cost
+from concat_cli.core.evaluate.differences import GROUPS, paired_differences
+from concat_cli.core.evaluate.per_image import Interval
+from concat_cli.core.evaluate.weights import evaluate_weights
+from concat_cli.core.runs import Run
+from concat_cli.core.train.cat import train_cat
+from concat_cli.core.train.clip_zss import train_clip_zss
+from concat_cli.core.train.con import train_con
+from concat_cli.core.train.finetune import finetune
+from concat_cli.core.train.zegformer import train_zegformer
+
+ROOT = Path("runs/compare")
+CONFIGS = Path(__file__).parents[1] / "configs"
+FIGURES = {"PQ": ("panoptic", mean_pq), "mIoU": ("semantic", mean_iou)}
+REPEATS = 1000  # draws of the images for an interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table: a method trained in a run, and the keys it is trained and scored with."""
+
+    name: str
+    method: str  # of METHODS
+    run: str  # cells of one run share its weights
+    train: tuple[str, ...] = ()
+    score: tuple[str, ...] = ()
+
+
+class Method(NamedTuple):
+    """A configuration, and the stages that are trained with it, in their order."""
+
+    config: str
+    stages: tuple[Callable[..., Any], ...]
+
+
+METHODS = {
+    "concat": Method("demo.yaml", (train_con, train_cat, finetune)),
+    "zegformer": Method("shapes_zegformer.yaml", (train_zegformer,)),
+    "clip-zss": Method("shapes_clip_zss.yaml", (train_clip_zss,)),
+}
+_PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
+CELLS = (
+    Cell("concat", "concat", "concat"),
+    *(
+        Cell(f"zegformer-{branch}", "zegformer", "zegformer", (), (f"zegformer.branch={branch}",))
+        for branch in ("segment", "image", "fusion")
+    ),
+    Cell("clip-zss-plain", "clip-zss", "clip-zss-plain", _PLAIN),
+    Cell("clip-zss+glm", "clip-zss", "clip-zss+glm", _PLAIN[1:]),
+    Cell("clip-zss+glm+pseudo", "clip-zss", "clip-zss+glm+pseudo", _PLAIN[2:]),
+    Cell("clip-zss", "clip-zss", "clip-zss"),
+)
+PAIRS = (  # ours, theirs, figure, group
+    ("zegformer-fusion", "zegformer-segment", "mIoU", "unseen"),
+    ("zegformer-fusion", "zegformer-image", "mIoU", "unseen"),
+    ("clip-zss", "clip-zss-plain", "mIoU", "unseen"),
+    ("clip-zss+glm", "clip-zss-plain", "mIoU", "unseen"),
+    ("clip-zss+glm+pseudo", "clip-zss+glm", "mIoU", "unseen"),
+    ("clip-zss", "clip-zss+glm+pseudo", "mIoU", "unseen"),
+    ("concat", "zegformer-segment", "mIoU", "harmonic"),
+    ("concat", "zegformer-fusion", "mIoU", "harmonic"),
+    ("concat", "clip-zss", "mIoU", "harmonic"),
+    ("concat", "zegformer-segment", "PQ", "harmonic"),
+    ("concat", "zegformer-fusion", "PQ", "harmonic"),
+)
+INTERVALS = (
+    "The intervals are bootstraps over the images alone, the same ones drawn for both cells: they\n"
+    "say nothing of other seeds, each cell was trained once a split."
+)
+
+
+def config(split: str, cell: Cell, args: argparse.Namespace, *more: str) -> Config:
+    """The configuration that a cell is trained with, and `more` keys."""
+    keys = [f"data.root={ROOT / 'data' / f'shapes-{split}'}", "shapes.unseen_pixels=void"]
+    keys += [f"shapes.unseen_seed={SPLITS[split]}", *cell.train, *args.keys, *more]
+    return load_config(CONFIGS / METHODS[cell.method].config, keys)
+
+
+def digests(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, str]:
+    """`digest` of how a cell is trained and scored; `budget` of what the arguments give to all."""
+    return {
+        "digest": digest(config(split, cell, args, *cell.score)),
+        "budget": digest(load_config(None, args.keys)),
+    }
+
+
+def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
+    """Trains what a cell needs and is not there yet; returns its weights."""
+    cfg, say = config(split, cell, args), ConsoleProgress()
+    draw_world(cfg, say)
+    run = Run(cell.run, ROOT / split)
+    weights = None
+    for stage in METHODS[cell.method].stages:
+        result = stage(cfg, run, device=args.device, progress=say)
+        if not result.finished:
+            raise UserError(f"{cell.name} of split {split} was stopped.", "Call it again.")
+        weights = result.weights
+    assert weights is not None
+    return weights
+
+
+def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of a cell on val, what it costs, and its counts image by image in a file."""
+    began = time.monotonic()
+    weights = train(split, cell, args)
+    trained = time.monotonic()
+    report = evaluate_weights(
+        weights, cell.score, with_counts=True, device=args.device, progress=ConsoleProgress()
+    )
+    scored = time.monotonic()
+    assert report.counts is not None
+    made_with = digests(split, cell, args)
+    vocabulary = read_dataset_info(config(split, cell, args).data.root).vocabulary
+    kept = {"panoptic": report.counts.panoptic, "semantic": report.counts.semantic}
+    np.savez_compressed(
+        counts_file(ROOT, split, cell.name),
+        seen=vocabulary.seen_indices,
+        unseen=vocabulary.unseen_indices,
+        budget=np.array(made_with["budget"]),
+        **{task: one.dense(report.images) for task, one in kept.items() if one is not None},
+    )
+    return {
+        "split": split,
+        "cell": cell.name,
+        **made_with,
+        "PQ": {g: getattr(report.panoptic[g], "pq", None) for g in GROUPS},
+        "mIoU": {g: getattr(report.semantic[g], "miou", None) for g in GROUPS},
+        "mode": report.protocol["mode"],
+        "cost": asdict(measure_cost(weights, cell.score, args.device)),
+        "seconds": {"train": round(trained - began, 1), "score": round(scored - trained, 1)},
+    }
+
+
+def is_measured(split: str, cell: Cell, args: argparse.Namespace) -> bool:
+    """Whether a cell's row is there; UserError if it was made with other arguments."""
+    now = digests(split, cell, args)["digest"]
+    return is_there(read_rows(ROOT), ROOT, split, cell.name, now)
+
+
+def table() -> str:
+    """Mean and spread over splits of every cell, and the paired differences.
+
+    Only rows of one budget are put together: that of the newest row.
+    """
+    rows, others = of_one_budget(read_rows(ROOT))
+    lines = [f"{others} cells with another budget are not shown.", ""] if others else []
+    figures = [f"{group} {name}" for name in FIGURES for group in GROUPS]
+    lines.append(
+        f"| cell | splits | {' | '.join(figures)} | M parameters | images/s | MiB | CLIP's image "
+        "encoder |"
+    )
+    lines.append("|---" * (len(figures) + 6) + "|")
+    for cell in CELLS:
+        mine = [row for row in rows if row["cell"] == cell.name]
+        if mine:
+            lines.append(f"| {cell.name} | {len(mine)} | {' | '.join(shown(mine))} |")
+    lines += ["", INTERVALS, "", "| difference | of | splits | mean [95% interval over images] |"]
+    lines.append("|---|---|---|---|")
+    for pair in PAIRS:
+        splits, interval = difference(*pair)
+        if interval is not None:
+            values = (100 * v for v in (interval.value, interval.low, interval.high))
+            told = "{:+.1f} [{:.1f}, {:.1f}]".format(*values)
+            ours, theirs, figure, group = pair
+            lines.append(f"| {ours} - {theirs} | {group} {figure} | {splits} | {told} |")
+    return "\n".join(lines)
+
+
+def shown(rows: Rows) -> Iterator[str]:
+    """Quality as mean and spread over splits, then the cost: the median of the splits."""
+    for figure in FIGURES:
+        for group in GROUPS:
+            values = [row[figure][group] for row in rows]
+            yield "-" if None in values else spread(values)
+    costs = [row["cost"] for row in rows]
+    yield f"{np.median([cost['parameters'] for cost in costs]) / 1e6:.2f}"
+    yield f"{np.median([cost['images_per_second']['semantic'] for cost in costs]):.3g}"
+    peaks = [cost["peak_mib"] for cost in costs]
+    yield "-" if None in peaks else f"{np.median(peaks):.0f}"
+    yield "needed" if costs[0]["clip_image"] else "no"
+
+
+def difference(ours: str, theirs: str, figure: str, group: str) -> tuple[int, Interval | None]:
+    """The paired difference over the splits that have both cells, trained with one budget."""
+    task, mean = FIGURES[figure]
+    files = [
+        [ROOT / "counts" / f"{split}-{name}.npz" for name in (ours, theirs)] for split in SPLITS
+    ]
+    loaded = [[np.load(f) for f in pair] for pair in files if all(f.exists() for f in pair)]
+    loaded = [(a, b) for a, b in loaded if task in a and task in b]
+    loaded = [(a, b) for a, b in loaded if str(a["budget"]) == str(b["budget"])]
+    if not loaded:
+        return 0, None
+    splits = [(a["seen"].tolist(), a["unseen"].tolist()) for a, _ in loaded]
+    a, b = ([pair[side][task] for pair in loaded] for side in (0, 1))
+    return len(loaded), paired_differences(a, b, mean, splits, REPEATS)[group]
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Runs the cells that are asked for and not measured yet, then prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    names = [cell.name for cell in CELLS]
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CELL")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--table", action="store_true", help="only print the tables")
+    parser.add_argument("keys", nargs="*", help="section.key=value for every cell")
+    args = parser.parse_args(words)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    ROOT.mkdir(parents=True, exist_ok=True)
+    asked = [cell for cell in CELLS if cell.name in args.only]
+    todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]
+    # all of them are looked at before the first is trained
+    for split, cell in [] if args.table else [one for one in todo if not is_measured(*one, args)]:
+        row = measure(split, cell, args)
+        add_row(ROOT, row)
+        print({key: row[key] for key in ("split", "cell", "PQ", "mIoU", "seconds")}, flush=True)
+    print(table())
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{error.what}\n{error.hint}")

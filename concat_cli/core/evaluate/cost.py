@@ -1,0 +1,204 @@
+"""What a prediction costs: parameters, images a second, memory; measured in a process of its own.
+
+A fresh process (`python -m concat_cli.core.evaluate.cost JOB RESULT`) because memory that was taken
+once is seldom given back, so the peak of a process tells of everything that it ever did.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from concat_cli.core.build import config_of
+from concat_cli.core.checkpoint import load_weights
+from concat_cli.core.config_file import override
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.device import choose_device
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.weights import PART, divided
+from concat_cli.core.files import write_json
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.zegformer import ZegFormerPredictor
+
+IMAGES = 8  # of val, one at a time
+WARM_UP = 2  # images before the clock runs
+REPEATS = 3  # of each image
+BUDGET = 30.0  # seconds after which no further image is begun; at least `IMAGES` are timed
+_RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux alone
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What it takes to predict one image at a time.
+
+    parameters: of all that runs at test (text embeddings are made before, once). clip_image: that
+    CLIP's image encoder is among it. images_per_second: by task, from a uint8 image to its semantic
+    map and to its panoptic map, medians; None where the model makes none. peak_mib: the most memory
+    while it predicts, of tensors on a GPU, else beyond what Python and its packages took before
+    anything was loaded; None where the system does not tell.
+    """
+
+    parameters: int
+    clip_image: bool
+    images_per_second: dict[str, float | None]
+    peak_mib: float | None
+    device: str
+    threads: int
+
+
+def measure_cost(weights: Path, overrides: Sequence[str] = (), device: str = "auto") -> Cost:
+    """The cost of weights on images of val of their data set, measured in a fresh process.
+
+    Arguments as of `evaluate_weights`; the process runs with this one's environment. UserError
+    where it dies, for want of memory above all.
+    """
+    with TemporaryDirectory() as folder:
+        job, result = Path(folder) / "job.json", Path(folder) / "result.json"
+        write_json(job, {"weights": str(weights), "overrides": [*overrides], "device": device})
+        command = [sys.executable, "-m", __name__, job, result]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            check=False,
+        )
+        if not result.exists():
+            last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            raise UserError(
+                f"Measuring the speed of {weights} ended with exit code {done.returncode}; "
+                f"its last line: {last:.200}",
+                "Exit code -9 is a kill, for want of memory as a rule.",
+            )
+        found = json.loads(result.read_text(encoding="utf-8"))
+    if "error" in found:
+        raise UserError(*found["error"])
+    return Cost(**found)
+
+
+def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
+    """The cost, measured in this process."""
+    chosen, _ = choose_device(device)
+    memory = PeakMemory(chosen)
+    loaded = load_weights(weights)
+    cfg = override(config_of(loaded), overrides)
+    info, _ = divided(read_dataset_info(Path(cfg.data.root)), loaded)
+    predictor = Predictor.load(
+        loaded, info.vocabulary, chosen, infer=cfg.infer, zegformer=cfg.zegformer, force=True
+    )
+    samples = PanopticDataset(info.part(PART), info.vocabulary)
+    images = [samples[i].image for i in range(min(IMAGES, len(samples)))]
+    del loaded, samples
+    memory.start()
+    return Cost(
+        parameters(predictor),
+        predictor.needs_clip_image,
+        images_per_second(predictor, images),
+        memory.mib(),
+        str(chosen),
+        torch.get_num_threads(),
+    )
+
+
+def parameters(predictor: Predictor) -> int:
+    """How many parameters run at test: those of the model, and of CLIP's image encoder if used."""
+    modules = [predictor.model]
+    if isinstance(predictor, ZegFormerPredictor) and predictor.clip and predictor.needs_clip_image:
+        modules.append(predictor.clip.model.visual)
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def images_per_second(predictor: Predictor, images: Sequence[Any]) -> dict[str, float | None]:
+    """One over the median time of an image, after a warm-up, by task."""
+    seconds: dict[str, list[float]] = {"semantic": [], "panoptic": []}
+    for image in images[:WARM_UP]:
+        _time(predictor, image)
+    began = time.monotonic()
+    for number in range(REPEATS * len(images)):
+        for task, value in _time(predictor, images[number % len(images)]).items():
+            seconds[task].append(value)
+        if number + 1 >= len(images) and time.monotonic() - began > BUDGET:
+            break
+    return {
+        task: round(1 / statistics.median(values), 3) if values else None
+        for task, values in seconds.items()
+    }
+
+
+def _time(predictor: Predictor, image: Any) -> dict[str, float]:
+    """Seconds by task of one image; the model runs once for both."""
+    start = time.perf_counter()
+    raw = list(predictor.raw([image]))
+    model = time.perf_counter() - start
+    found = {}
+    for task, make in (("semantic", predictor.semantic), ("panoptic", predictor.panoptic)):
+        if task in predictor.tasks:
+            start = time.perf_counter()
+            for one in raw:
+                make(one)  # numpy arrays: a GPU has finished
+            found[task] = model + time.perf_counter() - start
+    return found
+
+
+class PeakMemory:
+    """The highest memory of this process or of its GPU; made before anything is loaded."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before = _resident(peak=False)
+
+    def start(self) -> None:
+        """Forgets the peak of what was needed to load, where the system can."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        with suppress(OSError):  # not Linux, or not ours to write
+            _RESET.write_text("5")  # proc(5): the peak of the resident set becomes what it is now
+
+    def mib(self) -> float | None:
+        """MiB since `start`; None where the system does not tell."""
+        if self._device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)
+        peak = _resident(peak=True)
+        return None if peak is None or self._before is None else round(peak - self._before, 1)
+
+
+def _resident(peak: bool) -> float | None:
+    """MiB of memory that the process holds, or held at most; where the former is not told (not
+    Linux), both are the latter."""
+    with suppress(OSError, StopIteration):
+        name, lines = "VmHWM:" if peak else "VmRSS:", _STATUS.read_text().splitlines()
+        return int(next(line for line in lines if line.startswith(name)).split()[1]) / 2**10
+    with suppress(ImportError):  # Windows
+        import resource
+
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used / (2**20 if sys.platform == "darwin" else 2**10)
+    return None
+
+
+def main(job: Path, result: Path) -> None:
+    """Measures what `job` (JSON) asks for and writes it, or the user's mistake, to `result`."""
+    asked = json.loads(job.read_text(encoding="utf-8"))
+    try:
+        cost = cost_here(Path(asked["weights"]), asked["overrides"], asked["device"])
+    except UserError as error:
+        write_json(result, {"error": [error.what, error.hint]})
+    else:
+        write_json(result, asdict(cost))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,152 @@
+"""Semantic maps of a dense model: each pixel is named by its cosine to the text embeddings.
+
+The classes are gone through in chunks with a running maximum, so that memory does not grow with
+their number. CLIP's image encoder takes no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from concat_cli.core.errors import UserError
+from concat_cli.core.infer.instances import Instance
+from concat_cli.core.infer.outputs import DenseRaw, Raw
+from concat_cli.core.infer.postprocess import (
+    PanopticResult,
+    Segment,
+    Size,
+    bounding_boxes,
+    resized_strips,
+)
+from concat_cli.core.infer.predictor import Predictor
+
+CHUNK = 32  # classes whose logits are held at a time
+
+
+class DensePredictor(Predictor):
+    """A dense student (`model/student.py`); arguments as of `Predictor`.
+
+    The model maps images and padding to features (B, E, h, w) at stride 4 and has a `scale`.
+    """
+
+    tasks = ("semantic",)
+    semantic_from = "pixels"
+    chunk = CHUNK
+
+    @property
+    def offset_scale(self) -> float:
+        """What offsets are measured against: the scale of the class logits."""
+        return self.model.scale.item()
+
+    @torch.inference_mode()
+    def panoptic(self, raw: Raw, offset: float | None = None) -> list[PanopticResult]:
+        """UserError: pixels are named one by one."""
+        raise _no_segments("panoptic segments")
+
+    @torch.inference_mode()
+    def instances(self, raw: Raw, offset: float | None = None) -> list[list[Instance]]:
+        """UserError: pixels are named one by one."""
+        raise _no_segments("instances")
+
+    @torch.inference_mode()
+    def semantic(self, raw: Raw, offset: float | None = None) -> list[NDArray[np.int32]]:
+        """(H, W) class indices of raw outputs, in the order of `raw.positions`."""
+        return [labels.cpu().numpy() for labels, _ in self._classified(raw, offset, False)]
+
+    @torch.inference_mode()
+    def segments(self, raw: Raw) -> list[PanopticResult]:
+        """Everything of one class is one segment; its score is the mean probability."""
+        return [
+            _regions(labels.cpu().numpy(), None if sure is None else sure.cpu().numpy())
+            for labels, sure in self._classified(raw, None, True)
+        ]
+
+    def _classified(
+        self, raw: Raw, offset: float | None, with_confidence: bool
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Labels (H, W) int32 and the probability of each pixel's label, picture by picture."""
+        assert isinstance(raw, DenseRaw)
+        taken = self.is_seen * (self.cfg.seen_offset if offset is None else offset)
+        for row, size in enumerate(raw.sizes):
+            yield classify_pixels(
+                raw.features[row],
+                self.text,
+                self.offset_scale,
+                taken.float(),
+                size,
+                raw.valid[row],
+                self.chunk,
+                with_confidence,
+            )
+
+    def _run(self, images: Tensor, padding: Tensor | None, valid: list[Size]) -> DenseRaw:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            features = self.model(images, padding)
+        return DenseRaw([], [], valid, 0.0, F.normalize(features.float(), dim=1))
+
+
+def classify_pixels(
+    features: Tensor,
+    text: Tensor,
+    scale: float,
+    taken_off: Tensor,
+    size: Size,
+    valid: Size,
+    chunk: int = CHUNK,
+    with_confidence: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Class index (H, W) int32 of every pixel of a photo and, if asked for, its probability.
+
+    Args:
+        features: (E, h, w), normalised, at stride 4 of the padded input.
+        text: (K, E), normalised.
+        taken_off: (K,), subtracted from the logits scale * cosine.
+        size: of the photo; valid: its part of the padded input.
+        chunk: classes at a time; the result does not depend on it.
+    """
+    best = torch.full(size, -torch.inf, device=features.device)
+    labels = torch.zeros(size, dtype=torch.int32, device=features.device)
+    total = torch.full(size, -torch.inf, device=features.device) if with_confidence else None
+    for first in range(0, len(text), chunk):
+        part = text[first : first + chunk]
+        minus = taken_off[first : first + chunk, None, None]
+        logits = scale * torch.einsum("ke,ehw->khw", part, features) - minus
+        top = 0
+        for (strip,) in resized_strips(logits[None], size, valid, 32 * len(part)):  # (k, rows, W)
+            rows = slice(top, top + strip.shape[1])
+            value, index = strip.max(0)
+            higher = value > best[rows]
+            best[rows] = torch.where(higher, value, best[rows])
+            labels[rows] = torch.where(higher, index.int() + first, labels[rows])
+            if total is not None:
+                total[rows] = torch.logaddexp(total[rows], strip.logsumexp(0))
+            top = rows.stop
+    return labels, None if total is None else (best - total).exp()
+
+
+def _regions(labels: NDArray[np.int32], sure: NDArray[np.float32] | None) -> PanopticResult:
+    """Everything of one class as one segment, in the order of the classes."""
+    classes, ids = np.unique(labels, return_inverse=True)
+    segment_map = ids.reshape(labels.shape).astype(np.int32) + 1
+    areas = np.bincount(segment_map.ravel(), minlength=len(classes) + 1)[1:]
+    sums = np.bincount(segment_map.ravel(), None if sure is None else sure.ravel())[1:]
+    boxes = bounding_boxes(segment_map, len(classes))
+    rows = zip(classes, sums / areas, areas, boxes, strict=True)
+    segments: Sequence[Segment] = [
+        Segment(number, int(label), float(score), int(area), (int(x), int(y), int(w), int(h)))
+        for number, (label, score, area, (x, y, w, h)) in enumerate(rows, 1)
+    ]
+    return PanopticResult(segment_map, tuple(segments))
+
+
+def _no_segments(what: str) -> UserError:
+    return UserError(
+        f"These weights name every pixel and tell no segments of a class apart: no {what}.",
+        "Score them with --tasks semantic, or give weights of CONCAT or ZegFormer.",
+    )

@@ -1,0 +1,71 @@
+"""From a weights file to the predictor of its kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from concat_cli.core.build import config_of
+from concat_cli.core.checkpoint import Weights, load_weights
+from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.config import InferConfig, ZegFormerConfig
+from concat_cli.core.infer.dense import DensePredictor
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.restore import restore
+from concat_cli.core.infer.zegformer import ZegFormerPredictor
+from concat_cli.core.progress import Progress
+from concat_cli.core.runs import BUILT_IN
+from concat_cli.core.vocabulary import Vocabulary
+
+
+def load_predictor(
+    weights: Weights | Path | str | None,
+    vocabulary: Vocabulary | Path | str | None,
+    device: torch.device | str,
+    *,
+    infer: InferConfig | None,
+    zegformer: ZegFormerConfig | None,
+    precision: str,
+    force: bool,
+    cache_dir: Path | None,
+    progress: Progress,
+) -> Predictor:
+    """A `Predictor`, or the one of it that fits what made the weights; see `Predictor.load`."""
+    if not isinstance(weights, Weights):
+        weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
+    zegformer = zegformer or config_of(weights).zegformer
+    looks = weights.stage == "zegformer" and zegformer.branch != "segment"
+    found = restore(
+        weights,
+        vocabulary,
+        device,
+        infer=infer,
+        image_tower=looks,
+        precision=precision,
+        force=force,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+    common = (
+        found.model,
+        found.text,
+        found.vocabulary,
+        found.infer,
+        found.device,
+        found.dtype,
+        found.weights.meta,
+    )
+    if weights.stage == "clip_zss":
+        return DensePredictor(*common)
+    if weights.stage == "zegformer":
+        image_text = None
+        if looks:
+            templates = None if zegformer.image_prompts == "same" else "masked"
+            cfg = config_of(weights).clip
+            image_text = text_embeddings(
+                found.clip, found.vocabulary, cfg, cache_dir, progress, templates
+            )
+        clip = found.clip if looks else None
+        return ZegFormerPredictor(*common, zegformer=zegformer, clip=clip, image_text=image_text)
+    return Predictor(*common)

@@ -1,0 +1,109 @@
+"""ZegFormer at test: segments are named by the segment branch, by CLIP's image encoder, or by both.
+
+The image encoder is the cost of ZegFormer. It is spared the queries that cannot matter, is shown
+the empty masks of an image once, and takes the segments of all images of a batch together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from concat_cli.core.clip.encoder import Clip
+from concat_cli.core.clip.segment_images import encode_alike, peaks
+from concat_cli.core.config import InferConfig, ZegFormerConfig
+from concat_cli.core.infer.outputs import Raw, RawOutput
+from concat_cli.core.infer.postprocess import Size, semantic
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.zegformer_fusion import (
+    class_scores,
+    distribution,
+    highest_scores,
+    left_out,
+)
+from concat_cli.core.vocabulary import Vocabulary
+
+
+class ZegFormerPredictor(Predictor):
+    """A ZegFormer; the first arguments as of `Predictor`.
+
+    `cfg.seen_offset` is ZegFormer's gamma: it is taken off the scores of the pixels, or off the
+    probabilities of the segments, not off logits.
+
+    Args:
+        zegformer: which branch names the segments, and how.
+        clip: with its image encoder; None for the segment branch alone.
+        image_text: (K, E) normalised text embeddings for the image branch; None as `clip`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        text: Tensor,
+        vocabulary: Vocabulary,
+        cfg: InferConfig,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        meta: dict[str, Any] | None = None,
+        *,
+        zegformer: ZegFormerConfig,
+        clip: Clip | None = None,
+        image_text: Tensor | None = None,
+    ) -> None:
+        super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
+        self.needs_clip_image = zegformer.branch != "segment"
+        assert not self.needs_clip_image or (clip is not None and image_text is not None)
+        self.zegformer = zegformer
+        self.clip = clip
+        self.image_text = None if image_text is None else image_text.to(self.device)
+
+    @property
+    def offset_scale(self) -> float:
+        """Offsets are taken off probabilities."""
+        return 1.0
+
+    def scores(self, raw: RawOutput) -> Tensor:
+        """(B, Q, K+1) scores of the branch, before any offset; see `class_scores`."""
+        way = self.zegformer
+        return class_scores(
+            way.branch, raw.class_logits, raw.image_logits, self.is_seen, way.exponent
+        )
+
+    def probabilities(self, raw: RawOutput, offset: float) -> Tensor:
+        """(B, Q, K+1) of the classes and no_object, with `offset` taken off the seen ones."""
+        return distribution(self.scores(raw), self.is_seen, offset)
+
+    @torch.inference_mode()
+    def semantic(self, raw: Raw, offset: float | None = None) -> list[NDArray[np.int32]]:
+        """(H, W) class indices; `offset` is taken off the seen classes' scores of each pixel."""
+        assert isinstance(raw, RawOutput)
+        taken_off = self.is_seen * (self.cfg.seen_offset if offset is None else offset)
+        return semantic(self.scores(raw), raw.mask_logits, raw.sizes, raw.valid, taken_off)
+
+    def sent(self, raw: RawOutput) -> Tensor:
+        """(B, Q) bool: the queries that CLIP is asked about. The others, of all queries of an
+        image, change no pixel's score by more than `skip_below` together, whatever CLIP says."""
+        assert self.clip is not None
+        way = self.zegformer
+        highest = highest_scores(
+            way.branch, raw.class_logits, self.is_seen, way.exponent, self.clip.logit_scale
+        )
+        return ~left_out(highest * peaks(raw.mask_logits, raw.valid).sigmoid(), way.skip_below)
+
+    def _run(self, images: Tensor, padding: Tensor | None, valid: list[Size]) -> Raw:
+        raw = super()._run(images, padding, valid)
+        assert isinstance(raw, RawOutput)
+        if self.clip is None or self.image_text is None or not self.needs_clip_image:
+            return raw
+        sent = self.sent(raw)
+        tokens = encode_alike(
+            self.clip, images, raw.mask_logits, valid, sent.nonzero(), self.zegformer.crop
+        )
+        logits = raw.class_logits.new_full((*sent.shape, len(self.image_text)), -torch.inf)
+        logits[sent] = self.clip.logit_scale * (tokens @ self.image_text.T).to(logits.dtype)
+        return replace(raw, image_logits=logits)
