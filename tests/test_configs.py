@@ -13,7 +13,12 @@ import torch
 import yaml
 
 from concat_cli.commands.options import REFERENCE, REFERENCES
-from concat_cli.core.build import build_generator, build_segmentor
+from concat_cli.core.build import (
+    build_generator,
+    build_segmentor,
+    build_student,
+    build_zegformer,
+)
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config, ModelConfig
@@ -70,7 +75,14 @@ def test_its_models_build(path):
     cfg = load_config(path)
     width = plan.clip_width(cfg.clip)
     assert width is not None
-    segmentor = build_segmentor(cfg.model, width)
+    if stages_of(path) == ("clip_zss",):
+        student = build_student(cfg.clip_zss, width).eval()
+        images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+        assert student.encoder.strides == STRIDES
+        assert student(images).shape == (1, width, 16, 16)
+        return
+    build = build_zegformer(cfg, width) if stages_of(path) == ("zegformer",) else None
+    segmentor = build or build_segmentor(cfg.model, width)
     assert segmentor.backbone.strides == STRIDES
     assert segmentor.classifier.no_object.shape == (width,)
     generator = build_generator(cfg.cat, width, cfg.model.width).eval()

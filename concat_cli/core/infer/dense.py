@@ -42,7 +42,9 @@ class DensePredictor(Predictor):
     @property
     def offset_scale(self) -> float:
         """What offsets are measured against: the scale of the class logits."""
-        return self.model.scale.item()
+        scale = self.model.scale
+        assert isinstance(scale, Tensor)
+        return scale.item()
 
     @torch.inference_mode()
     def panoptic(self, raw: Raw, offset: float | None = None) -> list[PanopticResult]:

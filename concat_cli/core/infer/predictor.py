@@ -176,7 +176,9 @@ class Predictor:
     @property
     def offset_scale(self) -> float:
         """What offsets are measured against: the scale of the class logits."""
-        return self.model.classifier.scale.item()
+        scale = self.model.get_submodule("classifier").scale
+        assert isinstance(scale, Tensor)
+        return scale.item()
 
     def probabilities(self, raw: RawOutput, offset: float) -> Tensor:
         """(B, Q, K+1) of the classes and no_object, with `offset` taken off the seen ones."""

@@ -23,9 +23,12 @@ from concat_cli.core.config import ClipConfig, Config, ModelConfig
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import published_repository
+from concat_cli.core.model.maskformer import MaskFormer
+from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.model.student import Student
 from concat_cli.core.runs import Run
 from concat_cli.core.train.session import check_world, draws_shapes
+from concat_cli.core.train.zegformer import check_keys
 from concat_cli.core.vocabulary_file import parse_vocabulary
 from concat_cli.core.weights_from import hub
 from concat_cli.core.weights_from.start import start_backbone, start_segmentor
@@ -83,6 +86,8 @@ def _data(cfg: Config) -> str:
 
 def _images(stage: str, cfg: Config) -> Plan:
     """Of a stage that trains a segmentor on images."""
+    if stage == "zegformer":
+        check_keys(cfg)
     optim, model, clip = cfg.optim, cfg.model, cfg.clip
     width = clip_width(clip) or 512
     with torch.device("meta"):
@@ -134,7 +139,7 @@ def _clip(cfg: ClipConfig) -> str:
     return f"{cfg.model} {cfg.pretrained}: a download {hub.size_of(cfg.model)}"
 
 
-def _start(model: ModelConfig, built: nn.Module) -> str:
+def _start(model: ModelConfig, built: Segmentor | MaskFormer | Student) -> str:
     """What a model (on the meta device) starts from; UserError where that does not fit."""
     if model.init:
         if not hub.at_hand(model.init):
