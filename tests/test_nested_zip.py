@@ -70,9 +70,11 @@ def test_the_points_of_entry_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(places) <= most + 1 and gaps[:-1].min() >= apart and gaps.max() <= apart + 200
         for point in found:
             assert point.decoder.copy().decompress(packed[point.packed :]) == plain[point.place :]
-    for data, size in ((packed[:-9], len(plain)), (packed, 99_999), (packed, 100_001)):
+    right = zlib.crc32(plain)
+    cases = (packed[:-9], 100_000, right), (packed, 99_999, right), (packed, 100_001, right)
+    for data, size, checksum in (*cases, (packed, 100_000, right ^ 1)):
         with pytest.raises(EOFError):
-            points_of(io.BytesIO(data), size, zlib.crc32(plain))
+            points_of(io.BytesIO(data), size, checksum)
 
 
 def test_who_reads_in_order_unpacks_each_byte_about_once(
@@ -164,3 +166,16 @@ def test_a_replaced_outer_archive_is_read_anew(tmp_path: Path) -> None:
     nested(tmp_path / "x.zip", (PACKED, STORED), {"a": b"new"})
     os.utime(tmp_path / "x.zip", ns=(1, 1))
     assert store.read("a") == b"new"
+
+
+def test_a_name_that_is_not_the_members_own_is_damage(tmp_path: Path) -> None:
+    """A directory with two names exchanged: every checksum is right."""
+    path = tmp_path / "x.zip"
+    location = nested(path, (STORED, STORED), {"c/1.bin": b"one", "c/2.bin": b"two"})
+    data = path.read_bytes()
+    first, second = data.rindex(b"c/1.bin"), data.rindex(b"c/2.bin")
+    swapped = bytearray(data)
+    swapped[first : first + 7], swapped[second : second + 7] = b"c/2.bin", b"c/1.bin"
+    path.write_bytes(swapped)
+    with pytest.raises(UserError, match=r"x\.zip.*c/1\.bin is damaged|x\.zip.*it is damaged"):
+        open_store(location).read("c/1.bin")

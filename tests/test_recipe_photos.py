@@ -21,7 +21,9 @@ from concat_cli.core.train.con_module import ConModule
 from concat_cli.core.train.teacher import Teacher
 
 CONFIG = Path(__file__).parents[1] / "configs" / "concat_coco_119_14.yaml"
-OFFLINE = "clip.model=tiny clip.pretrained= model.backbone_weights= loss.points=512".split()
+OFFLINE = """
+clip.model=tiny clip.pretrained= clip.templates=single model.backbone_weights= loss.points=512
+""".split()
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the two COCO photos are not here")

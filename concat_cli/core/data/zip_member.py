@@ -25,13 +25,15 @@ LARGEST = 1 << 30  # bytes of a member when unpacked; no image or label comes ne
 SUSPICIOUS = 64 << 20  # from here on a member must not be packed by more than RATIO
 RATIO = 1000  # deflate can do 1032, but no image of that size comes near
 _HEADER = 30  # bytes of a member's own header before its name
+_UTF8 = 1 << 11  # flag: the name is not of code page 437
 _AGAIN = "Download the archive again."
 _DAMAGED = (IndexError, EOFError, OverflowError, struct.error, zlib.error)  # also of `zipfile`
 
 
 class Entry(NamedTuple):
-    """What a zip's directory says of one member."""
+    """What a zip's directory says of one member; `name` as it is written there."""
 
+    name: str
     offset: int
     packed: int
     size: int
@@ -120,8 +122,8 @@ def _read_directory(archive: Archive, size: int, changed: int) -> dict[str, Entr
         with _opened(archive) as opened, zipfile.ZipFile(opened) as file:
             return {
                 i.filename: Entry(
-                    i.header_offset, i.compress_size, i.file_size, i.compress_type, i.CRC,
-                    i.flag_bits,
+                    i.orig_filename, i.header_offset, i.compress_size, i.file_size,
+                    i.compress_type, i.CRC, i.flag_bits,
                 )
                 for i in file.infolist()
                 if not i.is_dir()
@@ -175,13 +177,16 @@ def _opened(archive: Archive) -> Iterator[BinaryIO]:
 
 
 def _start(file: BinaryIO, entry: Entry) -> int:
-    """Where the packed bytes of a member begin: behind its own header."""
+    """Where the packed bytes of a member begin: behind its own header, which names it too."""
     file.seek(entry.offset)
     header = file.read(_HEADER)
     if len(header) < _HEADER or header[:4] != b"PK\x03\x04":
         raise EOFError("no header where the directory says")
-    name, extra = struct.unpack("<HH", header[26:])
-    return entry.offset + _HEADER + name + extra
+    length, extra = struct.unpack("<HH", header[26:])
+    name = file.read(length).decode("utf-8" if entry.flags & _UTF8 else "cp437", "replace")
+    if name != entry.name:
+        raise EOFError(f"the header where the directory says is that of {name}")
+    return entry.offset + _HEADER + length + extra
 
 
 def _inflate(packed: bytes, size: int) -> bytes:
