@@ -156,13 +156,13 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     made_with = digests(split, cell, args)
     vocabulary = read_dataset_info(config(split, cell, args).data.root).vocabulary
     kept = {"panoptic": report.counts.panoptic, "semantic": report.counts.semantic}
-    np.savez_compressed(
-        counts_file(ROOT, split, cell.name),
-        seen=vocabulary.seen_indices,
-        unseen=vocabulary.unseen_indices,
-        budget=np.array(made_with["budget"]),
-        **{task: one.dense(report.images) for task, one in kept.items() if one is not None},
-    )
+    arrays: dict[str, Any] = {
+        "seen": vocabulary.seen_indices,
+        "unseen": vocabulary.unseen_indices,
+        "budget": np.array(made_with["budget"]),
+    }
+    arrays |= {task: one.dense(report.images) for task, one in kept.items() if one is not None}
+    np.savez_compressed(counts_file(ROOT, split, cell.name), **arrays)
     return {
         "split": split,
         "cell": cell.name,

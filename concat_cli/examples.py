@@ -69,7 +69,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "train-clip-zss": (
         "concat train-clip-zss",
-        "concat train-clip-zss --preview pseudo-labels",
+        "concat train-clip-zss --preview pseudo_labels.png",
         "concat train-clip-zss -c configs/clip_zss_voc_15_5.yaml --dry-run",
     ),
     "evaluate": (

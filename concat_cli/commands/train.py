@@ -131,7 +131,7 @@ def train_clip_zss(
     device: DeviceOption = Device.auto,
     fresh: Fresh = False,
     preview: Annotated[
-        Path | None, typer.Option(help="Only write pictures of the pseudo labels there.")
+        Path | None, typer.Option(help="Only write pictures of the pseudo labels to this PNG.")
     ] = None,
     dry_run: DryRun = False,
 ) -> None:

@@ -25,7 +25,7 @@ _WAIT = 4.0  # seconds
 SIZES: dict[str, float] = {
     "RN50": 0.41, "RN101": 0.48, "RN50x4": 0.71, "RN50x16": 1.16, "RN50x64": 2.49,
     "ViT-B-32": 0.61, "ViT-B-16": 0.60, "ViT-L-14": 1.71, "ViT-L-14-336": 1.71, "ViT-H-14": 3.94,
-    "convnext_base": 0.61, "convnext_base_w": 0.72, "convnext_base_w_320": 0.72,
+    "pvt_v2_b2": 0.10, "convnext_base": 0.61, "convnext_base_w": 0.72, "convnext_base_w_320": 0.72,
     "convnext_large_d": 1.41, "convnext_large_d_320": 1.41,
     "resnet50": 0.10, "resnet101": 0.18, "swin_tiny_patch4_window7_224": 0.11,
     "swin_small_patch4_window7_224": 0.20, "swin_base_patch4_window7_224": 0.35,
