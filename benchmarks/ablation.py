@@ -46,13 +46,14 @@ from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.panoptic import PanopticScore
-from concat_cli.core.evaluate.per_image import (
+from concat_cli.core.evaluate.bootstrap import mean_pq
+from concat_cli.core.evaluate.differences import (
+    GROUPS,
     Interval,
-    harmonic_pq,
-    mean_pq,
-    paired_difference,
+    group_means,
+    paired_differences,
 )
+from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
@@ -74,6 +75,7 @@ CAT = {
     "cycle": [],
 }
 WEAK = "clip.model=tiny-weak"
+REPEATS = 1000  # draws of the images for an interval
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         counts, extra = report.counts.dense_panoptic(), {"diagnostics": report.diagnostics}
     vocabulary = read_dataset_info(root).vocabulary
     seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
-    total = counts.sum(0)
+    means = group_means(counts.sum(0), mean_pq, (seen, unseen))
     made_with = digests(split, cell, args)
     np.savez_compressed(
         counts_file(ROOT, split, cell.name),
@@ -215,9 +217,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         "split": split,
         "cell": cell.name,
         **made_with,
-        "seen": float(mean_pq(total, seen)),
-        "unseen": float(mean_pq(total, unseen)),
-        "harmonic": float(harmonic_pq(total, seen, unseen)),
+        **{group: float(means[group]) for group in GROUPS},
         "seconds": round(time.monotonic() - began, 1),
         **extra,
     }
@@ -322,8 +322,9 @@ def difference(ours: str, theirs: str) -> tuple[int, Interval] | None:
         return None
     counts = [[one["counts"] for one in pair] for pair in loaded]
     splits = [(a["seen"].tolist(), a["unseen"].tolist()) for a, _ in loaded]
-    found = paired_difference([a for a, _ in counts], [b for _, b in counts], splits)
-    return len(loaded), found
+    first, second = zip(*counts, strict=True)
+    found = paired_differences(first, second, mean_pq, splits, REPEATS)["harmonic"]
+    return None if found is None else (len(loaded), found)
 
 
 def main(words: Sequence[str] | None = None) -> None:

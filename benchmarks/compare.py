@@ -43,8 +43,7 @@ from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.bootstrap import mean_iou, mean_pq
 from concat_cli.core.evaluate.cost import measure_cost
-from concat_cli.core.evaluate.differences import GROUPS, paired_differences
-from concat_cli.core.evaluate.per_image import Interval
+from concat_cli.core.evaluate.differences import GROUPS, Interval, paired_differences
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
 from concat_cli.core.train.cat import train_cat

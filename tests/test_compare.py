@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from mini import draw_world
@@ -21,12 +20,10 @@ from concat_cli.core.config import ClipConfig, ClipZssConfig, InferConfig, ZegFo
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
-from concat_cli.core.evaluate.bootstrap import draws, mean_iou, mean_pq
 from concat_cli.core.evaluate.comparable import Entry, parse_entry
 from concat_cli.core.evaluate.compare import Comparison, compare_runs
 from concat_cli.core.evaluate.cost import Cost, measure_cost, parameters
-from concat_cli.core.evaluate.differences import paired_differences
-from concat_cli.core.evaluate.per_image import Interval, paired_difference
+from concat_cli.core.evaluate.differences import Interval
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.zegformer import ZegFormerPredictor
@@ -65,67 +62,6 @@ def trained_on(world: Path, path: Path, mode: str = "transductive") -> Path:
     taught = weights.meta["taught"] if mode == "transductive" else []
     save_weights(path, weights.tensors, weights.meta | {"config": config, "taught": taught})
     return path
-
-
-# --- paired differences -----------------------------------------------------------------------
-
-
-def made_up(columns: int, images: int = 30, classes: int = 6, seed: int = 0) -> np.ndarray:
-    """Plausible counts: hits (or IoU), and more of everything else; class 5 only in one image."""
-    rng = np.random.default_rng(seed)
-    there = rng.random((images, 1, classes)) < 0.5
-    there[:, :, 5] = np.arange(images)[:, None] == 3
-    counts = rng.integers(1, 9, (images, columns, classes)) * there
-    counts[:, 1:] += counts[:, :1]
-    return counts.astype(float)
-
-
-@pytest.mark.parametrize(("columns", "mean"), [(4, mean_pq), (3, mean_iou)])
-def test_paired_differences_against_a_loop(columns: int, mean) -> None:
-    ours = [made_up(columns, seed=s) for s in (1, 2)]
-    theirs = [made_up(columns, seed=s) for s in (3, 4)]
-    splits = [((0, 1, 2), (3, 4)), ((2, 3, 4), (0, 1, 5))]
-    found = paired_differences(ours, theirs, mean, splits, repeats=60)
-
-    def groups(counts: np.ndarray, split) -> dict[str, float]:
-        seen, unseen = (float(mean(counts, classes)) for classes in split)
-        return {"seen": seen, "unseen": unseen, "harmonic": 2 * seen * unseen / (seen + unseen)}
-
-    def weighted(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return sum(w * image for w, image in zip(weights, counts, strict=True))
-
-    for name, interval in found.items():
-        whole = [
-            groups(a.sum(0), split)[name] - groups(b.sum(0), split)[name]
-            for a, b, split in zip(ours, theirs, splits, strict=True)
-        ]
-        again = []
-        for number, (a, b, split) in enumerate(zip(ours, theirs, splits, strict=True)):
-            drawn = np.concatenate(list(draws(30, 60, number)))
-            pairs = [(weighted(a, row), weighted(b, row)) for row in drawn]
-            again.append([groups(x, split)[name] - groups(y, split)[name] for x, y in pairs])
-        low, high = np.percentile(np.mean(again, 0), [2.5, 97.5])
-        assert interval == Interval(
-            pytest.approx(np.mean(whole)), pytest.approx(low), pytest.approx(high)
-        )
-
-
-def test_paired_differences_of_pq_are_those_of_per_image() -> None:
-    ours, theirs = [made_up(4, seed=1)], [made_up(4, seed=2)]
-    splits = [((0, 1), (2, 3))]
-    found = paired_differences(ours, theirs, mean_pq, splits, 300)["harmonic"]
-    expected = paired_difference(ours, theirs, splits, 300)
-    assert found is not None
-    for field in ("value", "low", "high"):
-        assert getattr(found, field) == pytest.approx(getattr(expected, field))
-
-
-def test_no_difference_to_oneself_and_none_without_a_class() -> None:
-    counts = [made_up(3)]
-    same = paired_differences(counts, counts, mean_iou, [((0, 1), (2, 3))], 50)
-    assert set(same.values()) == {Interval(0.0, 0.0, 0.0)}
-    lacking = paired_differences(counts, counts, mean_iou, [((0, 1), ())], 50)
-    assert lacking["seen"] is not None and lacking["unseen"] is lacking["harmonic"] is None
 
 
 # --- what is compared -------------------------------------------------------------------------

@@ -17,9 +17,8 @@ from concat_cli.core.data.loader import (
     collate,
     dataset_index,
     make_loader,
-    sequential_batches,
 )
-from concat_cli.core.data.transforms import Augment, resize_short
+from concat_cli.core.data.transforms import Augment
 from concat_cli.core.errors import UserError
 
 AUGMENT = Augment(DataConfig(crop=32, scale_min=0.5, scale_max=2.0, colour=0.3))
@@ -124,17 +123,3 @@ def test_no_images(tmp_path: Path) -> None:
     empty = PanopticDataset(write_part(simple_part(tmp_path), {}), VOCABULARY)
     with pytest.raises(UserError, match="no images"):
         make_loader(empty, None, 1, seed=0)
-    assert list(sequential_batches(empty, 2)) == []
-
-
-def test_sequential_batches_give_each_image_once(dataset: PanopticDataset) -> None:
-    batches = list(sequential_batches(dataset, 3))
-    assert [batch.indices.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert batches[2].image_ids.tolist() == [7]
-    shares = [
-        [i for b in sequential_batches(dataset, 2, rank=r, world=3) for i in b.indices.tolist()]
-        for r in range(3)
-    ]
-    assert shares == [[0, 3, 6], [1, 4], [2, 5]]
-    small = next(sequential_batches(dataset, 3, lambda s: resize_short(s, 8, 16), divisor=8))
-    assert small.images.shape[2:] <= (16, 16) and min(map(min, small.sizes())) == 8

@@ -13,7 +13,7 @@ from concat_cli.console import Cell, Console, relative
 
 if TYPE_CHECKING:
     from concat_cli.core.evaluate.compare import Comparison, Figures, Row
-    from concat_cli.core.evaluate.per_image import Interval
+    from concat_cli.core.evaluate.differences import Interval
 
 _GROUPS = ("seen", "unseen", "harmonic")
 _COLUMNS = (

@@ -40,17 +40,23 @@ def build_segmentor(
     """
     segmentor = _segmentor(cfg, clip_width, pretrained)
     weights = cfg.backbone_weights if pretrained else ""
-    if pretrained and cfg.init:
-        report = start_segmentor(segmentor, cfg.init, asdict(cfg))
-        if weights:
-            progress.say(f"model.backbone_weights={weights} is not read: model.init brings them.")
-    elif weights not in ("", "timm"):
-        report = start_backbone(segmentor.backbone.body, Path(weights), cfg.backbone)
-    else:
+    if not (pretrained and cfg.init):
+        _start_backbone(segmentor.backbone, weights, cfg.backbone, progress)
         return segmentor
+    report = start_segmentor(segmentor, cfg.init, asdict(cfg))
+    if weights:
+        progress.say(f"model.backbone_weights={weights} is not read: model.init brings them.")
     for line in report.lines():
         progress.say(line)
     return segmentor
+
+
+def _start_backbone(backbone: Backbone, weights: str, name: str, progress: Progress) -> None:
+    """Loads a file that a backbone is to start from; timm's own weights come with the model."""
+    if weights in ("", "timm"):
+        return
+    for line in start_backbone(backbone.body, Path(weights), name).lines():
+        progress.say(line)
 
 
 def check_start(cfg: ModelConfig) -> None:
@@ -104,11 +110,9 @@ def build_student(
     cfg: ClipZssConfig, clip_width: int, *, pretrained: bool = False, progress: Progress = SILENT
 ) -> Student:
     """A dense encoder into CLIP's space; `pretrained`: with clip_zss.encoder_weights."""
-    encoder = Backbone(cfg.encoder, pretrained and cfg.encoder_weights == "timm")
-    if pretrained and cfg.encoder_weights not in ("", "timm"):
-        report = start_backbone(encoder.body, Path(cfg.encoder_weights), cfg.encoder)
-        for line in report.lines():
-            progress.say(line)
+    weights = cfg.encoder_weights if pretrained else ""
+    encoder = Backbone(cfg.encoder, weights == "timm")
+    _start_backbone(encoder, weights, cfg.encoder, progress)
     return Student(
         encoder, clip_width, cfg.head_width, cfg.dropout, cfg.logit_scale, cfg.learn_scale
     )
@@ -138,13 +142,9 @@ def build_zegformer(
         segmentor = build_segmentor(model, clip_width, pretrained=pretrained, progress=progress)
         segmentor.classifier.raw_no_object = raw
         return segmentor
-    backbone = Backbone(
-        model.backbone, pretrained and model.backbone_weights == "timm", model.frozen_bn
-    )
-    if pretrained and model.backbone_weights not in ("", "timm"):
-        report = start_backbone(backbone.body, Path(model.backbone_weights), model.backbone)
-        for line in report.lines():
-            progress.say(line)
+    weights = model.backbone_weights if pretrained else ""
+    backbone = Backbone(model.backbone, weights == "timm", model.frozen_bn)
+    _start_backbone(backbone, weights, model.backbone, progress)
     return MaskFormer(
         backbone,
         MaskFormerPixelDecoder(backbone.channels, model.width, model.mask_width),

@@ -203,19 +203,3 @@ def _raised(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:
         raise AssertionError("the stream of batches is endless")
     del batches  # ends the loader processes now: in the error's traceback they would linger
     raise UserError(batch.what, batch.hint)
-
-
-def sequential_batches(
-    dataset: PanopticDataset,
-    batch_size: int,
-    resize: Callable[[Sample], Sample] | None = None,
-    rank: int = 0,
-    world: int = 1,
-    divisor: int = 32,
-) -> Iterator[Batch]:
-    """Each image of this process's share (indices rank, rank + world, ...) once, in order."""
-    share = range(rank, len(dataset), world)
-    for start in range(0, len(share), batch_size):
-        indices = share[start : start + batch_size]
-        samples = [dataset[index] for index in indices]
-        yield collate([resize(s) for s in samples] if resize else samples, indices, divisor)

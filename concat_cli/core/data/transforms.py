@@ -30,12 +30,6 @@ class Augment:
         self._flip = data.flip
         self._colour = data.colour
 
-    @property
-    def is_identity(self) -> bool:
-        """True where every pass over an image gives the same view (it may be a resized one)."""
-        low, high = self._scales
-        return low == high <= 1 and self._flip == 0 and self._colour == 0
-
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         scale, left, top, flip = rng.random(4)
         height, width = sample.segment_map.shape

@@ -10,8 +10,13 @@ from concat_cli.core.evaluate.bootstrap import mean_iou, mean_pq
 from concat_cli.core.evaluate.comparable import Entry, check_comparable, differing_facts
 from concat_cli.core.evaluate.cost import Cost, measure_cost
 from concat_cli.core.evaluate.counts import SparseCounts
-from concat_cli.core.evaluate.differences import GROUPS, ClassSplit, Mean, paired_differences
-from concat_cli.core.evaluate.per_image import Interval
+from concat_cli.core.evaluate.differences import (
+    GROUPS,
+    ClassSplit,
+    Interval,
+    Mean,
+    paired_differences,
+)
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.progress import SILENT, Progress

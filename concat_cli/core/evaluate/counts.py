@@ -63,7 +63,7 @@ class ImageCounts:
     semantic: SparseCounts | None
 
     def dense_panoptic(self) -> FloatArray:
-        """(M, 4, K), what `per_image` computes with."""
+        """(M, 4, K), what `differences` computes with."""
         assert self.panoptic is not None, "panoptic quality was not scored"
         return self.panoptic.dense(self.images)
 

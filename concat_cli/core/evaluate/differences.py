@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from concat_cli.core.evaluate.bootstrap import harmonic_means, percentiles
+from concat_cli.core.evaluate.bootstrap import draws, harmonic_means, percentiles
 from concat_cli.core.evaluate.counts import FloatArray
-from concat_cli.core.evaluate.per_image import Interval, resample
 
 GROUPS: tuple[str, ...] = ("seen", "unseen", "harmonic")
 Mean = Callable[[FloatArray, Sequence[int]], FloatArray]  # `bootstrap.mean_pq` or `mean_iou`
 ClassSplit = tuple[Sequence[int], Sequence[int]]  # class indices: seen, unseen
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95% bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def resample(counts: FloatArray, repeats: int, seed: int) -> FloatArray:
+    """Counts of `repeats` sets of M images drawn with replacement: (M, C, K) -> (repeats, C, K)."""
+    flat = counts.reshape(len(counts), -1)
+    blocks = [weights @ flat for weights in draws(len(counts), repeats, seed)]
+    return np.concatenate(blocks).reshape(repeats, *counts.shape[1:])
 
 
 def group_means(counts: FloatArray, mean: Mean, split: ClassSplit) -> dict[str, FloatArray]:
@@ -33,14 +49,14 @@ def paired_differences(
     ours, theirs: counts (M, C, K) of each split, of the same M images. None where a split has no
     class of the group; draws without one are left out of the interval.
     """
-    values, draws = [], []
+    values, again = [], []
     for number, (a, b, split) in enumerate(zip(ours, theirs, splits, strict=True)):
         assert a.shape == b.shape, (a.shape, b.shape)
         values.append([group_means(x.sum(0), mean, split) for x in (a, b)])
-        draws.append([group_means(resample(x, repeats, number), mean, split) for x in (a, b)])
+        again.append([group_means(resample(x, repeats, number), mean, split) for x in (a, b)])
     found: dict[str, Interval | None] = {}
     for group in GROUPS:
         value = float(np.mean([one[group] - other[group] for one, other in values]))
-        borders = percentiles(np.mean([one[group] - other[group] for one, other in draws], axis=0))
+        borders = percentiles(np.mean([one[group] - other[group] for one, other in again], axis=0))
         found[group] = None if np.isnan(value) or borders is None else Interval(value, *borders)
     return found

@@ -16,8 +16,6 @@ from concat_cli.core.config import Config
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
-from concat_cli.core.evaluate.run import evaluate_model
-from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.infer.dense import DensePredictor
 from concat_cli.core.infer.render_labels import write_pseudo_preview
 from concat_cli.core.progress import SILENT, Progress
@@ -31,7 +29,6 @@ from concat_cli.core.train.con import (
     trained_indices,
 )
 from concat_cli.core.train.con_module import trained_labels
-from concat_cli.core.train.distributed import gather_objects
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import PICTURES
@@ -54,23 +51,10 @@ class ClipZssTask(ImageTask):
         """The student alone: no synthesizer, no bank, nothing of CLIP."""
         return {k: v for k, v in state.items() if k.startswith("student.")}
 
-    def score(self, step: int) -> dict[str, float]:
-        """mIoU on dev, which holds labels of seen classes alone."""
-        if self.dev is None:
-            return {}
-        processes = self.session.processes
-        report = evaluate_model(
-            self.predictor(),
-            self.dev,
-            tasks=("semantic",),
-            rank=processes.rank,
-            world=processes.world,
-            gather=gather_objects,
-        )
-        found = report.semantic["all"]
-        if isinstance(found, SemanticQuality):
-            return {"score": found.miou, "miou": found.miou, "pacc": found.pacc}
-        return {}
+    @property
+    def scored(self) -> str:
+        """By mIoU: a student has no segments."""
+        return "semantic"
 
     def predictor(self) -> DensePredictor:
         """The module's student over the seen classes."""

@@ -63,6 +63,11 @@ class ImageTask:
             seen = info.vocabulary.seen_only()
             self.dev = PanopticDataset(info.part("dev"), seen, cache=cfg.data.cache)
 
+    @property
+    def scored(self) -> str:
+        """What it is scored by: `panoptic` or `semantic`."""
+        return "semantic" if self.by_category else "panoptic"
+
     def batches(self, start: int) -> Iterator[list[Batch]]:
         """The micro-batches of this process, a list a step."""
         cfg, processes = self.session.cfg, self.session.processes
@@ -107,12 +112,12 @@ class ImageTask:
         report = evaluate_model(
             self.predictor(),
             self.dev,
-            tasks=("semantic",) if self.by_category else ("panoptic",),
+            tasks=(self.scored,),
             rank=processes.rank,
             world=processes.world,
             gather=gather_objects,
         )
-        found = report.semantic["all"] if self.by_category else report.panoptic["all"]
+        found = getattr(report, self.scored)["all"]
         if isinstance(found, SemanticQuality):
             return {"score": found.miou, "miou": found.miou, "pacc": found.pacc}
         if isinstance(found, Quality):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from concat_cli.core.config import AlignConfig, LossConfig
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses import dense
-from concat_cli.core.losses.alignment import Negatives, aggregate, info_nce
+from concat_cli.core.losses.alignment import aggregate
 from concat_cli.core.losses.classes import class_loss
 from concat_cli.core.losses.masks import mask_losses
 from concat_cli.core.losses.matcher import match
@@ -19,11 +19,8 @@ from concat_cli.core.losses.points import PointSampling
 from concat_cli.core.losses.token_bank import TokenBank
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.model.segmentor import QueryOutput, Segmentor, SegmentorOutput
-from concat_cli.core.train.distributed import (
-    gather_rows,
-    mean_over_processes,
-    process_rank,
-)
+from concat_cli.core.train.contrast import contrast
+from concat_cli.core.train.distributed import mean_over_processes
 from concat_cli.core.train.teacher import SegmentTokens, Teacher, drawn_segments
 from concat_cli.core.train.truth import truth_losses
 
@@ -191,7 +188,9 @@ class ConModule(nn.Module):
         valid = target.valid & (query >= 0)
         semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)
         groups = labels[target.image, target.segment].masked_fill(~valid, -1)
-        loss = self._contrast(semantic, target.tokens, valid, groups, self.segment_bank)
+        loss = contrast(
+            semantic, target.tokens, valid, groups, self.segment_bank, self.align.temperature
+        )
         return self.align.instance * loss
 
     def _image(self, out: QueryOutput, matched: Tensor, batch: Batch) -> Tensor:
@@ -212,7 +211,7 @@ class ConModule(nn.Module):
         )
         valid = torch.ones_like(batch.image_ids, dtype=torch.bool)
         groups = batch.image_ids  # another view of the same image is no negative
-        loss = self._contrast(whole, tokens, valid, groups, self.image_bank)
+        loss = contrast(whole, tokens, valid, groups, self.image_bank, self.align.temperature)
         return self.align.image * loss
 
     def _semantic(self, out: QueryOutput) -> Tensor:
@@ -220,26 +219,6 @@ class ConModule(nn.Module):
         if not self.align.detach:
             return out.semantic_queries[-1]
         return self.segmentor.projector(out.vision_queries[-1].detach())
-
-    def _contrast(
-        self, queries: Tensor, tokens: Tensor, valid: Tensor, groups: Tensor, bank: TokenBank
-    ) -> Tensor:
-        """InfoNCE against the tokens of every process and of the bank, which is then fed."""
-        every = Negatives(gather_rows(tokens), gather_rows(groups), gather_rows(valid))
-        others = every.without_rows(process_rank() * len(tokens), len(tokens))
-        count = mean_over_processes(valid.sum().float())
-        loss = info_nce(
-            queries,
-            tokens,
-            valid,
-            self.align.temperature,
-            groups,
-            others.joined(bank.negatives()),
-            count,
-        )
-        if self.training:
-            bank.push(every.tokens, every.groups, every.valid)
-        return loss
 
 
 def noised(masks: Tensor, valid: Tensor) -> Denoising:
