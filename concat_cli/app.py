@@ -79,6 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
+        typer.echo(
+            "stopped; the same command goes on from what was last saved, where it saves anything",
+            err=True,
+        )
         return 130
     except Exception as error:
         mistake = _as_user_error(error)

@@ -68,6 +68,18 @@ def test_another_data_set_is_divided_by_the_names_trained_on(zoo: Path) -> None:
     assert any("zebra" in line for line in heard.lines)  # the built-in CLIP never saw one
 
 
+def test_what_was_taken_away_is_of_the_data_trained_on(zoo: Path, tmp_path: Path) -> None:
+    header = json.loads((zoo / "dataset.json").read_text())
+    header["protocol"] = {"unseen_pixels": "drop", "images_dropped": 3}
+    (zoo / "dataset.json").write_text(json.dumps(header))
+    weights, theirs = load_weights(BUILT_IN), {"unseen_pixels": "void", "segments_void": 7}
+    for known, wanted in (({}, {}), ({"filtering": theirs}, theirs)):
+        data = {k: v for k, v in weights.meta["data"].items() if k != "filtering"} | known
+        save_weights(tmp_path / "w.safetensors", weights.tensors, weights.meta | {"data": data})
+        report = evaluate_weights(tmp_path / "w.safetensors", [f"data.root={zoo}"], device="cpu")
+        assert report.protocol["filtering"] == wanted
+
+
 def test_no_name_in_common_leaves_only_unseen_classes(tmp_path: Path) -> None:
     names = {3: "cat", 7: "cow", 20: "sky", 21: "wall"}
     root = write_set(tmp_path, names, unseen=["cow"])

@@ -49,6 +49,10 @@ def _gradient(mode: str) -> Image.Image:
         ("RGBA", "a.webp"),
         ("RGB", "a.bmp"),
         ("P", "a.gif"),
+        ("RGB", "a.ppm"),
+        ("RGB", "a.jp2"),
+        ("RGB", "a.tga"),
+        ("RGB", "a.mpo"),
     ],
 )
 def test_kinds_of_pictures(tmp_path: Path, mode: str, name: str) -> None:
@@ -58,6 +62,31 @@ def test_kinds_of_pictures(tmp_path: Path, mode: str, name: str) -> None:
     wanted = np.asarray(_gradient("RGB"))
     assert np.abs(image.astype(int) - wanted).max() <= 12  # JPEG and WebP lose a little
     assert check_image(tmp_path / name) == (20, 40)
+
+
+def test_every_format_is_one_that_pillow_opens() -> None:
+    Image.init()
+    assert set(image_io.FORMATS) <= Image.OPEN.keys()
+
+
+def test_a_text_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("garbage")
+    with pytest.raises(UserError, match=r"a\.png: it is damaged or not an image \(cannot identify"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_jpeg_that_is_cut_off_is_found_by_its_end(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "a.jpg"
+    _gradient("RGB").save(path)
+    content = path.read_bytes()
+    path.write_bytes(content + b"a maker's notes" * 1000)  # whole, with something behind its end
+    assert check_image(path) == (20, 40)
+    path.write_bytes(content[:-30])
+    with pytest.raises(UserError, match="truncated"):
+        check_image(path)
+    path.write_bytes(content)
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded in full"))
+    assert check_image(path) == (20, 40)
 
 
 def test_one_bit(tmp_path: Path) -> None:

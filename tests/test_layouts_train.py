@@ -44,7 +44,7 @@ def test_two_steps_and_scores(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     case.draw(tmp_path / "data")
     source = RECIPES[case.recipe](tmp_path / "data", **case.options)
-    options = Options(source.default_split, "void", processes=1)
+    options = Options(source.default_split, "void", processes=1, one_part=True)
     report = prepare(source, tmp_path / "data", tmp_path / "out", options)
     info = read_dataset_info(tmp_path / "out")
     assert info.class_split == report.class_split and info.protocol["unseen_pixels"] == "void"
@@ -54,9 +54,13 @@ def test_two_steps_and_scores(name: str, tmp_path: Path) -> None:
             assert unseen.isdisjoint(info.vocabulary.ids[label] for label in record.labels)
     cfg = load_config(None, [f"data.root={tmp_path / 'out'}", *KEYS, *SHORT])
     run = Run("layout", tmp_path / "runs")
-    assert con.train_con(cfg, run, device="cpu").finished
+    result = con.train_con(cfg, run, device="cpu")
+    assert result.finished
+    figure = {"panoptic": "pq", "semantic": "miou", "instance": "ap"}[case.tasks[0]]
+    assert figure in result.figures and len({"pq", "miou", "ap"} & result.figures.keys()) == 1
     losses = [row["loss"] for row in run.stage("con").read_metrics() if "loss" in row]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
     scores = evaluate_weights(run.weights_of("con"), device="cpu")
     assert scores.images == 2
     assert (scores.panoptic["all"] is not None) == ("panoptic" in case.tasks)
+    assert scores.protocol["filtering"] == info.protocol

@@ -132,7 +132,9 @@ def test_no_unseen_pixel_reaches_training_or_dev(
     """Whatever the kind of labels: what training sees is the truth with unseen classes void."""
     root = tmp_path_factory.mktemp("drawn")
     part, truths = draw_part(root, KINDS[kind], 12, seed, zipped=seed % 2 == 0)
-    source = Source("own", "drawn", VOCABULARY, ("semantic",), {"train": part}, "all_seen")
+    source = Source(
+        "own", "drawn", VOCABULARY, ("semantic",), {"train": part}, "all_seen", single=True
+    )
     (root / "own.yaml").write_text(json.dumps({"unseen": sorted(unseen)}))
     how = Options(str(root / "own.yaml"), unseen_pixels, dev=2, processes=1)
     try:
@@ -198,8 +200,43 @@ def test_simple_layout_and_few_images(tmp_path: Path, split: str) -> None:
 
 def test_val_alone_serves_as_both(root: Path, split: str) -> None:
     shutil.rmtree(root / "train2017")  # its JSON is still there, as in the official archive
-    report = coco(root, split)
+    with pytest.raises(UserError, match=r"holds val of coco .* of train were not found") as caught:
+        coco(root, split)
+    assert "--one-part" in caught.value.hint and not (root / "concat" / "dataset.json").exists()
+    report = coco(root, split, one_part=True)
     assert report.taken.images_listed == 4 and report.parts["train"].totals.images == 2
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_part_without_an_image_is_refused(root: Path, split: str, skip_bad: bool) -> None:
+    for path in (root / "val2017").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="No image of val is left" if skip_bad else "Missing"):
+        coco(root, split, skip_bad=skip_bad)
+    assert not (root / "concat" / "dataset.json").exists()
+
+
+def test_another_prepared_data_set_is_not_overwritten(root: Path, split: str) -> None:
+    coco(root, split)
+    header = root / "concat" / "dataset.json"
+    edit_json(header, lambda content: content.update(name="other"))
+    before = contents(root / "concat")
+    with pytest.raises(UserError, match="holds the prepared data set 'other'") as caught:
+        coco(root, split)
+    assert "--out" in caught.value.hint and before == contents(root / "concat")
+    header.write_text("{broken")
+    assert not coco(root, split).unchanged
+
+
+def test_an_archive_as_the_root(root: Path) -> None:
+    archive = root / "train2017.zip"
+    archive.touch()
+    with pytest.raises(UserError, match=r"train2017\.zip is a file") as caught:
+        coco(archive)
+    assert str(root) in caught.value.hint and "--out" in caught.value.hint
+    with pytest.raises(UserError, match=r"train2017\.zip is a file") as caught:
+        coco(archive, out=root / "out")
+    assert str(root) in caught.value.hint
 
 
 def test_nothing_left_to_train_on(tmp_path: Path, split: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_helpers import edit_json
 from drawn_ade import CHALLENGE
 from drawn_cityscapes import CITIES
 from drawn_files import grey, palette
@@ -19,7 +20,7 @@ from drawn_layouts import CASES
 from drawn_voc import CONTEXT_KIT, KIT, LISTS, VOC
 
 from concat_cli.core.data.class_list import load_class_list
-from concat_cli.core.data.prepare import Options, prepare
+from concat_cli.core.data.prepare import Options, Report, prepare
 from concat_cli.core.data.recipes import (
     RECIPES,
     ade20k,
@@ -108,6 +109,40 @@ def test_a_tar_is_to_be_unpacked(recipe: str, tars: list[str], tmp_path: Path) -
     assert command.count("tar -xf ") == len(tars)
     subprocess.run(command, shell=True, check=True)
     assert {path.name for path in (tmp_path / "inside").iterdir()} == {f"{t}.txt" for t in tars}
+
+
+def test_a_tar_one_folder_below(tmp_path: Path) -> None:
+    (tmp_path / "in here").mkdir()
+    path = tmp_path / "in here" / "VOCtrainval_11-May-2012.tar"
+    path.touch()
+    with pytest.raises(UserError) as caught:
+        voc.find(tmp_path)
+    assert f"tar -xf '{path}' -C '{path.parent}'" in caught.value.hint
+
+
+def test_a_category_that_is_unknown_is_not_dropped(tmp_path: Path) -> None:
+    CASES["coco instances"].draw(tmp_path)
+    path = tmp_path / "annotations" / "instances_train2017.json"
+
+    def prepared(classes: int) -> Report:
+        source = coco_instances.find(tmp_path, classes=classes)
+        return prepare(source, tmp_path, tmp_path / "out", Options("all_seen", processes=1))
+
+    def change(key: str, value: int) -> None:
+        edit_json(path, lambda content: content["annotations"][1].update({key: value}))
+
+    first, second = json.loads(path.read_text())["annotations"][:2]
+    segments = prepared(80).parts["train"].totals.segments
+    change("category_id", 777)
+    for classes in (80, 65):
+        with pytest.raises(UserError, match=r"unknown category \[777\]"):
+            prepared(classes)
+    change("category_id", second["category_id"])
+    assert prepared(80).parts["train"].totals.segments == segments
+    change("image_id", first["image_id"])
+    change("id", first["id"])
+    with pytest.raises(UserError, match=f"several annotations of the id {first['id']}"):
+        prepared(80)
 
 
 def test_a_tar_as_the_data_itself(tmp_path: Path) -> None:

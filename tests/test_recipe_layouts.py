@@ -36,7 +36,7 @@ def test_found_and_read_back(drawn: tuple[Case, Path, Truth]) -> None:
         assert all(images.has(item.image) for item in items)
     # prepared with all classes seen, so that nothing is dropped
     out = root / "concat"
-    prepare(source, root, out, Options(class_split="all_seen", dev=1, processes=1))
+    prepare(source, root, out, Options(class_split="all_seen", dev=1, processes=1, one_part=True))
     info = read_dataset_info(out)
     assert info.vocabulary.ids == source.vocabulary.ids
     compared = Counter()

@@ -14,7 +14,7 @@ from mini import draw_world
 from oracle import predictor, told_world
 
 from concat_cli.app import main
-from concat_cli.commands.report_view import shorten, show_report
+from concat_cli.commands.report_view import filled, shorten, show_report
 from concat_cli.console import Console
 from concat_cli.core.evaluate.files import evaluate_files
 from concat_cli.core.evaluate.report import Report
@@ -139,3 +139,10 @@ def test_official_gets_the_truth_and_the_predictions_that_were_scored(
     assert "panopticapi: PQ" in out and "largest difference 0.0e+00" in out
     assert len(given) == 1 and len(given[0]) == 4
     assert main([*words, "cpu"]) == 0 and len(given) == 2  # nothing is kept without --save
+
+
+def test_columns_that_hold_nothing_are_not_shown() -> None:
+    columns, rows = filled(
+        ["classes", "PQ", "mIoU", "note"], [["a", None, 0.0, ""], ["b", None, 2.0, ""]]
+    )
+    assert columns == ["classes", "mIoU"] and rows == [["a", 0.0], ["b", 2.0]]

@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from concat_cli.core.data.prepare import Report
 
 _SHOWN = 3  # classes that a line names
-_CONFIGS = {"coco": "configs/concat_coco_119_14.yaml"}
+_CONFIGS = {  # of a class split; for others by what the truth can score
+    "coco_panoptic_119_14": "concat_coco_119_14",
+    "coco_stuff_156_15": "concat_coco_stuff_156_15",
+    "coco_instances_48_17": "concat_coco_instances_48_17",
+    "coco_instances_65_15": "concat_coco_instances_65_15",
+    "voc_15_5": "concat_voc_15_5",
+    "panoptic": "concat_coco_119_14",
+    "semantic": "concat_coco_stuff_156_15",
+    "instance": "concat_coco_instances_65_15",
+}
 
 
 class Pixels(str, Enum):
@@ -39,6 +48,9 @@ Unseen = Annotated[
 ]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out faulty images: bad.jsonl.")]
 Decode = Annotated[bool, typer.Option("--decode", help="Decode images in full, not headers alone.")]
+OnePart = Annotated[
+    bool, typer.Option("--one-part", help="Where train or val is missing, the other is both.")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,6 +78,7 @@ def coco(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
 ) -> None:
     """COCO panoptic, 133 classes: train2017, val2017 and panoptic annotations."""
     _prepare("coco", context)
@@ -80,6 +93,7 @@ def coco_instances(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
     year: Annotated[int, typer.Option(help="2014 or 2017.")] = 2017,
     classes: Annotated[int, typer.Option(help="80, or 65 of the 48/17 split.")] = 80,
 ) -> None:
@@ -96,6 +110,7 @@ def coco_stuff(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
 ) -> None:
     """COCO-Stuff, 171 classes: stuffthingmaps."""
     _prepare("coco-stuff", context)
@@ -110,6 +125,7 @@ def voc(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
     background: Annotated[
         bool, typer.Option("--background", help="Background is a class, not void.")
     ] = False,
@@ -127,6 +143,7 @@ def pascal_context(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
     classes: Annotated[int, typer.Option(help="59 or 459.")] = 59,
 ) -> None:
     """PASCAL Context: PNGs, or the .mat labels as published."""
@@ -142,6 +159,7 @@ def ade20k(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
     classes: Annotated[int, typer.Option(help="150 or 847.")] = 150,
     task: Annotated[str, typer.Option(help="panoptic or semantic. Default: what is there.")] = "",
 ) -> None:
@@ -158,6 +176,7 @@ def cityscapes(
     dev: Dev = None,
     skip_bad: SkipBad = False,
     decode: Decode = False,
+    one_part: OnePart = False,
 ) -> None:
     """Cityscapes, 19 classes: leftImg8bit and gtFine."""
     _prepare("cityscapes", context)
@@ -196,14 +215,22 @@ def _prepare(name: str, context: typer.Context) -> None:
         dev=given.pop("dev"),
         skip_bad=given.pop("skip_bad"),
         decode=given.pop("decode"),
+        one_part=given.pop("one_part", False),
     )
     console = Console()
     out = None if out is None else Path(out)
     report = prepare_data(name, root, out, options, console.progress, **given)
     show(console, report)
     where = relative(report.out)
-    config = f"-c {_CONFIGS[name]} " if name in _CONFIGS else ""
-    console.done({"data": where}, [f"concat train-con {config}data.root={where}"])
+    console.done({"data": where}, [f"concat train-con -c {config_for(report)} data.root={where}"])
+
+
+def config_for(report: Report) -> str:
+    """The configuration to train with on what was prepared."""
+    if report.name == "coco" and report.class_split == "all_seen":
+        return "configs/concat_coco_to_ade20k.yaml"
+    stem = _CONFIGS.get(report.class_split) or _CONFIGS[report.tasks[0]]
+    return f"configs/{stem}.yaml"
 
 
 def show(console: Console, report: Report) -> None:

@@ -66,7 +66,15 @@ def _show_intervals(console: Console, intervals: Plain) -> None:
     ]
     level, repeats = 100 * intervals["level"], intervals["repeats"]
     console.say(f"{level:.0f}% intervals over the images, drawn again {repeats} times:")
-    console.table(["classes", "PQ", "mIoU"], rows)
+    console.table(*filled(["classes", "PQ", "mIoU"], rows))
+
+
+def filled(
+    columns: Sequence[str], rows: Sequence[Sequence[Cell]]
+) -> tuple[list[str], list[list[Cell]]]:
+    """A table without the columns that hold nothing, such as those of a task that is not scored."""
+    kept = [i for i in range(len(columns)) if any(row[i] not in (None, "") for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
 
 
 def _range(borders: Sequence[float] | None) -> str | None:
@@ -76,13 +84,12 @@ def _range(borders: Sequence[float] | None) -> str | None:
 def _show_calibration(console: Console, found: Plain) -> None:
     keys = ("seen_pq", "unseen_pq", "hpq", "seen_miou", "unseen_miou", "hiou")
     console.say("offsets on the seen logits, on the same outputs of the model:")
-    console.table(
-        ["offset", "seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU", "note"],
-        [
-            [f"{row['offset']:.3g}", *(_percent(row[key]) for key in keys), _marks(row, found)]
-            for row in found["rows"]
-        ],
-    )
+    columns = ["offset", "seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU", "note"]
+    rows: list[list[Cell]] = [
+        [f"{row['offset']:.3g}", *(_percent(row[key]) for key in keys), _marks(row, found)]
+        for row in found["rows"]
+    ]
+    console.table(*filled(columns, rows))
     if found["dev"] is None:
         console.say(
             "oracle: chosen on the scored images themselves, so no result; these weights carry no "

@@ -166,6 +166,7 @@ def show_result(console: Console, result: StageResult, following: list[str]) -> 
 FIGURES = {  # of a stage's last score -> how it is told; what is not here is not told
     "pq": "PQ of seen classes on dev, in percent",
     "miou": "mIoU of seen classes on dev, in percent",
+    "ap": "AP of seen classes on dev, in percent",
     "fold_accuracy": "percent of the set-aside classes' queries named right",
     "rest_accuracy": "percent of the other seen classes' queries named right",
 }

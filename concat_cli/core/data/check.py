@@ -51,6 +51,7 @@ class Checker:
         number_of: dict[int, Segment] = {}
         if self.reader.format.kind.startswith("instances"):
             check_categories(item, self.vocabulary.index_of_id.keys(), self.listed_in)
+            _check_annotations(item, self.listed_in)
             number_of = {INSTANCE + i: s for i, s in enumerate(item.segments or (), 1)}
             row = replace(row, rles=_painted(item, number_of, size, self.listed_in))
         return self._found(row, number_of, str(file))
@@ -105,6 +106,17 @@ def checker_of(part: SourcePart, vocabulary: Vocabulary, decode: bool) -> Checke
     """The checker of a part as a recipe found it."""
     reader = LabelReader(part.format, part.labels, part.second_labels)
     return Checker(part.images, reader, part.listed_in or part.labels, vocabulary, decode)
+
+
+def _check_annotations(item: Item, where: str) -> None:
+    """UserError where an annotation is there twice."""
+    ids = [segment.id for segment in item.segments or ()]
+    if len(set(ids)) < len(ids):
+        twice = next(number for number in ids if ids.count(number) > 1)
+        raise UserError(
+            f"{where}: image {item.image_id} has several annotations of the id {twice}.",
+            "Each annotation needs an id of its own.",
+        )
 
 
 def _painted(

@@ -61,7 +61,8 @@ def _find(name_or_path: str | Path) -> Path:
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
     raise UserError(
         f"There is no class split {text!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
-        f"The package has {', '.join(names)}; or give the path of a YAML file with `unseen:`.",
+        f"The package has {', '.join(names)}; or give the path of a YAML file with `unseen:`, as seen from "
+        f"{Path.cwd()}.",
     )
 
 

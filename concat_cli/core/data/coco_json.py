@@ -208,9 +208,9 @@ def _load(location: Path | str, hook: Callable[[dict[str, Any]], Any] | None = N
     try:
         raw = json.loads(data, object_hook=hook)
     except (ValueError, RecursionError) as error:  # also of bytes that are no text
-        raise UserError(f"{location} is not valid JSON ({error}).", "Write it again.") from error
+        raise UserError(f"{location} is not valid JSON ({error}).", _AGAIN) from error
     if not isinstance(raw, dict):
-        raise UserError(f"{location} holds a {type(raw).__name__}, not a JSON object.")
+        raise UserError(f"{location} holds a {type(raw).__name__}, not a JSON object.", _AGAIN)
     return raw
 
 

@@ -283,7 +283,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.", "Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).", "Write it again.") from error
+        raise UserError(f"{path} is not valid JSON ({error}).", "Get it, or write it, again.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error
     if not isinstance(raw, dict):

@@ -19,7 +19,9 @@ from concat_cli.core.errors import UserError
 
 MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
 # Pillow would also run other programs on some files, such as Ghostscript on EPS.
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "MPO", "TGA")
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA")  # MPO is a JPEG
+_END = b"\xff\xd9"  # of a JPEG
+_TAIL = 4096  # bytes in which that mark is looked for: some programs write a little more behind it
 _WARNINGS = Lock()  # the list of warning filters belongs to the process, not to a thread
 BROKEN = (
     OSError,
@@ -54,10 +56,15 @@ def read_image(path: File | str) -> np.ndarray:
 
 
 def check_image(path: File | str) -> tuple[int, int]:
-    """(height, width) of an upright picture, of a JPEG from its header; errors as `read_image`."""
+    """(height, width) of an upright picture, of a JPEG from its header; errors as `read_image`.
+
+    A JPEG that lacks the mark of its end is decoded, which finds those that are cut off.
+    """
     path = Path(path) if isinstance(path, str) else path
     try:
         with open_image(path) as image:
+            if not _ends(image):
+                image.load()
             turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the sides
             return (image.width, image.height) if turned else (image.height, image.width)
     except BROKEN as error:
@@ -125,6 +132,19 @@ def open_image(path: File) -> Image.Image:
             "Scale it down or cut it into tiles first.",
         )
     return image
+
+
+def _ends(image: Image.Image) -> bool:
+    """Whether the last bytes of a JPEG hold the mark of its end; True for other formats."""
+    file = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or file is None:
+        return True
+    place = file.tell()
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    file.seek(place)
+    return _END in tail
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -67,7 +67,8 @@ class Options:
 
     class_split: a published split or a YAML file; "" for the one that the recipe suggests.
     dev: images cut from train for selection; None for 2%.
-    decode: decode every image in full, which finds truncated ones; slower.
+    decode: decode every image in full; slower.
+    one_part: where train or val is missing, the other serves as both.
     processes: that check; by default one a CPU.
     """
 
@@ -76,6 +77,7 @@ class Options:
     dev: int | None = None
     skip_bad: bool = False
     decode: bool = False
+    one_part: bool = False
     processes: int | None = None
 
 
@@ -95,7 +97,11 @@ def prepare_data(
     if not root.exists():
         raise UserError(f"There is no folder {root}.", "Give the folder that holds the data.")
     if out is None and not root.is_dir():
-        raise UserError(f"{root} is a file.", "Name a folder for the data set with --out DIR.")
+        raise UserError(
+            f"{root} is a file.",
+            f"Give the folder that it lies in ({root.parent}); or, where all is in this one archive, "
+            "name a folder for what is written with --out DIR.",
+        )
     out = out or root / "concat"
     check_writable(out)
     source = RECIPES[name](root, **given)
@@ -110,11 +116,13 @@ def prepare(
     check_writable(out)
     for note in source.notes:
         progress.say(note)
-    parts = _both(source, progress)
+    _refuse_another(out, source.name)
+    parts = _both(source, root, options.one_part, progress)
     split = options.class_split or source.default_split
     unseen = load_class_split(split, source.vocabulary.names)
     vocabulary = source.vocabulary.with_unseen(unseen)
     verified = _verify(parts, vocabulary, out, options, progress)
+    _refuse_nothing(verified, parts)
     kept, taken = keep_seen(verified["train"].rows, vocabulary, options.unseen_pixels)
     listed_in = parts["train"].listed_in or parts["train"].images
     refuse_empty(kept, taken, listed_in)
@@ -150,11 +158,34 @@ def check_writable(out: Path) -> None:
         raise UserError(what, "Name another folder with --out DIR.") from error
 
 
-def _both(source: Source, progress: Progress) -> dict[PartName, SourcePart]:
-    """train and val; one alone serves as both."""
+def _refuse_another(out: Path, name: str) -> None:
+    """UserError where `out` holds what was prepared from another data set."""
+    try:
+        there = json.loads((out / "dataset.json").read_text(encoding="utf-8"))["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing, or nothing that could still be used
+    if there != name:
+        raise UserError(
+            f"{out} holds the prepared data set {there!r}, which would be lost.",
+            f"Prepare {name} elsewhere with --out DIR, or remove {out} first.",
+        )
+
+
+def _both(
+    source: Source, root: Path, one_part: bool, progress: Progress
+) -> dict[PartName, SourcePart]:
+    """train and val; one alone serves as both where that is asked for or usual."""
     found = dict(source.parts)
     if len(found) == 1:
-        part = next(iter(found.values()))
+        name, part = next(iter(found.items()))
+        if not (source.single or one_part):
+            lacking = "val" if name == "train" else "train"
+            raise UserError(
+                f"{root} holds {name} of {source.name} ({part.images}), but the images or labels "
+                f"of {lacking} were not found.",
+                f"Get {lacking} as well, or say --one-part: {name} then serves as both, and scores "
+                "are not those of unknown images.",
+            )
         progress.say(
             f"Only one part is there ({part.listed_in or part.images}); it serves as train and as "
             "val, so scores on val are not those of unknown images."
@@ -188,6 +219,20 @@ def _verify(
             processes=options.processes,
         )
     return verified
+
+
+def _refuse_nothing(
+    verified: dict[PartName, Verified], parts: dict[PartName, SourcePart]
+) -> None:
+    """UserError where no image of a part is left."""
+    for name, found in verified.items():
+        if not found.rows:
+            part = parts[name]
+            raise UserError(
+                f"No image of {name} is left ({part.listed_in or part.images}): "
+                f"{len(found.bad)} are faulty or missing.",
+                f"Look at {part.images}.",
+            )
 
 
 def _check_ids(items: Sequence[Item], part: SourcePart) -> None:

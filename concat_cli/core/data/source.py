@@ -107,8 +107,9 @@ class Source:
     layout: the name of the layout that was found, said aloud ("official", "zips in place", ...).
     vocabulary: all classes with the data's own ids, seen and unseen not yet divided.
     tasks: what its truth can score. default_split: a name of `core/splits`.
-    parts: train and val; one alone serves as both, which `prepare` says.
+    parts: train and val, or one of them where the other is missing.
     notes: what the user should know (missing optional files).
+    single: the data may well have one part alone, which then serves as train and as val.
     """
 
     name: str
@@ -118,3 +119,4 @@ class Source:
     parts: Mapping[PartName, SourcePart]
     default_split: str
     notes: tuple[str, ...] = ()
+    single: bool = False

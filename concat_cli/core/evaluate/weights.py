@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -73,7 +73,8 @@ def evaluate_weights(
         progress=progress,
     )  # fmt: skip
     protocol = _protocol(loaded, info, progress) | {
-        "overlap": _overlap(info.vocabulary) if foreign else None
+        "filtering": filtering_of(loaded, {} if foreign else info.protocol),
+        "overlap": _overlap(info.vocabulary) if foreign else None,
     }
     offsets, dev = _offsets(loaded, cfg, info, predictor, split) if calibrate else ((), None)
     return evaluate_model(
@@ -176,10 +177,15 @@ def _protocol(loaded: Weights, info: DatasetInfo, progress: Progress) -> dict[st
         "weights": str(loaded.path),
         "data": info.name,
         "class_split": info.class_split,
-        "filtering": info.protocol,
         "unseen_with_labels": len(leaked),
         "taught": len(taught),
     }
+
+
+def filtering_of(loaded: Weights, otherwise: Mapping[str, Any]) -> dict[str, Any]:
+    """What was taken away from the data that the weights were trained on; `otherwise` for weights
+    that do not tell."""
+    return dict(loaded.meta.get("data", {}).get("filtering", otherwise))
 
 
 def _mode(loaded: Weights) -> str:

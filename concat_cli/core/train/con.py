@@ -21,7 +21,9 @@ from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch, make_loader
 from concat_cli.core.data.transforms import Augment
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.instance import InstanceQuality
 from concat_cli.core.evaluate.panoptic import Quality
+from concat_cli.core.evaluate.report import TASKS
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.infer.predictor import Predictor
@@ -43,7 +45,7 @@ from concat_cli.core.vocabulary import Vocabulary
 class ImageTask:
     """A task of the loop over the images of the train part, scored on dev.
 
-    by_category: an image has one mask for each class present; scored by mIoU instead of PQ.
+    by_category: an image has one mask for each class present; scored by mIoU.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class ImageTask:
 
     @property
     def scored(self) -> str:
-        """What it is scored by: `panoptic` or `semantic`."""
-        return "semantic" if self.by_category else "panoptic"
+        """The task it is scored for: the first that the truth of dev can score."""
+        wanted = ("semantic", *TASKS) if self.by_category else TASKS
+        return next(task for task in wanted if task in self.session.info.tasks)
 
     def batches(self, start: int) -> Iterator[list[Batch]]:
         """The micro-batches of this process, a list a step."""
@@ -105,7 +108,7 @@ class ImageTask:
         return {k: v for k, v in state.items() if k.startswith("segmentor.")}
 
     def score(self, step: int) -> dict[str, float]:
-        """PQ or mIoU on dev, which holds seen classes alone."""
+        """PQ, mIoU or AP on dev, which holds seen classes alone."""
         if self.dev is None:
             return {}
         processes = self.session.processes
@@ -122,6 +125,8 @@ class ImageTask:
             return {"score": found.miou, "miou": found.miou, "pacc": found.pacc}
         if isinstance(found, Quality):
             return {"score": found.pq, "pq": found.pq, "sq": found.sq, "rq": found.rq}
+        if isinstance(found, InstanceQuality):
+            return {"score": found.ap, "ap": found.ap, "ap50": found.ap50}
         return {}
 
     def preview(self, path: Path) -> None:

@@ -61,7 +61,11 @@ class Session:
                 "pretrained": identity.pretrained,
                 "sha256": identity.sha256,
             },
-            "data": {"name": self.info.name, "class_split": self.info.class_split},
+            "data": {
+                "name": self.info.name,
+                "class_split": self.info.class_split,
+                "filtering": self.info.protocol,
+            },
         } | facts
 
 

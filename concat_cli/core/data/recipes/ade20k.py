@@ -53,7 +53,7 @@ def find(root: Path, classes: int = 150, task: str = "") -> Source:
     """
     if classes not in _OFFERS or task not in ("", "panoptic", "semantic"):
         raise UserError(
-            f"There is no ADE20K of {classes} classes for task {task!r}.",
+            f"There is no ADE20K of {classes} classes{f' for task {task!r}' * bool(task)}.",
             "The classes are 150 or 847; the task is panoptic or semantic.",
         )
     if classes == 847 and task == "panoptic":

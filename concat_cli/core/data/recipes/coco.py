@@ -59,8 +59,8 @@ def find(root: Path) -> Source:
         places = _find_part(starts, part, _places(part))
         if places is not None:
             found[part] = places
-    layout = "official"
-    if not found:
+    layout, single = "official", not found
+    if single:
         simple = _find_part(starts, "train", _SIMPLE)
         if simple is None:
             raise _wrong_layout(root)
@@ -76,6 +76,7 @@ def find(root: Path) -> Source:
         parts=parts,
         default_split=DEFAULT_SPLIT,
         notes=packed_twice(parts.values()),
+        single=single,
     )
 
 
@@ -135,6 +136,8 @@ def _find_part(starts: list[Path], part: str, places: dict[str, tuple[str, ...]]
 
 def _wrong_layout(root: Path) -> UserError:
     names = [*(name.replace("{part}", "train") for name in _PLACES["images"]), *_SIMPLE["images"]]
+    if not root.is_dir():
+        raise UserError(f"{root} is a file.", f"Give the folder that it lies in: {root.parent}.")
     has = ", ".join(sorted(p.name for p in root.iterdir())[:8]) or "nothing"
     needs = "; ".join(text.format(part="train") for text in _NEEDS.values())
     command = unpacking(root)

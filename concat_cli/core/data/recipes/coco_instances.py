@@ -29,15 +29,15 @@ class InstanceItems:
     """The images of an instances JSON, parsed anew at each pass: training on 118,287 images has
     860,001 objects, too many to keep for two parts at once.
 
-    ids: the categories that count; objects of others leave no segment.
+    others: COCO's categories that do not count here; their objects leave no segment.
     """
 
     path: str
-    ids: frozenset[int]
+    others: frozenset[int]
 
     def __iter__(self) -> Iterator[Item]:
         for item in read_instances(self.path).items:
-            kept = tuple(s for s in item.segments or () if s.category_id in self.ids)
+            kept = tuple(s for s in item.segments or () if s.category_id not in self.others)
             yield replace(item, segments=kept)
 
 
@@ -50,6 +50,7 @@ def find(root: Path, year: int = 2017, classes: int = 80) -> Source:
             "The year is 2014 or 2017; the classes are 80 or 65.",
         )
     vocabulary = load_class_list(f"coco_instances_{classes}")
+    others = frozenset(load_class_list("coco_instances_80").ids) - frozenset(vocabulary.ids)
     places = bases(root, "coco", archives=False)
     pieces: dict[PartName, _Pair] = {part: _pieces(places, part, year) for part in PARTS}
     found: dict[PartName, _Pair] = {part: both for part, both in pieces.items() if both[0].found}
@@ -61,7 +62,7 @@ def find(root: Path, year: int = 2017, classes: int = 80) -> Source:
             images.found,
             "",
             LabelFormat("instances"),
-            InstanceItems(file.found, frozenset(vocabulary.ids)),
+            InstanceItems(file.found, others),
             listed_in=file.found,
         )
         for part, (images, file) in found.items()

@@ -77,6 +77,7 @@ def find(
         parts=parts,
         default_split="all_seen",
         notes=packed_twice(parts.values()),
+        single=True,
     )
 
 

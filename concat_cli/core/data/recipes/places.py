@@ -210,8 +210,9 @@ def hashed(stem: str) -> int:
 
 
 def unpacking(root: Path) -> str:
-    """The command that unpacks the tar files in a folder, or a tar file; "" where there is none."""
-    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    """The command that unpacks the tar files in a folder and in those in it, or a tar file; "" where
+    there is none."""
+    files = sorted({*root.glob("*"), *root.glob("*/*")}) if root.is_dir() else [root]
     tars = [path for path in files if path.name.endswith(_TARS) and path.is_file()]
     return " && ".join(
         f"tar -xf {shlex.quote(str(path))} -C {shlex.quote(str(path.parent))}" for path in tars

@@ -1,0 +1,43 @@
+"""What `concat prepare-data` says at its end: the configuration that fits what was prepared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from concat_cli.commands.prepare import config_for
+from concat_cli.core.config_file import load_config
+from concat_cli.core.data.class_split import class_split_names
+from concat_cli.core.evaluate.report import TASKS
+
+ROOT = Path(__file__).parents[1]
+CASES = [  # name, class split, task -> configuration
+    ("coco", "coco_panoptic_119_14", "panoptic", "concat_coco_119_14"),
+    ("coco", "all_seen", "panoptic", "concat_coco_to_ade20k"),
+    ("coco-instances", "coco_instances_48_17", "instance", "concat_coco_instances_48_17"),
+    ("coco-instances", "all_seen", "instance", "concat_coco_instances_65_15"),
+    ("voc", "voc_15_5", "semantic", "concat_voc_15_5"),
+    ("photos", "my_split", "semantic", "concat_coco_stuff_156_15"),
+    ("cityscapes", "all_seen", "panoptic", "concat_coco_119_14"),
+]
+
+
+def next_config(name: str, split: str, task: str) -> str:
+    return config_for(cast(Any, SimpleNamespace(name=name, class_split=split, tasks=(task,))))
+
+
+@pytest.mark.parametrize(("name", "split", "task", "stem"), CASES)
+def test_the_next_command_takes_a_fitting_configuration(
+    name: str, split: str, task: str, stem: str
+) -> None:
+    assert next_config(name, split, task) == f"configs/{stem}.yaml"
+
+
+def test_every_configuration_that_is_named_is_there_and_of_real_photos() -> None:
+    for split in class_split_names():
+        for task in TASKS:
+            config = load_config(ROOT / next_config("coco", split, task))
+            assert config.clip.model != "tiny"
