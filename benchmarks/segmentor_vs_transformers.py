@@ -68,7 +68,7 @@ def seconds(run: Callable[[], object]) -> float:
 def compare(ours: Segmentor, theirs: nn.Module, size: int, pairs: int) -> None:
     """Prints one line for one image size."""
     images = torch.rand(1, 3, size, size)
-    normalised = (images - ours.mean) / ours.std
+    normalised = ours.backbone.normalised(images, None)
     text = torch.randn(CLASSES, CLIP_WIDTH)
 
     def run_ours() -> torch.Tensor:

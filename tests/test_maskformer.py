@@ -149,7 +149,7 @@ def test_masks_and_classes_are_products() -> None:
     images = torch.randint(0, 256, (2, 3, 64, 96), generator=seeded(), dtype=torch.uint8)
     with torch.no_grad():
         out = model(images, None, text())
-        features = model.backbone((images / 255.0 - model.mean) / model.std)
+        features = model.backbone(model.backbone.normalised(images, None))
         pixels = model.pixel_decoder(features)
         embedding = model.mask_embedding(out.vision_queries)
     assert out.vision_queries.shape == (LAYERS, 2, QUERIES, WIDTH)

@@ -60,7 +60,7 @@ def _close(ours: Tensor, theirs: Tensor, what: str) -> None:
 def _check_outputs(ours: Segmentor, theirs: nn.Module, images: Tensor) -> None:
     """Backbone, pixel decoder, queries and masks of each layer, and classes by their own head."""
     with torch.no_grad():
-        normalised = (images - ours.mean) / ours.std
+        normalised = ours.backbone.normalised(images, None)
         expected = theirs(normalised, output_hidden_states=True, output_auxiliary_logits=True)
         output = ours(images, None, torch.randn(5, 16))
         classes = theirs.class_predictor(output.vision_queries[-1])

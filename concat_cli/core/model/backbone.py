@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pickle import UnpicklingError
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -101,7 +102,9 @@ def _timm_model(name: str, pretrained: bool, **options: Any) -> Any:
 
     hint = "Any timm model with `features_only`: resnet50, convnext_tiny, swin_tiny_patch4_..."
     if not timm.is_model(name):
-        raise UserError(f"model.backbone '{name}' is neither 'small' nor a timm model.", hint)
+        raise UserError(
+            f"There is no backbone '{name}': it is neither 'small' nor a timm model.", hint
+        )
     try:
         if not pretrained:
             return timm.create_model(name, pretrained=False, **options)
@@ -115,8 +118,8 @@ def _timm_model(name: str, pretrained: bool, **options: Any) -> Any:
             f"The published weights of '{name}' cannot be loaded: {reason}. They are a download "
             f"{size_of(name.partition('.')[0])}.",
             f'Where there is a network: python -c "import timm; timm.create_model({name!r}, '
-            'pretrained=True)", then copy ~/.cache/huggingface; or set model.backbone_weights '
-            "to a file.",
+            'pretrained=True)", then copy ~/.cache/huggingface; or start '
+            "from a file (model.backbone_weights, or clip_zss.encoder_weights of a student).",
         ) from error
 
 
@@ -177,13 +180,17 @@ class Backbone(nn.Module):
         frozen_bn: batch norms keep their statistics and weights, as in Mask2Former's R-50.
     """
 
+    mean: Tensor  # (3, 1, 1) of the images in 0-1
+    std: Tensor
+
     def __init__(
         self, name: str = "small", pretrained: bool = False, frozen_bn: bool = False
     ) -> None:
         super().__init__()
         if name == "small" and pretrained:
             raise UserError(
-                "The 'small' backbone has no published weights.", "Set model.backbone_weights=''."
+                "The 'small' backbone has no published weights.",
+                "Set model.backbone_weights='' (of a student clip_zss.encoder_weights='').",
             )
         if name == "small":
             self.body = SmallBackbone()
@@ -193,7 +200,8 @@ class Backbone(nn.Module):
             self.body = TimmBackbone(name, pretrained)
         self.channels: tuple[int, ...] = self.body.channels
         self.strides = STRIDES
-        self.mean, self.std = IMAGENET_MEAN, IMAGENET_STD
+        for key, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            self.register_buffer(key, torch.tensor(value)[:, None, None], persistent=False)
         self.frozen_bn = frozen_bn
         if frozen_bn:
             for norm in self._batch_norms():
@@ -210,6 +218,13 @@ class Backbone(nn.Module):
             for norm in self._batch_norms():
                 norm.eval()
         return self
+
+    def normalised(self, images: Tensor, padding: Tensor | None) -> Tensor:
+        """Images (B, 3, H, W), uint8 or float in 0-1, as the forward pass takes them: 0 is the mean
+        colour, also at the padding (B, H, W)."""
+        images = images / 255.0 if images.dtype == torch.uint8 else images
+        images = (images - self.mean) / self.std
+        return images if padding is None else images.masked_fill(padding[:, None], 0.0)
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
         """Normalised images (B, 3, H, W), padding (B, H, W) -> four maps (B, C, h, w)."""

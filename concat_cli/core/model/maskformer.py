@@ -120,9 +120,6 @@ class MaskFormer(nn.Module):
     Used as `Segmentor` is; its output has a prediction after each layer and none before the first.
     """
 
-    mean: Tensor  # (3, 1, 1), of the backbone's input
-    std: Tensor
-
     def __init__(
         self,
         backbone: Backbone,
@@ -145,10 +142,6 @@ class MaskFormer(nn.Module):
             nn.ReLU(),
             nn.Linear(width, pixel_decoder.mask_out.out_channels),
         )
-        mean = torch.tensor(backbone.mean)[:, None, None]
-        std = torch.tensor(backbone.std)[:, None, None]
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
 
     def forward(
         self, images: Tensor, padding: Tensor | None, text: Tensor, last_only: bool = False
@@ -157,10 +150,7 @@ class MaskFormer(nn.Module):
 
         Sides are multiples of 32. `last_only` keeps the final layer alone (first dimension 1).
         """
-        images = images / 255.0 if images.dtype == torch.uint8 else images
-        images = (images - self.mean) / self.std
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0.0)
+        images = self.backbone.normalised(images, padding)
         features = self.backbone(images, padding)
         pixels = self.pixel_decoder(features, padding)  # (B, Dm, H/4, W/4)
         vision = self.query_decoder(features[-1], padding, last_only)  # (L, B, Q, D)

@@ -126,9 +126,6 @@ class Segmentor(nn.Module):
             features only, not the decoder's queries [ours].
     """
 
-    mean: Tensor  # (3, 1, 1), of the backbone's input
-    std: Tensor
-
     def __init__(
         self,
         backbone: Backbone,
@@ -152,10 +149,6 @@ class Segmentor(nn.Module):
             nn.Parameter(torch.full((query_decoder.width,), 0.1)) if mask_pool is not None else None
         )
         self.detach_class_path = detach_class_path
-        mean = torch.tensor(backbone.mean)[:, None, None]
-        std = torch.tensor(backbone.std)[:, None, None]
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
 
     def forward(
         self,
@@ -191,10 +184,7 @@ class Segmentor(nn.Module):
         self, images: Tensor, padding: Tensor | None
     ) -> tuple[list[Tensor], PixelFeatures]:
         """Backbone maps and pixel features of the images."""
-        images = images / 255.0 if images.dtype == torch.uint8 else images
-        images = (images - self.mean) / self.std
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0.0)
+        images = self.backbone.normalised(images, padding)
         features = self.backbone(images, padding)
         return features, self.pixel_decoder(features, padding)
 

@@ -55,9 +55,6 @@ class Student(nn.Module):
         learn_scale: learn it, as exp(log_scale).
     """
 
-    mean: Tensor  # (3, 1, 1), of the encoder's input
-    std: Tensor
-
     def __init__(
         self,
         encoder: Backbone,
@@ -77,10 +74,6 @@ class Student(nn.Module):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
-        mean = torch.tensor(encoder.mean)[:, None, None]
-        std = torch.tensor(encoder.std)[:, None, None]
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
 
     @property
     def scale(self) -> Tensor:
@@ -92,8 +85,5 @@ class Student(nn.Module):
 
         Sides are multiples of 32. Not normalised; what lies at the padding means nothing.
         """
-        images = images / 255.0 if images.dtype == torch.uint8 else images
-        images = (images - self.mean) / self.std
-        if padding is not None:
-            images = images.masked_fill(padding[:, None], 0.0)
+        images = self.encoder.normalised(images, padding)
         return self.projection(self.head(self.encoder(images, padding), padding))
