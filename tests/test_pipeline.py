@@ -61,7 +61,8 @@ def test_every_stage_tells_what_it_is(mini_run):
         assert meta["stage"] == stage and meta["trained"] == seen and meta["taught"] == taught
         assert meta["clip"]["sha256"] == identity.sha256 and meta["clip"]["model"] == "tiny"
         assert [row["name"] for row in meta["vocabulary"]] == list(info.vocabulary.names)
-        assert meta["data"] == {"name": "shapes", "class_split": "default"}
+        assert (meta["data"]["name"], meta["data"]["class_split"]) == ("shapes", "default")
+        assert meta["data"]["filtering"]["unseen_pixels"] == "drop"
         assert meta["format"] == 1 and meta["step"] > 0
         assert from_dict(meta["config"]).data.root == mini_run.cfg.data.root
 

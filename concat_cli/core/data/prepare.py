@@ -180,9 +180,11 @@ def _both(
         name, part = next(iter(found.items()))
         if not (source.single or one_part):
             lacking = "val" if name == "train" else "train"
+            near = [path.relative_to(root) for path in sorted(root.glob(f"*{lacking}*"))]
+            more = f", also not in {', '.join(map(str, near[:3]))}" if near else ""
             raise UserError(
                 f"{root} holds {name} of {source.name} ({part.images}), but the images or labels "
-                f"of {lacking} were not found.",
+                f"of {lacking} were not found{more}.",
                 f"Get {lacking} as well, or say --one-part: {name} then serves as both, and scores "
                 "are not those of unknown images.",
             )
