@@ -306,6 +306,7 @@ PAIRS = [
     ("con", "projection"),
     ("projection+cycle", "projection"),
     ("weak-con", "weak-projection"),
+    ("weak-con+cycle", "weak-con"),
     ("weak-con+cycle", "weak-projection"),
 ]
 

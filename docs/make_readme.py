@@ -161,9 +161,9 @@ def ablation_table(folder: Path) -> str:
         names[stage1] = f"**{what}**"
         names |= {f"{stage1}+{follow}": then for follow, then in FOLLOW.items()}
     ablation = cells(folder)
-    lines = ["| what | seen PQ | unseen PQ | hPQ | cell |", "|---|---|---|---|---|"]
+    lines = ["| what | splits | seen PQ | unseen PQ | hPQ | cell |", "|---|---|---|---|---|---|"]
     lines += [
-        row(what, f"`{cell}`", ablation.get(cell, [None]))
+        row(f"{what} | {len(ablation.get(cell, []))}", f"`{cell}`", ablation.get(cell, [None]))
         for cell, what in (names | OTHERS).items()
     ]
     return "\n".join(lines)
