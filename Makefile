@@ -34,14 +34,14 @@ $(VENV)/.dev: pyproject.toml
 
 venv: $(VENV)/.dev ## a virtual environment with everything
 
-demo: $(VENV)/.run ## the whole chain on the built-in world, at most 20 minutes on two cores
+demo: $(VENV)/.run ## the whole chain on the built-in world: 12 minutes on two cores with bf16, 40 without
 	$(CONCAT) prepare-data shapes $(DEMO_DATA) $(DEMO_SCENES)
 	$(CONCAT) train-con -c configs/demo.yaml data.root=$(DEMO_DATA) $(DEMO_ARGS)
 	$(CONCAT) train-cat --name demo
 	$(CONCAT) finetune --name demo
 	$(CONCAT) evaluate --name demo
 	$(CONCAT) predict --name demo --out predictions/demo \
-		$$(ls $(DEMO_DATA)/val/*.png | head -n 12)
+		$$(ls $(DEMO_DATA)/val/*.png | sed -n 1,12p)
 
 test: $(VENV)/.dev ## all tests, at most 10 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile

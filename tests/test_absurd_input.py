@@ -179,6 +179,7 @@ MASKS: dict[str, Any] = {
     "too many": {"counts": [1 << 40, 2], "size": [24, 32]},
     "other size": {"counts": [1 << 60], "size": [1 << 30, 1 << 30]},
     "no letters": {"counts": "\ud800", "size": [24, 32]},
+    "half a character for a size": {"counts": [768], "size": "\ud800"},
     "long number": {"counts": "P" * 40 + "0", "size": [24, 32]},
 }
 
@@ -188,8 +189,11 @@ def test_masks(tmp_path: Path, case: str) -> None:
     root = write_instances(tmp_path)
     path = root / INSTANCES["json"]
     edit_json(path, lambda content: content["annotations"][0].update(segmentation=MASKS[case]))
-    with pytest.raises(UserError, match=rf"{path.name}: the mask of annotation 10 of image 1"):
+    with pytest.raises(
+        UserError, match=rf"{path.name}: the mask of annotation 10 of image 1"
+    ) as caught:
         prepare_and_read(root, "custom", **INSTANCES)
+    assert caught.value.what.encode()  # it can be printed
 
 
 def test_polygons_a_little_outside_are_drawn() -> None:

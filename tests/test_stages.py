@@ -139,6 +139,7 @@ def test_lines_of_a_killed_inner_loop_do_not_stay(mini_run, tmp_path):
     with pytest.raises(KilledError):
         train_con(cfg, run, device="cpu", progress=Interrupt("con", 3))
     inner = run.stage("con").inner("warmup")
+    assert (run.stage("con").title, inner.title) == ("con", "con warmup")
     before = metrics(inner)
     assert [row["step"] for row in before] == [1, 2, 3] and not inner.state.exists()
     assert train_con(cfg, run, device="cpu").finished

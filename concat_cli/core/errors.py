@@ -7,9 +7,15 @@ class UserError(Exception):
     Args:
         what: what is wrong and where, one or two sentences, with names and values.
         hint: what to do next, ideally a command. May be empty.
+
+    Both may quote what a file holds; what cannot be printed (half a character, as JSON can spell it)
+    is kept as `\\\\ud800`.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
+        self.what, self.hint = _printable(what), _printable(hint)
+        super().__init__(self.what)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

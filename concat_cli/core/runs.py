@@ -21,10 +21,17 @@ BUILT_IN = Path(__file__).parent / "weights" / "segmentor.safetensors"
 
 @dataclass(frozen=True)
 class StageDir:
-    """The folder of one stage of one run; `stage` is one of `STAGES` or `METHODS`."""
+    """The folder of one stage of one run; `stage` is one of `STAGES` or `METHODS`, `part` one of it
+    with a loop of its own."""
 
     path: Path
     stage: str
+    part: str = ""
+
+    @property
+    def title(self) -> str:
+        """What it is called while it runs: `con`, or `con warmup`."""
+        return f"{self.stage} {self.part}".strip()
 
     @property
     def config_yaml(self) -> Path:
@@ -68,7 +75,7 @@ class StageDir:
 
     def inner(self, name: str) -> StageDir:
         """A folder in this one for a part of the stage with a loop of its own."""
-        return StageDir(self.path / name, self.stage)
+        return StageDir(self.path / name, self.stage, name)
 
     def open(
         self,

@@ -141,7 +141,7 @@ class Fit:
         steps = range(self.step, self.optim.steps)
         batches = self.task.batches(self.step)
         with _Stop() as stop:
-            for _ in self.progress.track(steps, self.meta["stage"], total=len(steps)):
+            for _ in self.progress.track(steps, self.stage.title, total=len(steps)):
                 self._one_step(next(batches))
                 self.trained_seconds += time.monotonic() - began
                 began = time.monotonic()
