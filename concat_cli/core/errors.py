@@ -8,8 +8,8 @@ class UserError(Exception):
         what: what is wrong and where, one or two sentences, with names and values.
         hint: what to do next, ideally a command. May be empty.
 
-    Both may quote what a file holds; what cannot be printed (half a character, as JSON can spell it)
-    is kept as `\\\\ud800`.
+    Both may quote what a file holds; what cannot be printed, such as half a character, is told by
+    its escape.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:

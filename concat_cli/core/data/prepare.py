@@ -166,7 +166,7 @@ def _refuse_another(out: Path, name: str) -> None:
         return  # nothing, or nothing that could still be used
     if there != name:
         raise UserError(
-            f"{out} holds the prepared data set {there!r}, which would be lost.",
+            f"{out / 'dataset.json'} is that of the prepared data set {there!r}, which would be lost.",
             f"Prepare {name} elsewhere with --out DIR, or remove {out} first.",
         )
 
