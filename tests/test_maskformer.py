@@ -14,7 +14,7 @@ from concat_cli.core.build import build_zegformer
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.model.attention import Attention
-from concat_cli.core.model.maskformer import DroppingAttention, MaskFormer, MaskFormerDecoder
+from concat_cli.core.model.maskformer import MaskFormer, MaskFormerDecoder
 from concat_cli.core.model.maskformer_pixel import MaskFormerPixelDecoder
 from concat_cli.core.model.projector import Classifier
 from concat_cli.core.model.segmentor import Segmentor
@@ -196,7 +196,7 @@ def test_an_image_is_the_same_alone_and_padded_in_a_batch() -> None:
 
 def test_attention_weights_are_dropped_in_training_alone() -> None:
     torch.manual_seed(0)
-    ours, plain = DroppingAttention(16, 4, 0.5), Attention(16, 4)
+    ours, plain = Attention(16, 4, 0.5), Attention(16, 4)
     plain.load_state_dict(ours.state_dict())
     query, key, value = (torch.randn(2, n, 16) for n in (3, 40, 40))
     allowed = torch.rand(2, 1, 40) < 0.8

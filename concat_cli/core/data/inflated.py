@@ -37,12 +37,11 @@ class Points:
     last: Point
 
 
-class Window(io.RawIOBase):
-    """`size` bytes of a file from `start` on, as a file of their own; moves the file's position."""
+class _Seekable(io.RawIOBase):
+    """`size` bytes that can be read from any place."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file, self._start, self._size = file, start, size
-        self._at = 0
+    def __init__(self, size: int) -> None:
+        self._size, self._at = size, 0
 
     def readable(self) -> bool:
         return True
@@ -56,6 +55,14 @@ class Window(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = _target(offset, whence, self._at, self._size)
         return self._at
+
+
+class Window(_Seekable):
+    """`size` bytes of a file from `start` on, as a file of their own; moves the file's position."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        super().__init__(size)
+        self._file, self._start = file, start
 
     def readinto(self, buffer: Any) -> int:
         self._file.seek(self._start + self._at)
@@ -65,29 +72,16 @@ class Window(io.RawIOBase):
         return len(data)
 
 
-class Inflated(io.RawIOBase):
+class Inflated(_Seekable):
     """The unpacked data of a raw deflate stream of `size` bytes, as a file.
 
     Reading raises zlib.error or EOFError where the stream is damaged.
     """
 
     def __init__(self, packed: BinaryIO, points: Points, size: int) -> None:
-        self._packed, self._points, self._size = packed, points, size
-        self._at = 0
+        super().__init__(size)
+        self._packed, self._points = packed, points
         self._go_on_from(points.last)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = _target(offset, whence, self._at, self._size)
-        return self._at
 
     def readinto(self, buffer: Any) -> int:
         if self._at >= self._size:

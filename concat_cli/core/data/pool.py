@@ -32,14 +32,15 @@ def processes_for(jobs: int, asked: int | None, progress: Progress) -> int:
 
 @contextmanager
 def mapper(
-    work: Callable[[Job], Result], processes: int
+    work: Callable[[Job], Result], processes: int, setup: Callable[[], None] | None = None
 ) -> Iterator[Callable[[Sequence[Job]], Iterator[Result]]]:
-    """`work` over jobs, results in their order: here, or in so many processes."""
+    """`work` over jobs, results in their order: here, or in so many processes, each of which calls
+    `setup` first."""
     if processes <= 1:
         yield lambda jobs: map(work, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _end_with_parent) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (setup,)) as pool:
         try:
             yield lambda jobs: pool.map(work, jobs)
         except BrokenProcessPool as error:
@@ -50,6 +51,12 @@ def mapper(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(setup: Callable[[], None] | None) -> None:
+    _end_with_parent()
+    if setup is not None:
+        setup()
 
 
 def _end_with_parent() -> None:

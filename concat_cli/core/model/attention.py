@@ -22,12 +22,12 @@ class TokenLinear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate query, key and value inputs."""
+    """Multi-head attention with separate query, key and value inputs; `dropout` of its weights."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         assert width % heads == 0, "width must be a multiple of heads"
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.query = TokenLinear(width, width)
         self.key = TokenLinear(width, width)
         self.value = TokenLinear(width, width)
@@ -48,6 +48,7 @@ class Attention(nn.Module):
             self._split(self.key(key)),
             self._split(self.value(value)),
             attn_mask=None if allowed is None else allowed[:, None],
+            dropout_p=self.dropout if self.training else 0.0,
         )
         return self.out(mixed.transpose(1, 2).flatten(2))
 

@@ -15,34 +15,13 @@ from concat_cli.core.model.segmentor import QueryOutput
 DROPOUT = 0.1  # [ZegFormer, code]
 
 
-class DroppingAttention(Attention):
-    """Attention that drops some of its weights in training."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__(width, heads)
-        self.dropout = dropout
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
-    ) -> Tensor:
-        """(B, Q, D), (B, T, D), (B, T, D), bool allowed (B or 1, Q or 1, T) -> (B, Q, D)."""
-        mixed = F.scaled_dot_product_attention(
-            self._split(self.query(query)),
-            self._split(self.key(key)),
-            self._split(self.value(value)),
-            attn_mask=None if allowed is None else allowed[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        return self.out(mixed.transpose(1, 2).flatten(2))
-
-
 class MaskFormerLayer(nn.Module):
     """Self-attention, cross-attention, feed-forward; post-norm, with dropout in each [DETR]."""
 
     def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
         super().__init__()
-        self.self_attention = DroppingAttention(width, heads, dropout)
-        self.cross_attention = DroppingAttention(width, heads, dropout)
+        self.self_attention = Attention(width, heads, dropout)
+        self.cross_attention = Attention(width, heads, dropout)
         self.feed_forward = FeedForward(width, ffn)
         self.self_norm = nn.LayerNorm(width)
         self.cross_norm = nn.LayerNorm(width)

@@ -43,7 +43,27 @@ class Projector(nn.Module):
         return self.last(features)
 
 
-class Classifier(nn.Module):
+class Scaled(nn.Module):
+    """A module with a factor on its cosines, fixed or learned as exp(log_scale)."""
+
+    log_scale: Tensor
+
+    def set_scale(self, scale: float, learn: bool) -> None:
+        """The factor to begin with, in (0, 100]."""
+        assert 0 < scale <= MAX_SCALE
+        log_scale = torch.tensor(math.log(scale))
+        if learn:
+            self.log_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_scale", log_scale)
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on the cosines, a scalar tensor in (0, 100]."""
+        return self.log_scale.exp().clamp(max=MAX_SCALE)
+
+
+class Classifier(Scaled):
     """Scaled cosine to text embeddings and to one learned no-object embedding [ZegFormer].
 
     The scale (1 / temperature) is fixed, or learned as exp(log_scale) and then at most 100.
@@ -61,19 +81,9 @@ class Classifier(nn.Module):
         raw_no_object: bool = False,
     ) -> None:
         super().__init__()
-        assert 0 < scale <= MAX_SCALE
         self.raw_no_object = raw_no_object
         self.no_object = nn.Parameter(torch.randn(clip_width) / math.sqrt(clip_width))
-        log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-
-    @property
-    def scale(self) -> Tensor:
-        """The factor on the cosine, a scalar tensor in (0, 100]."""
-        return self.log_scale.exp().clamp(max=MAX_SCALE)
+        self.set_scale(scale, learn_scale)
 
     def forward(self, semantic_queries: Tensor, text: Tensor) -> Tensor:
         """(..., E), text embeddings (K, E) -> class logits (..., K + 1), fp32 even in autocast."""

@@ -1,15 +1,13 @@
 """The student of CLIP-ZSS: a dense encoder whose every position lies in CLIP's space."""
 
-import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.padding import map_size, resize_features, resize_padding
-from concat_cli.core.model.projector import MAX_SCALE
+from concat_cli.core.model.projector import Scaled
 
 
 class AllMlpHead(nn.Module):
@@ -44,7 +42,7 @@ class AllMlpHead(nn.Module):
         return self.dropout(F.relu(self.norm(total)))
 
 
-class Student(nn.Module):
+class Student(Scaled):
     """Encoder -> all-MLP head -> CLIP's space; text embeddings classify each position.
 
     The paper's students (SegFormer, SegNeXt, Swin) are any encoder with maps at strides 4 to 32.
@@ -65,20 +63,10 @@ class Student(nn.Module):
         learn_scale: bool = True,
     ) -> None:
         super().__init__()
-        assert 0 < scale <= MAX_SCALE
         self.encoder = encoder
         self.head = AllMlpHead(encoder.channels, head_width, dropout)
         self.projection = nn.Conv2d(head_width, clip_width, 1)
-        log_scale = torch.tensor(math.log(scale))
-        if learn_scale:
-            self.log_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_scale", log_scale)
-
-    @property
-    def scale(self) -> Tensor:
-        """The factor on the cosines, a scalar tensor in (0, 100]."""
-        return self.log_scale.exp().clamp(max=MAX_SCALE)
+        self.set_scale(scale, learn_scale)
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) uint8 or float in 0-1, padding (B, H, W) bool -> (B, E, H/4, W/4).

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from concat_cli.core.clip.tiny.captions import Concepts, scene_caption, segment_caption
 from concat_cli.core.clip.tokens import masked_crops, square_boxes
+from concat_cli.core.data.pool import mapper
 from concat_cli.core.data.shapes import draw_scene, scene_seed
 from concat_cli.core.progress import SILENT, Progress
 
@@ -112,10 +113,8 @@ def take_pictures(job: Job) -> Pictures:
 
 def take_all(jobs: list[Job], processes: int, progress: Progress = SILENT) -> Pictures:
     """The pictures of all jobs, in order, taken by several processes."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        work = pool.imap(take_pictures, jobs)
-        parts = list(progress.track(work, "drawing scenes and views, parts", len(jobs)))
+    with mapper(take_pictures, processes, partial(torch.set_num_threads, 1)) as work:
+        parts = list(progress.track(work(jobs), "drawing scenes and views, parts", len(jobs)))
     return Pictures(
         torch.cat([p.masked for p in parts]),
         np.concatenate([p.label for p in parts]),
