@@ -26,13 +26,15 @@ from typing import Any
 import numpy as np
 import torch
 from cells import (
+    INTERVALS,
     SPLITS,
-    Rows,
-    add_row,
+    command_line,
     counts_file,
+    difference,
     digest,
     draw_world,
-    is_there,
+    in_percent,
+    measure_cells,
     of_one_budget,
     read_rows,
     spread,
@@ -47,12 +49,7 @@ from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.bootstrap import mean_pq
-from concat_cli.core.evaluate.differences import (
-    GROUPS,
-    Interval,
-    group_means,
-    paired_differences,
-)
+from concat_cli.core.evaluate.differences import GROUPS, group_means
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
@@ -75,7 +72,6 @@ CAT = {
     "cycle": [],
 }
 WEAK = "clip.model=tiny-weak"
-REPEATS = 1000  # draws of the images for an interval
 
 
 @dataclass(frozen=True)
@@ -242,22 +238,12 @@ def clip_on_true_masks(root: Path, cfg: Config) -> np.ndarray:
     return np.stack(rows)
 
 
-def results() -> Rows:
-    """All rows measured so far."""
-    return read_rows(ROOT)
-
-
-def is_measured(split: str, cell: Cell, args: argparse.Namespace) -> bool:
-    """Whether a cell's row is there; UserError if it was made with other arguments."""
-    return is_there(results(), ROOT, split, cell.name, digests(split, cell, args)["digest"])
-
-
 def table() -> str:
     """Mean and spread over splits of every cell, and the paired differences.
 
     Only rows of one budget are put together: that of the newest row.
     """
-    rows = results()
+    rows = read_rows(ROOT)
     lines = [
         "| cell | splits | seen PQ | unseen PQ | hPQ | mask recall | accuracy, seen / unseen |"
     ]
@@ -273,12 +259,10 @@ def table() -> str:
     lines += ["", INTERVALS, ""]
     lines += ["| difference in hPQ | splits | mean [95% interval over images] |", "|---|---|---|"]
     for ours, theirs in PAIRS:
-        found = difference(ours, theirs)
-        if found is not None:
-            shown = "{:.1f} [{:.1f}, {:.1f}]".format(
-                *(100 * v for v in (found[1].value, found[1].low, found[1].high))
-            )
-            lines.append(f"| {ours} - {theirs} | {found[0]} | {shown} |")
+        splits, found = difference(ROOT, ours, theirs, "counts", mean_pq)
+        interval = found.get("harmonic")
+        if interval is not None:
+            lines.append(f"| {ours} - {theirs} | {splits} | {in_percent(interval)} |")
     return "\n".join(lines)
 
 
@@ -294,10 +278,6 @@ def diagnosed(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
     return f"{recall.mean():.1f} ± {spread:.1f}", f"{seen.mean():.1f} / {unseen.mean():.1f}"
 
 
-INTERVALS = (
-    "The intervals are bootstraps over the images alone, the same ones drawn for both cells: they\n"
-    "say nothing of other seeds, each cell was trained once a split."
-)
 PAIRS = [
     ("con+cycle", "projection"),
     ("con+cycle+calibrated", "projection+calibrated"),
@@ -311,52 +291,22 @@ PAIRS = [
 ]
 
 
-def difference(ours: str, theirs: str) -> tuple[int, Interval] | None:
-    """The paired difference over the splits that have both cells, trained with one budget."""
-    files = [
-        [ROOT / "counts" / f"{split}-{name}.npz" for name in (ours, theirs)] for split in SPLITS
-    ]
-    loaded = [[np.load(f) for f in pair] for pair in files if all(f.exists() for f in pair)]
-    loaded = [pair for pair in loaded if all("budget" in one for one in pair)]
-    loaded = [(a, b) for a, b in loaded if str(a["budget"]) == str(b["budget"])]
-    if not loaded:
-        return None
-    counts = [[one["counts"] for one in pair] for pair in loaded]
-    splits = [(a["seen"].tolist(), a["unseen"].tolist()) for a, _ in loaded]
-    first, second = zip(*counts, strict=True)
-    found = paired_differences(first, second, mean_pq, splits, REPEATS)["harmonic"]
-    return None if found is None else (len(loaded), found)
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the cells that are asked for and not measured yet, then prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    every = tuple(cells())
+    parser = command_line(str(__doc__), [cell.name for cell in every])
     parser.add_argument("--config", type=Path, default=Path("configs/shapes.yaml"))
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
-    parser.add_argument("--only", nargs="+", default=[], help="cells by name; default: all")
     parser.add_argument("--steps", type=int, default=600, help="iterations of stage 1")
     parser.add_argument("--warmup", type=int, default=400)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--table", action="store_true", help="only print the tables")
-    parser.add_argument("keys", nargs="*", help="section.key=value for every cell")
     args = parser.parse_args(words)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    unknown = set(args.only) - {cell.name for cell in cells()}
-    if unknown:
-        names = ", ".join(cell.name for cell in cells())
-        raise UserError(f"No cell is called {', '.join(sorted(unknown))}.", f"Cells: {names}.")
-    ROOT.mkdir(parents=True, exist_ok=True)
-    asked = [cell for cell in cells() if not args.only or cell.name in args.only]
-    todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]
-    # all of them are looked at before the first is trained
-    for split, cell in [] if args.table else [one for one in todo if not is_measured(*one, args)]:
-        row = measure(split, cell, args)
-        add_row(ROOT, row)
-        print({k: v for k, v in row.items() if k != "diagnostics"}, flush=True)
+    if not args.table:
+        measure_cells(
+            ROOT,
+            args,
+            every,
+            lambda split, cell: digests(split, cell, args)["digest"],
+            lambda split, cell: measure(split, cell, args),
+        )
     print(table())
 
 

@@ -1,23 +1,44 @@
-"""What the scripts that measure cell by cell share: splits, digests, rows that are kept."""
+"""What the scripts that measure cell by cell share: splits, digests, rows, loop, differences."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.prepare_shapes import prepare_shapes
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.differences import Interval, Mean, paired_differences
 from concat_cli.core.progress import Progress
 
 SPLITS = {"default": -1, "1": 1, "2": 2}  # name -> shapes.unseen_seed; nothing was tuned on them
+REPEATS = 1000  # draws of the images for an interval
+INTERVALS = (
+    "The intervals are bootstraps over the images alone, the same ones drawn for both cells: they\n"
+    "say nothing of other seeds, each cell was trained once a split."
+)
+UNSHOWN = ("digest", "budget", "diagnostics", "cost")  # of a row that is printed as it comes
 Rows = list[dict[str, Any]]
+
+
+class Named(Protocol):
+    """A row of a table."""
+
+    @property
+    def name(self) -> str:
+        """The cell's name in files and tables."""
+        ...
+
+
+C = TypeVar("C", bound=Named)
 
 # Sections that are in every digest, also where nothing in them differs from the defaults: those of
 # the first rows that were measured. A later section counts only where something in it differs.
@@ -74,6 +95,73 @@ def counts_file(root: Path, split: str, cell: str) -> Path:
     """Where a cell's counts, image by image, are kept."""
     (root / "counts").mkdir(parents=True, exist_ok=True)
     return root / "counts" / f"{split}-{cell}.npz"
+
+
+def command_line(about: str, names: Sequence[str]) -> argparse.ArgumentParser:
+    """Which splits and cells, where they are computed, and keys for all of them."""
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=list(names), metavar="CELL",
+        help=f"of {', '.join(names)}; all of them by default",
+    )  # fmt: skip
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--table", action="store_true", help="only print the tables")
+    parser.add_argument("keys", nargs="*", help="section.key=value for every cell")
+    return parser
+
+
+def measure_cells(
+    root: Path,
+    args: argparse.Namespace,
+    cells: Sequence[C],
+    digest_of: Callable[[str, C], str],
+    measure: Callable[[str, C], dict[str, Any]],
+) -> None:
+    """Measures the cells that `args` ask for and that are not there yet, one after the other.
+
+    Raises UserError before the first is trained if one of them was made with other arguments.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    root.mkdir(parents=True, exist_ok=True)
+    rows = read_rows(root)
+    asked = [cell for cell in cells if cell.name in args.only]
+    todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]
+    todo = [one for one in todo if not is_there(rows, root, one[0], one[1].name, digest_of(*one))]
+    for split, cell in todo:
+        row = measure(split, cell)
+        add_row(root, row)
+        print({key: value for key, value in row.items() if key not in UNSHOWN}, flush=True)
+
+
+def difference(
+    root: Path, ours: str, theirs: str, task: str, mean: Mean
+) -> tuple[int, dict[str, Interval | None]]:
+    """The paired differences of two cells by group, and over how many splits: those that have the
+    counts of `task` of both, trained with one budget. No split: (0, {})."""
+    counts, splits = ([], []), []
+    for split in SPLITS:
+        files = [counts_file(root, split, name) for name in (ours, theirs)]
+        if not all(file.exists() for file in files):
+            continue
+        a, b = (np.load(file) for file in files)
+        whole = all(key in one for one in (a, b) for key in (task, "budget"))
+        if whole and str(a["budget"]) == str(b["budget"]):
+            splits.append((a["seen"].tolist(), a["unseen"].tolist()))
+            counts[0].append(a[task])
+            counts[1].append(b[task])
+    return len(splits), paired_differences(*counts, mean, splits, REPEATS) if splits else {}
+
+
+def in_percent(interval: Interval) -> str:
+    """`+7.2 [5.1, 9.6]`."""
+    return "{:+.1f} [{:.1f}, {:.1f}]".format(
+        *(100 * value for value in (interval.value, interval.low, interval.high))
+    )
 
 
 def draw_world(cfg: Config, progress: Progress) -> Path:

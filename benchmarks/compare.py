@@ -22,15 +22,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from cells import (
+    INTERVALS,
     SPLITS,
     Rows,
-    add_row,
+    command_line,
     counts_file,
+    difference,
     digest,
     draw_world,
-    is_there,
+    in_percent,
+    measure_cells,
     of_one_budget,
     read_rows,
     spread,
@@ -43,7 +45,7 @@ from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.bootstrap import mean_iou, mean_pq
 from concat_cli.core.evaluate.cost import measure_cost
-from concat_cli.core.evaluate.differences import GROUPS, Interval, paired_differences
+from concat_cli.core.evaluate.differences import GROUPS
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
 from concat_cli.core.train.cat import train_cat
@@ -55,7 +57,6 @@ from concat_cli.core.train.zegformer import train_zegformer
 ROOT = Path("runs/compare")
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIGURES = {"PQ": ("panoptic", mean_pq), "mIoU": ("semantic", mean_iou)}
-REPEATS = 1000  # draws of the images for an interval
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,6 @@ PAIRS = (  # ours, theirs, figure, group
     ("concat", "clip-zss", "mIoU", "harmonic"),
     ("concat", "zegformer-segment", "PQ", "harmonic"),
     ("concat", "zegformer-fusion", "PQ", "harmonic"),
-)
-INTERVALS = (
-    "The intervals are bootstraps over the images alone, the same ones drawn for both cells: they\n"
-    "say nothing of other seeds, each cell was trained once a split."
 )
 
 
@@ -174,12 +171,6 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def is_measured(split: str, cell: Cell, args: argparse.Namespace) -> bool:
-    """Whether a cell's row is there; UserError if it was made with other arguments."""
-    now = digests(split, cell, args)["digest"]
-    return is_there(read_rows(ROOT), ROOT, split, cell.name, now)
-
-
 def table() -> str:
     """Mean and spread over splits of every cell, and the paired differences.
 
@@ -199,12 +190,11 @@ def table() -> str:
             lines.append(f"| {cell.name} | {len(mine)} | {' | '.join(shown(mine))} |")
     lines += ["", INTERVALS, "", "| difference | of | splits | mean [95% interval over images] |"]
     lines.append("|---|---|---|---|")
-    for pair in PAIRS:
-        splits, interval = difference(*pair)
+    for ours, theirs, figure, group in PAIRS:
+        splits, found = difference(ROOT, ours, theirs, *FIGURES[figure])
+        interval = found.get(group)
         if interval is not None:
-            values = (100 * v for v in (interval.value, interval.low, interval.high))
-            told = "{:+.1f} [{:.1f}, {:.1f}]".format(*values)
-            ours, theirs, figure, group = pair
+            told = in_percent(interval)
             lines.append(f"| {ours} - {theirs} | {group} {figure} | {splits} | {told} |")
     return "\n".join(lines)
 
@@ -223,45 +213,17 @@ def shown(rows: Rows) -> Iterator[str]:
     yield "needed" if costs[0]["clip_image"] else "no"
 
 
-def difference(ours: str, theirs: str, figure: str, group: str) -> tuple[int, Interval | None]:
-    """The paired difference over the splits that have both cells, trained with one budget."""
-    task, mean = FIGURES[figure]
-    files = [
-        [ROOT / "counts" / f"{split}-{name}.npz" for name in (ours, theirs)] for split in SPLITS
-    ]
-    loaded = [[np.load(f) for f in pair] for pair in files if all(f.exists() for f in pair)]
-    loaded = [(a, b) for a, b in loaded if task in a and task in b]
-    loaded = [(a, b) for a, b in loaded if str(a["budget"]) == str(b["budget"])]
-    if not loaded:
-        return 0, None
-    splits = [(a["seen"].tolist(), a["unseen"].tolist()) for a, _ in loaded]
-    a, b = ([pair[side][task] for pair in loaded] for side in (0, 1))
-    return len(loaded), paired_differences(a, b, mean, splits, REPEATS)[group]
-
-
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the cells that are asked for and not measured yet, then prints the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    names = [cell.name for cell in CELLS]
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CELL")
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--table", action="store_true", help="only print the tables")
-    parser.add_argument("keys", nargs="*", help="section.key=value for every cell")
-    args = parser.parse_args(words)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    ROOT.mkdir(parents=True, exist_ok=True)
-    asked = [cell for cell in CELLS if cell.name in args.only]
-    todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]
-    # all of them are looked at before the first is trained
-    for split, cell in [] if args.table else [one for one in todo if not is_measured(*one, args)]:
-        row = measure(split, cell, args)
-        add_row(ROOT, row)
-        print({key: row[key] for key in ("split", "cell", "PQ", "mIoU", "seconds")}, flush=True)
+    args = command_line(str(__doc__), [cell.name for cell in CELLS]).parse_args(words)
+    if not args.table:
+        measure_cells(
+            ROOT,
+            args,
+            CELLS,
+            lambda split, cell: digests(split, cell, args)["digest"],
+            lambda split, cell: measure(split, cell, args),
+        )
     print(table())
 
 

@@ -15,6 +15,7 @@ from mini import KEYS
 
 from concat_cli.core.config_file import load_config
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.bootstrap import mean_pq
 
 HERE = Path(__file__).parents[1]
 CELLS = """
@@ -51,8 +52,9 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 def rows(script: ModuleType) -> dict[str, dict[str, Any]]:
     """The rows of results.jsonl by cell, which are there once each."""
-    found = {str(row["cell"]): row for row in script.results()}
-    assert len(found) == len(script.results())
+    kept = script.read_rows(script.ROOT)
+    found = {str(row["cell"]): row for row in kept}
+    assert len(found) == len(kept)
     return found
 
 
@@ -122,23 +124,32 @@ def test_other_arguments_stop(ablation: ModuleType, changed: dict[str, Any]) -> 
 
 
 def test_a_row_without_a_digest_stops(
-    ablation: ModuleType, monkeypatch: pytest.MonkeyPatch
+    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ablation, "results", lambda: [{"split": "default", "cell": "con"}])
+    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+    (tmp_path / "results.jsonl").write_text('{"split": "default", "cell": "con"}\n')
     with pytest.raises(UserError, match="cell con of split default"):
         call(ablation, "con")
 
 
-def test_only_equal_budgets_are_paired(
-    ablation: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ablation, "ROOT", tmp_path)
+def test_only_equal_budgets_are_paired(ablation: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "counts").mkdir()
     common = {"counts": np.ones((3, 4, 2)), "seen": np.array([0]), "unseen": np.array([1])}
     ours, theirs = (tmp_path / "counts" / f"default-{name}.npz" for name in ("a", "b"))
     np.savez(ours, budget=np.array("one"), **common)
+    asked = (tmp_path, "a", "b", "counts", mean_pq)
     for other in ({"budget": np.array("two")}, {}):
         np.savez(theirs, **other, **common)
-        assert ablation.difference("a", "b") is None
+        assert ablation.difference(*asked) == (0, {})
     np.savez(theirs, budget=np.array("one"), **common)
-    assert ablation.difference("a", "b")[0] == 1
+    splits, found = ablation.difference(*asked)
+    assert splits == 1 and found["harmonic"].value == 0
+
+
+def test_a_cell_that_does_not_exist_stops(
+    ablation: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        call(ablation, "conn")
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "'conn'" in told and "projection+cycle" in told

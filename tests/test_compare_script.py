@@ -138,9 +138,8 @@ def test_digests_tell_cells_and_the_budget_is_one(compare: ModuleType) -> None:
 
 
 def test_differences_are_means_over_the_splits_of_one_budget(
-    compare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compare: ModuleType, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(compare, "ROOT", tmp_path)
     (tmp_path / "counts").mkdir()
     rng = np.random.default_rng(0)
     common = {"seen": np.array([0, 1]), "unseen": np.array([2, 3])}
@@ -154,9 +153,9 @@ def test_differences_are_means_over_the_splits_of_one_budget(
                 tmp_path / "counts" / f"{split}-{name}.npz",
                 semantic=counts[split, name], budget=np.array(budget), **common,
             )  # fmt: skip
-    splits, found = compare.difference("a", "b", "mIoU", "unseen")
-    sides = [[counts[split, name] for split in ("default", "1")] for name in "ab"]
-    expected = paired_differences(*sides, mean_iou, [((0, 1), (2, 3))] * 2, compare.REPEATS)
-    assert splits == 2 and found == expected["unseen"]
-    assert compare.difference("a", "b", "PQ", "unseen") == (0, None)
-    assert compare.difference("a", "c", "mIoU", "unseen") == (0, None)
+    splits, found = compare.difference(tmp_path, "a", "b", "semantic", mean_iou)
+    a, b = ([counts[split, name] for split in ("default", "1")] for name in "ab")
+    expected = paired_differences(a, b, mean_iou, [((0, 1), (2, 3))] * 2, 1000)
+    assert splits == 2 and found == expected
+    assert compare.difference(tmp_path, "a", "b", "panoptic", mean_iou) == (0, {})
+    assert compare.difference(tmp_path, "a", "c", "semantic", mean_iou) == (0, {})
