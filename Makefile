@@ -34,7 +34,7 @@ $(VENV)/.dev: pyproject.toml
 
 venv: $(VENV)/.dev ## a virtual environment with everything
 
-demo: $(VENV)/.run ## the whole chain on the built-in world: 12 minutes on two cores with bf16, 40 without
+demo: $(VENV)/.run ## the whole chain on the built-in world: 25 minutes on two cores, under 12 with bf16
 	$(CONCAT) prepare-data shapes $(DEMO_DATA) $(DEMO_SCENES)
 	$(CONCAT) train-con -c configs/demo.yaml data.root=$(DEMO_DATA) $(DEMO_ARGS)
 	$(CONCAT) train-cat --name demo
