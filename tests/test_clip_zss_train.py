@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from mini import Interrupt, KilledError, flat_state, metrics, mini_config, same
+from mini import Interrupt, KilledError, draw_world, flat_state, metrics, mini_config, same
 from torch import Tensor, nn
 
 from concat_cli.core.build import build_student, build_synthesizer, restore_student
@@ -17,6 +18,7 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.pseudo_labels import PseudoLabels
 from concat_cli.core.config import Config
+from concat_cli.core.config_file import load_config
 from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
@@ -29,6 +31,7 @@ from concat_cli.core.train.clip_zss_module import ClipZssModule, label_map, labe
 from concat_cli.core.train.con import trained_indices
 from concat_cli.core.train.teacher import Teacher
 
+FOLDER = Path(__file__).parents[1] / "configs"
 SMALL = ("clip_zss.head_width=16", "clip_zss.bank=6", "clip_zss.heads=4", "optim.steps=2",
          "optim.save_every=1", "optim.warmup=0", "optim.batch_size=2", "optim.per_device=2",
          "clip_zss.dense_size=128", "clip_zss.windows=[1,2,4]", "clip_zss.most=4",
@@ -72,6 +75,19 @@ def test_two_steps_of_every_switch(mini_world, tmp_path, switch):
         assert train_clip_zss(cfg, broken, device="cpu").finished
         one, two = run.stage("clip_zss"), broken.stage("clip_zss")
         assert same(flat_state(one), flat_state(two)) == [] and metrics(one) == metrics(two)
+
+
+def test_two_steps_of_the_shipped_configuration(tmp_path):
+    root = draw_world(tmp_path / "void", unseen_pixels="void", train=6, dev=2, val=2)
+    drawn = [f"shapes.{key}" for key in ("train=6", "dev=2", "val=2", "size=64")]
+    small = [key for key in SMALL if "warmup" not in key]
+    keys = [*small, "optim.warmup=1", "optim.log_every=1", f"data.root={root}", *drawn]
+    cfg = load_config(FOLDER / "shapes_clip_zss.yaml", [*keys, "data.crop=64", "infer.size=64"])
+    run = Run("shapes", tmp_path)
+    assert train_clip_zss(cfg, run, device="cpu").finished
+    rows = [row for row in metrics(run.stage("clip_zss")) if "loss" in row]
+    assert len(rows) == 2 and all(math.isfinite(row["loss"]) for row in rows)
+    assert set(rows[0]) >= LOSSES["all"]
 
 
 def check_weights(cfg: Config, path: Path) -> None:

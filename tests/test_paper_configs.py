@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from concat_cli.core.data.image_io import read_id_png, write_id_png
 from concat_cli.core.data.prepare import Options, prepare_data
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
+from concat_cli.core.train.clip_zss import train_clip_zss
 from concat_cli.core.train.con import micro_batches, train_con
 from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.loop import StageResult
+from concat_cli.core.train.zegformer import train_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"
 KEPT = ("align.", "warmup.", "loss.dense", "loss.denoising", "optim.ema")  # as the paper has them
@@ -33,7 +37,14 @@ clip.model=tiny clip.pretrained= model.backbone=small model.backbone_weights= da
 data.crop=64 infer.size=64 infer.max_size=128 infer.min_score=0.0 optim.steps=2 optim.batch_size=4
 optim.per_device=2 optim.eval_every=0 optim.save_every=2 model.encoder_layers=1 align.bank=16
 align.crops=2
+clip_zss.encoder=small clip_zss.encoder_weights= clip_zss.head_width=16 clip_zss.heads=4
+clip_zss.bank=6 clip_zss.dense_size=128 clip_zss.windows=[1,2,4]
 """.split()
+METHODS: dict[str, tuple[str, Callable[..., StageResult]]] = {  # of the names of configurations
+    "concat": ("con", train_con),
+    "zegformer": ("zegformer", train_zegformer),
+    "clip_zss": ("clip_zss", train_clip_zss),
+}
 
 
 def draw_coco(root: Path) -> None:
@@ -63,23 +74,30 @@ class Benchmark:
 
 
 SPLIT_48 = (("year", 2014), ("classes", 65))
+COCO = Benchmark("coco", draw_coco, "coco_panoptic_119_14", "drop")
+STUFF = Benchmark("coco-stuff", coco.coco_stuff, "coco_stuff_156_15")
+VOC = Benchmark("voc", voc.voc_trainaug, "voc_15_5")
 BENCHMARKS = {
-    "coco_119_14": Benchmark("coco", draw_coco, "coco_panoptic_119_14", "drop"),
-    "coco_119_14_1gpu": Benchmark("coco", draw_coco, "coco_panoptic_119_14", "drop"),
-    "coco_stuff_156_15": Benchmark("coco-stuff", coco.coco_stuff, "coco_stuff_156_15"),
-    "voc_15_5": Benchmark("voc", voc.voc_trainaug, "voc_15_5"),
-    "coco_instances_48_17": Benchmark(
+    "concat_coco_119_14": COCO,
+    "concat_coco_119_14_1gpu": COCO,
+    "concat_coco_stuff_156_15": STUFF,
+    "concat_voc_15_5": VOC,
+    "concat_coco_instances_48_17": Benchmark(
         "coco-instances", coco.coco_instances_zips, "coco_instances_48_17", options=SPLIT_48
     ),
-    "coco_instances_65_15": Benchmark(
+    "concat_coco_instances_65_15": Benchmark(
         "coco-instances", coco.coco_instances, "coco_instances_65_15"
     ),
-    "coco_to_ade20k": Benchmark("coco", draw_coco, "all_seen"),
+    "concat_coco_to_ade20k": Benchmark("coco", draw_coco, "all_seen"),
+    "zegformer_coco_stuff_156_15": STUFF,
+    "zegformer_voc_15_5": VOC,
+    "clip_zss_coco_stuff_156_15": STUFF,
+    "clip_zss_voc_15_5": VOC,
 }
 
 
 def test_every_configuration_is_tried() -> None:
-    files = {path.stem.removeprefix("concat_") for path in FOLDER.glob("concat_*.yaml")}
+    files = {path.stem for name in METHODS for path in FOLDER.glob(f"{name}_*.yaml")}
     assert files == set(BENCHMARKS)
 
 
@@ -96,14 +114,15 @@ def prepared(benchmark: Benchmark, folder: Path, without_void: bool = False) -> 
     return folder / "out"
 
 
-def rows_of(stem: str, out: Path, runs: Path, *keys: str) -> list[dict[str, Any]]:
-    """What is logged of two steps of a configuration with a reduced model."""
-    cfg = load_config(
-        FOLDER / f"concat_{stem}.yaml", [*REDUCED, f"data.root={out}", "optim.log_every=1", *keys]
-    )
+def trained(stem: str, out: Path, runs: Path, *keys: str) -> tuple[Path, list[dict[str, Any]]]:
+    """Two steps of a configuration with a reduced model: the weights, and what is logged."""
+    keys = (*REDUCED, f"data.root={out}", "optim.log_every=1", *keys)
+    cfg = load_config(FOLDER / f"{stem}.yaml", keys)
+    stage, train = next(found for name, found in METHODS.items() if stem.startswith(name))
     run = Run(stem, runs)
-    assert train_con(cfg, run, device="cpu").finished
-    return [row for row in run.stage("con").read_metrics() if "loss" in row]
+    result = train(cfg, run, device="cpu")
+    assert result.finished
+    return result.weights, [row for row in run.stage(stage).read_metrics() if "loss" in row]
 
 
 @pytest.mark.parametrize("stem", BENCHMARKS)
@@ -111,11 +130,11 @@ def test_two_steps_and_an_evaluation(stem: str, tmp_path: Path) -> None:
     benchmark = BENCHMARKS[stem]
     out = prepared(benchmark, tmp_path)
     assert read_dataset_info(out).class_split == benchmark.class_split
-    losses = [row["loss"] for row in rows_of(stem, out, tmp_path / "runs")]
+    weights, rows = trained(stem, out, tmp_path / "runs")
+    losses = [row["loss"] for row in rows]
     assert len(losses) == 2 and all(math.isfinite(loss) and loss > 0 for loss in losses)
-    weights = Run(stem, tmp_path / "runs").weights_of("con")
     keys: list[str] = []
-    if stem == "coco_to_ade20k":  # trained on one data set, scored on another's vocabulary
+    if stem == "concat_coco_to_ade20k":  # trained on one data set, scored on another's vocabulary
         ade.ade_panoptic(tmp_path / "ade")
         prepare_data("ade20k", tmp_path / "ade", tmp_path / "150", Options("all_seen", processes=1))
         keys = [f"data.root={tmp_path / '150'}"]
@@ -144,11 +163,13 @@ def test_accumulated_forwards_are_one_forward_of_the_whole_batch(tmp_path: Path)
     are drawn uniformly and many, as each forward draws its own; alignment is off, as its negatives
     are those of a forward.
     """
-    out = prepared(BENCHMARKS["coco_119_14_1gpu"], tmp_path, without_void=True)
+    out = prepared(COCO, tmp_path, without_void=True)
     keys = """data.flip=0 data.scale_min=1 data.scale_max=1 align.image=0 align.instance=0
         loss.importance=0 loss.points=20000""".split()
     whole, parts = (
-        rows_of("coco_119_14_1gpu", out, tmp_path / f"{size}", f"optim.per_device={size}", *keys)
+        trained(
+            "concat_coco_119_14_1gpu", out, tmp_path / f"{size}", f"optim.per_device={size}", *keys
+        )[1]
         for size in (4, 1)
     )
     assert len(whole) == len(parts) == 2
