@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from concat_cli.core import device as module
-from concat_cli.core.device import choose_device, choose_precision
+from concat_cli.core.device import choose_device, choose_precision, one_thread
 from concat_cli.core.errors import UserError
 
 
@@ -57,3 +57,15 @@ def test_precision(
     monkeypatch.setattr(module, "has_native_bf16", lambda: native)
     dtype, reason = choose_precision(name, torch.device(device))
     assert dtype == expected and reason
+
+
+def test_one_thread_lasts_as_long_as_its_block() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError), one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

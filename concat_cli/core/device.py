@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from concat_cli.core.errors import UserError
@@ -61,3 +64,18 @@ def has_native_bf16() -> bool:
     """True where the CPU multiplies bf16 matrices itself (AMX tiles or AVX-512 BF16)."""
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, bool)() for check in checks)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Computes on one thread of the CPU for a while.
+
+    Steps of many small operations are about twice as fast like that as on two threads, which spend
+    their time waiting for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

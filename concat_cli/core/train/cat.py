@@ -17,6 +17,7 @@ from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_we
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import CatConfig, Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
+from concat_cli.core.device import one_thread
 from concat_cli.core.losses.cycle import cycle_loss, moment_matching, query_contrast
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
@@ -186,7 +187,7 @@ def train_cat(
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
     stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})
-    segmentor = restore_segmentor(source).to(session.device)
+    segmentor = session.place(restore_segmentor(source))
     text = embed(clip, session.info.vocabulary.seen_only(), cfg, session.device)
     banks = open_banks(session, run, source, segmentor, text)
     fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
@@ -242,7 +243,7 @@ def _fit(
         trained=trained_names(source, session.info.vocabulary),
         segmentor=source.meta.get("segmentor", source.sha256),
     )
-    return Fit(
+    fit = Fit(
         task,
         optim,
         stage,
@@ -251,7 +252,9 @@ def _fit(
         meta=facts,
         progress=session.progress,
         processes=session.processes,
-    ).run()
+    )
+    with one_thread():
+        return fit.run()
 
 
 def _best_step(stage: StageDir) -> tuple[int, dict[str, float]]:

@@ -25,7 +25,6 @@ from concat_cli.core.train.con import (
     ImageStage,
     ImageTask,
     micro_batches,
-    place,
     trained_indices,
 )
 from concat_cli.core.train.con_module import trained_labels
@@ -88,7 +87,7 @@ def train_clip_zss(
     looks = cfg.clip_zss.glm > 0 or cfg.clip_zss.pseudo or preview is not None
     clip = load_clip(cfg.clip, session.device, image_tower=looks)
     if looks:
-        place(clip.model.visual, session)
+        session.place(clip.model.visual)
     if preview is not None:
         if session.processes.is_main:
             _draw_pseudo_labels(session, clip, preview)
@@ -96,7 +95,7 @@ def train_clip_zss(
     torch.manual_seed(cfg.optim.seed)
     student = build_student(cfg.clip_zss, clip.embed_dim, pretrained=True, progress=progress)
     synthesizer = build_synthesizer(cfg.clip_zss, clip.embed_dim)
-    place(student, session)
+    session.place(student)
     images = ImageStage.open(session, run.stage("clip_zss"), clip, fresh=fresh)
     module = ClipZssModule(
         student,

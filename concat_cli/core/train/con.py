@@ -244,20 +244,13 @@ def train_con(
     teacher = Teacher(clip, cfg.align.crops, cache)
     torch.manual_seed(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
-    place(segmentor, session)
+    session.place(segmentor)
     images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)
     if not images.warm_up(segmentor, teacher):
         return images.unfinished()
     return images.fit(
         ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align, teacher)
     )
-
-
-def place(segmentor: nn.Module, session: Session) -> None:
-    """Moves a new segmentor to the device, before an optimiser or a warm-up knows it."""
-    segmentor.to(session.device)
-    if session.cfg.optim.channels_last:
-        segmentor.to(memory_format=torch.channels_last)
 
 
 def classes_digest(vocabulary: Vocabulary) -> str:

@@ -12,6 +12,7 @@ from concat_cli.core.build import config_of, part_of, restore_generator, restore
 from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.prompts import check_words
 from concat_cli.core.config import Config, OptimConfig
+from concat_cli.core.device import one_thread
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, taught
@@ -73,7 +74,7 @@ def finetune(
     name = "finetune" if vocabulary is None else taught(vocabulary)
     inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)
-    segmentor = restore_segmentor(source).to(session.device)
+    segmentor = session.place(restore_segmentor(source))
     generator = restore_generator(source).to(session.device) if pseudo else None
     trained = embed(clip, known.seen_only(), cfg, session.device)
     banks = open_banks(session, run, _for_bank(source), segmentor, trained)
@@ -110,7 +111,7 @@ def finetune(
         schedule="constant",
         seed=cfg.finetune.seed,
     )
-    result = Fit(
+    fit = Fit(
         task,
         optim,
         stage,
@@ -120,7 +121,9 @@ def finetune(
         progress=progress,
         processes=session.processes,
         optimiser=task.optimiser(),
-    ).run()
+    )
+    with one_thread():
+        result = fit.run()
     return replace(result, figures=result.figures | figures)
 
 
@@ -172,7 +175,7 @@ def _calibrate(
     if not cfg.finetune.calibrate:
         return cfg.infer.seen_offset, {}
     fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
-    segmentor = restore_segmentor(source).to(session.device)
+    segmentor = session.place(restore_segmentor(source))
     generator = None
     if cfg.finetune.pseudo:
         generator = fold_generator(source, cfg, session.progress).to(session.device)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from concat_cli import __version__
 from concat_cli.core.checkpoint import Weights
@@ -24,6 +24,8 @@ from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, join, wait
 from concat_cli.core.vocabulary import Vocabulary
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,13 @@ class Session:
         stage.open(self.cfg, fresh=fresh, main=self.processes.is_main, inputs=inputs)
         wait()
         return stage
+
+    def place(self, module: M) -> M:
+        """Moves a module to the device, before an optimiser or a warm-up knows it; returns it."""
+        module.to(self.device)
+        if self.cfg.optim.channels_last:
+            module.to(memory_format=torch.channels_last)
+        return module
 
     def meta(self, stage: str, clip: Clip, **facts: Any) -> dict[str, Any]:
         """The facts that a weights file carries about itself."""

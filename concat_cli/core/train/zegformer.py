@@ -11,7 +11,7 @@ from concat_cli.core.model.maskformer import MaskFormer
 from concat_cli.core.model.maskformer_pixel import GROUPS
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.con import ImageStage, micro_batches, place
+from concat_cli.core.train.con import ImageStage, micro_batches
 from concat_cli.core.train.con_module import ConModule
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.session import open_session, text_clip
@@ -34,7 +34,7 @@ def train_zegformer(
     clip = text_clip(cfg, session.device)
     torch.manual_seed(cfg.optim.seed)
     segmentor = build_zegformer(cfg, clip.embed_dim, pretrained=True, progress=progress)
-    place(segmentor, session)
+    session.place(segmentor)
     images = ImageStage.open(
         session,
         run.stage("zegformer"),
