@@ -100,6 +100,10 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "naming the pixels of 640x640 with 20, 171 and 847 classes: peak memory",
         "`python benchmarks/dense_classes.py`",
     ),
+    "cat": (
+        "`train-cat` and `finetune` on a ready query bank, seconds of training",
+        "`concat train-cat --name demo --fresh && concat finetune --name demo --fresh`",
+    ),
     "teach": (
         "`concat finetune --vocab` with 50 names, seconds",
         "`concat finetune --name demo --vocab classes.txt`",
