@@ -183,10 +183,9 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     """The figures of a cell on val, and its counts image by image in a file beside."""
     root = ROOT / "data" / f"split-{split}"
     began = time.monotonic()
+    draw_world(config(split, replace(cell, stage1="projection"), args), ConsoleProgress())
     if cell.stage1 == "clip-on-true-masks":
-        cfg = config(split, cell, args)
-        draw_world(cfg, ConsoleProgress())
-        counts, extra = clip_on_true_masks(root, cfg), {}
+        counts, extra = clip_on_true_masks(root, config(split, cell, args)), {}
     else:
         weights = train(split, cell, args)
         info = read_dataset_info(root)

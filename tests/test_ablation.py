@@ -20,7 +20,7 @@ from concat_cli.core.evaluate.bootstrap import mean_pq
 HERE = Path(__file__).parents[1]
 CELLS = """
 projection con+control con+cycle global instance con projection+calibrated weak-projection weak-con
-clip-on-true-masks
+all-labels clip-on-true-masks
 """.split()
 OWN = ("align.image", "align.instance", "optim.steps", "warmup.steps", "finetune.steps")
 WORLD = "shapes.train=24 shapes.dev=8 shapes.val=12 shapes.size=64".split()
