@@ -298,14 +298,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=600, help="iterations of stage 1")
     parser.add_argument("--warmup", type=int, default=400)
     args = parser.parse_args(words)
-    if not args.table:
-        measure_cells(
-            ROOT,
-            args,
-            every,
-            lambda split, cell: digests(split, cell, args)["digest"],
-            lambda split, cell: measure(split, cell, args),
-        )
+    measure_cells(ROOT, args, every, digests, measure)
     print(table())
 
 

@@ -93,7 +93,6 @@ def of_one_budget(rows: Rows) -> tuple[Rows, int]:
 
 def counts_file(root: Path, split: str, cell: str) -> Path:
     """Where a cell's counts, image by image, are kept."""
-    (root / "counts").mkdir(parents=True, exist_ok=True)
     return root / "counts" / f"{split}-{cell}.npz"
 
 
@@ -118,22 +117,29 @@ def measure_cells(
     root: Path,
     args: argparse.Namespace,
     cells: Sequence[C],
-    digest_of: Callable[[str, C], str],
-    measure: Callable[[str, C], dict[str, Any]],
+    digests: Callable[[str, C, argparse.Namespace], dict[str, str]],
+    measure: Callable[[str, C, argparse.Namespace], dict[str, Any]],
 ) -> None:
     """Measures the cells that `args` ask for and that are not there yet, one after the other.
 
-    Raises UserError before the first is trained if one of them was made with other arguments.
+    Both functions take the split, the cell and `args`; `digests` has a "digest". Raises UserError
+    before the first is trained if one of them was made with other arguments.
     """
+    if args.table:
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
-    root.mkdir(parents=True, exist_ok=True)
+    (root / "counts").mkdir(parents=True, exist_ok=True)
     rows = read_rows(root)
     asked = [cell for cell in cells if cell.name in args.only]
     todo = [(split, cell) for split in dict.fromkeys(args.splits) for cell in asked]
-    todo = [one for one in todo if not is_there(rows, root, one[0], one[1].name, digest_of(*one))]
-    for split, cell in todo:
-        row = measure(split, cell)
+    missing = [
+        (split, cell)
+        for split, cell in todo
+        if not is_there(rows, root, split, cell.name, digests(split, cell, args)["digest"])
+    ]
+    for split, cell in missing:
+        row = measure(split, cell, args)
         add_row(root, row)
         print({key: value for key, value in row.items() if key not in UNSHOWN}, flush=True)
 

@@ -216,14 +216,7 @@ def shown(rows: Rows) -> Iterator[str]:
 def main(words: Sequence[str] | None = None) -> None:
     """Runs the cells that are asked for and not measured yet, then prints the tables."""
     args = command_line(str(__doc__), [cell.name for cell in CELLS]).parse_args(words)
-    if not args.table:
-        measure_cells(
-            ROOT,
-            args,
-            CELLS,
-            lambda split, cell: digests(split, cell, args)["digest"],
-            lambda split, cell: measure(split, cell, args),
-        )
+    measure_cells(ROOT, args, CELLS, digests, measure)
     print(table())
 
 

@@ -80,8 +80,7 @@ def test_two_steps_of_every_switch(mini_world, tmp_path, switch):
 def test_two_steps_of_the_shipped_configuration(tmp_path):
     root = draw_world(tmp_path / "void", unseen_pixels="void", train=6, dev=2, val=2)
     drawn = [f"shapes.{key}" for key in ("train=6", "dev=2", "val=2", "size=64")]
-    small = [key for key in SMALL if "warmup" not in key]
-    keys = [*small, "optim.warmup=1", "optim.log_every=1", f"data.root={root}", *drawn]
+    keys = [*SMALL, "optim.log_every=1", f"data.root={root}", *drawn]
     cfg = load_config(FOLDER / "shapes_clip_zss.yaml", [*keys, "data.crop=64", "infer.size=64"])
     run = Run("shapes", tmp_path)
     assert train_clip_zss(cfg, run, device="cpu").finished
