@@ -74,6 +74,22 @@ def test_scaling_moves_image_and_segments_together(size, scale: float, seed: int
     _check_aligned(view, reach=ceil(max(1, scale * 64 / max(size))))
 
 
+@fast
+@given(
+    size=st.tuples(st.integers(40, 160), st.integers(40, 160)),
+    scale=st.floats(0.6, 3.0),
+    seed=st.integers(0, 2**31),
+)
+def test_the_short_side_is_scaled_where_that_is_asked_for(size, scale: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sample = coded_sample(*size, 5, rng)
+    data = DataConfig(crop=64, scale_min=scale, scale_max=scale, scale_side="short")
+    view = Augment(data)(sample, rng)
+    factor = 64 * scale / min(size)
+    assert view.segment_map.shape == tuple(min(64, round(side * factor)) for side in size)
+    _check_aligned(view, reach=ceil(max(1, factor)))
+
+
 def test_scaling_up_by_a_whole_factor_is_aligned_inside_blocks() -> None:
     sample = coded_sample(32, 32, 4, np.random.default_rng(0))
     view = resize_short(sample, 128, 128)

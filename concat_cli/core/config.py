@@ -25,6 +25,7 @@ class DataConfig:
     crop: int = 128  # training crop side; smaller views are padded
     scale_min: float = 1.0  # large-scale jitter [Mask2Former: 0.1-2.0]
     scale_max: float = 1.0
+    scale_side: Literal["long", "short"] = "long"  # that is scale times crop [Mask2Former: long]
     flip: float = 0.5  # chance of a horizontal flip [Mask2Former]
     colour: float = 0.0  # strength of brightness/contrast/saturation jitter, 0-1 [ours]
 
@@ -41,7 +42,7 @@ class ClipConfig:
 
     model: str = "tiny"  # "tiny" (built in), an open_clip name, "hf-hub:...", "local-dir:..."
     pretrained: str = ""  # open_clip tag or a weights file (OpenAI's: "...-quickgelu" models)
-    templates: Literal["single", "imagenet_select"] = "single"  # [PADing: imagenet_select]
+    templates: Literal["single", "scene", "imagenet_select"] = "single"  # [PADing: the last]
     clean_names: bool = True  # "sky-other-merged" -> "sky" in prompts [ours; PADing: off]
 
 

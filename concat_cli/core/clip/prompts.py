@@ -21,10 +21,11 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-# "single": CLIP paper, 3.1.4. "imagenet_select": PADing's eight (concat of open_clip's templates).
+# "single": CLIP paper, 3.1.4. "scene": ZegFormer's one. "imagenet_select": PADing's eight (concat of open_clip's templates).
 # "masked": the 32 that name what CLIP's image encoder is shown of a segment [ZegFormer].
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
+    "scene": ("A photo of a {} in the scene",),
     "imagenet_select": (
         "itap of a {}.",
         "a bad photo of the {}.",

@@ -19,14 +19,16 @@ SampleOrImage = TypeVar("SampleOrImage", Sample, np.ndarray)
 class Augment:
     """Random views: large-scale jitter, crop, flip, colours (Mask2Former, LSJ).
 
-    A sample is scaled to fit a square of `crop` times a random scale in `scale_min`-`scale_max`,
-    cropped to `crop` at a random place where it is larger, flipped, and its colours are jittered.
+    A sample is scaled so that its long side (or its short one: `scale_side`) is `crop` times a
+    random scale in `scale_min`-`scale_max`, cropped to `crop` at a random place where it is larger,
+    flipped, and its colours are jittered.
     Segments without pixels in the view are dropped.
     """
 
     def __init__(self, data: DataConfig) -> None:
         self._crop = data.crop
         self._scales = (data.scale_min, data.scale_max)
+        self._side = max if data.scale_side == "long" else min
         self._flip = data.flip
         self._colour = data.colour
 
@@ -34,7 +36,7 @@ class Augment:
         scale, left, top, flip = rng.random(4)
         height, width = sample.segment_map.shape
         low, high = self._scales
-        factor = (low + (high - low) * scale) * self._crop / max(height, width)
+        factor = (low + (high - low) * scale) * self._crop / self._side(height, width)
         scaled = (max(1, round(height * factor)), max(1, round(width * factor)))
         size = (min(scaled[0], self._crop), min(scaled[1], self._crop))
         y = int(top * (scaled[0] - size[0] + 1))

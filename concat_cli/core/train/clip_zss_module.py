@@ -84,6 +84,8 @@ class ClipZssModule(nn.Module):
         padding = batch.padding if bool(batch.padding.any()) else None
         features = self.student(batch.images, padding)  # (B, E, h, w)
         fused = self._labels(batch, padding)
+        if self.cfg.pseudo:
+            fused = without_missed(fused, map_size(features), len(self.text))
         cls = self._cls(batch)
         prototypes, losses = self._prototypes(features, fused, cls)
         losses |= self._pixels(features, fused, prototypes)
@@ -168,6 +170,18 @@ class ClipZssModule(nn.Module):
         # images are groups: another view of the same image is no negative
         loss = contrast(whole, cls, valid, image_ids, self.bank, self.cfg.temperature)
         return {"global": self.cfg.glm * loss}
+
+
+def without_missed(fused: FusedLabels, size: tuple[int, int], classes: int) -> FusedLabels:
+    """F without the pseudo classes that no position of the features (h, w) belongs to.
+
+    They have no centroid. Their channels are not active and their pixels, which only labels of a
+    finer resolution have, are void.
+    """
+    held = present_channels(labels_at(fused.labels, size), fused.active.shape[1])
+    held[:, :classes] = True
+    known = held.gather(1, fused.labels.clamp(min=0).flatten(1)).view_as(fused.labels)
+    return FusedLabels(torch.where(known, fused.labels, -1), fused.active & held)
 
 
 def pseudo_options(cfg: ClipZssConfig) -> PseudoOptions:
