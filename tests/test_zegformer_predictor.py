@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -253,6 +254,26 @@ def test_the_offset_is_taken_off_scores(make):
     assert (own.semantic(raw)[0] == predictor.semantic(raw, 0.3)[0]).all()
     assert own.panoptic(raw)[0].segments[1].class_index == 1
     assert own.offset_scale == 1
+
+
+def test_one_mask_a_class_gives_semantic_maps(make):
+    """Two queries of one class are one segment; a score is the mean share of its pixels."""
+    model, image = two_segments()
+    apart = make(model, branch="segment", targets="segment").predict_batch([image])[0]
+    assert apart.is_panoptic and [s.area for s in apart.segments] == [2048, 2048]
+    predictor = make(model, branch="segment", targets="category")
+    assert predictor.tasks == ("semantic",)
+    found = predictor.predict_batch([image])[0]
+    assert not found.is_panoptic and (found.panoptic_map == found.semantic_map + 1).all()
+    (segment,) = found.segments
+    assert (segment.class_index, segment.area) == (0, 4096)
+    right = 1 / (1 + math.exp(-0.5))  # of classes whose logits are 0.5 apart
+    assert segment.score == pytest.approx((1 + right) / 2, abs=0.02)
+    calibrated = make(
+        model, targets="category", branch="segment", infer=replace(CFG, seen_offset=0.3)
+    )
+    found = calibrated.predict_batch([image])[0]
+    assert [(s.class_index, s.area) for s in found.segments] == [(0, 2048), (1, 2048)]
 
 
 def test_seen_segments_pass_the_thresholds_of_panoptic_inference(make):

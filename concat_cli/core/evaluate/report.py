@@ -15,10 +15,10 @@ from concat_cli.core.evaluate.instance import InstanceQuality, InstanceResult, I
 from concat_cli.core.evaluate.offsets import Calibration
 from concat_cli.core.evaluate.panoptic import PanopticScore, Quality
 from concat_cli.core.evaluate.semantic import SemanticQuality, SemanticScore
+from concat_cli.core.infer.tasks import TASKS
 from concat_cli.core.vocabulary import Vocabulary
 
 Split = Literal["all", "seen", "unseen"]
-TASKS = ("panoptic", "semantic", "instance")
 _DIVIDED = ("seen", "unseen", "harmonic")  # groups that need to know which classes are seen
 G = TypeVar("G")
 

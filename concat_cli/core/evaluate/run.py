@@ -14,10 +14,11 @@ from concat_cli.core.data.dataset import PanopticDataset, Sample
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.bootstrap import bootstrap
 from concat_cli.core.evaluate.offsets import calibration
-from concat_cli.core.evaluate.report import TASKS, Report, Split, make_report
+from concat_cli.core.evaluate.report import Report, Split, make_report
 from concat_cli.core.evaluate.scores import Scores, Wanted
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.saving import Saver
+from concat_cli.core.infer.tasks import TASKS
 from concat_cli.core.progress import SILENT, Progress
 
 Gather = Callable[[Any], list[Any]]

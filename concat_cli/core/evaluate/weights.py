@@ -16,17 +16,17 @@ from concat_cli.core.config_file import override
 from concat_cli.core.data.dataset import DatasetInfo, PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.offsets import sweep_offsets
-from concat_cli.core.evaluate.report import TASKS, Report, Split
+from concat_cli.core.evaluate.report import Report, Split
 from concat_cli.core.evaluate.run import Gather, alone, evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import seen_by, vocabulary_of
+from concat_cli.core.infer.tasks import SEMANTIC, TASKS, tasks_of_model
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.stages import METHODS
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import same_name
 
 PART = "val"
-SEMANTIC_ALONE = ("semantic",)  # what weights of a dense model can be scored for
 Candidates = Literal["all", "split"]
 
 
@@ -62,10 +62,18 @@ def evaluate_weights(
     loaded = load_weights(weights)
     cfg = override(config_of(loaded), overrides)
     info, foreign = divided(read_dataset_info(Path(cfg.data.root)), loaded)
-    chosen = tasks_of(info, tasks, loaded.stage)
+    able = tasks_of_model(loaded.stage, config_of(loaded).zegformer)
+    chosen = tasks_of(info, tasks, able)
+    if diagnostics and able == SEMANTIC:
+        raise UserError(
+            "--diagnostics looks at segments, and these weights tell none of a class apart.",
+            "Leave it out.",
+        )
     if truth_dir is not None and "panoptic" not in chosen:
         raise UserError(
-            f"The truth of {info.root} has no panoptic segments.", "Leave --official out."
+            "--official scores panoptic segments, which are not scored here: the truth of "
+            f"{info.root}, these weights or --tasks leave them out.",
+            "Leave --official out.",
         )
     competing = _competing(info.vocabulary, split, candidates)
     predictor = Predictor.load(
@@ -102,12 +110,11 @@ def evaluate_weights(
 
 
 def tasks_of(
-    info: DatasetInfo, asked: Collection[str] | None, stage: str = "con"
+    info: DatasetInfo, asked: Collection[str] | None, known: tuple[str, ...] = TASKS
 ) -> tuple[str, ...]:
-    """The tasks to score: those asked for, else panoptic and semantic as far as the truth and
-    weights of `stage` go, or all that the truth can score; UserError where one of the two cannot.
+    """The tasks to score: those asked for, else panoptic and semantic as far as the truth and the
+    weights (`known`) go, or all that the truth can score; UserError where one of the two cannot.
     """
-    known = SEMANTIC_ALONE if stage == "clip_zss" else TASKS
     able = tuple(task for task in info.tasks if task in known)
     if asked is None:
         usual = tuple(task for task in ("panoptic", "semantic") if task in able)
@@ -125,9 +132,11 @@ def tasks_of(
     lacking = [task for task in asked if task not in known]
     if lacking:
         raise UserError(
-            f"These weights cannot be scored for: {', '.join(lacking)}. CLIP-ZSS names every pixel "
-            "and tells no segments of a class apart.",
-            "Score them with --tasks semantic, or give weights of CONCAT or ZegFormer.",
+            f"These weights cannot be scored for: {', '.join(lacking)}. CLIP-ZSS names every "
+            "pixel, ZegFormer with zegformer.targets=category has a mask for each class: both tell "
+            "no segments of a class apart.",
+            "Score them with --tasks semantic, or give weights of CONCAT or of ZegFormer with "
+            "zegformer.targets=segment.",
         )
     return tuple(task for task in TASKS if task in asked)
 

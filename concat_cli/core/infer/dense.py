@@ -6,7 +6,7 @@ their number. CLIP's image encoder takes no part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,14 +17,10 @@ from torch import Tensor
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance
 from concat_cli.core.infer.outputs import DenseRaw, Raw
-from concat_cli.core.infer.postprocess import (
-    PanopticResult,
-    Segment,
-    Size,
-    bounding_boxes,
-    resized_strips,
-)
+from concat_cli.core.infer.postprocess import PanopticResult, Size, resized_strips
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.regions import regions
+from concat_cli.core.infer.tasks import SEMANTIC
 
 CHUNK = 32  # classes whose logits are held at a time
 
@@ -35,7 +31,7 @@ class DensePredictor(Predictor):
     The model maps images and padding to features (B, E, h, w) at stride 4 and has a `scale`.
     """
 
-    tasks = ("semantic",)
+    tasks = SEMANTIC
     semantic_from = "pixels"
     chunk = CHUNK
 
@@ -65,8 +61,9 @@ class DensePredictor(Predictor):
     def segments(self, raw: Raw) -> list[PanopticResult]:
         """Everything of one class is one segment; its score is the mean probability."""
         return [
-            _regions(labels.cpu().numpy(), None if sure is None else sure.cpu().numpy())
+            regions(labels.cpu().numpy(), sure.cpu().numpy())
             for labels, sure in self._classified(raw, None, True)
+            if sure is not None
         ]
 
     def _classified(
@@ -130,21 +127,6 @@ def classify_pixels(
                 total[rows] = torch.logaddexp(total[rows], strip.logsumexp(0))
             top = rows.stop
     return labels, None if total is None else (best - total).exp()
-
-
-def _regions(labels: NDArray[np.int32], sure: NDArray[np.float32] | None) -> PanopticResult:
-    """Everything of one class as one segment, in the order of the classes."""
-    classes, ids = np.unique(labels, return_inverse=True)
-    segment_map = ids.reshape(labels.shape).astype(np.int32) + 1
-    areas = np.bincount(segment_map.ravel(), minlength=len(classes) + 1)[1:]
-    sums = np.bincount(segment_map.ravel(), None if sure is None else sure.ravel())[1:]
-    boxes = bounding_boxes(segment_map, len(classes))
-    rows = zip(classes, sums / areas, areas, boxes, strict=True)
-    segments: Sequence[Segment] = [
-        Segment(number, int(label), float(score), int(area), (int(x), int(y), int(w), int(h)))
-        for number, (label, score, area, (x, y, w, h)) in enumerate(rows, 1)
-    ]
-    return PanopticResult(segment_map, tuple(segments))
 
 
 def _no_segments(what: str) -> UserError:

@@ -108,24 +108,57 @@ def semantic(
     Arguments as in `panoptic`; no_object takes no part. `taken_off` (K,): what is subtracted from
     the sums of each class.
     """
+    maps: dict[int, NDArray[np.int32]] = {}
+    for members, strips in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
+        labels = torch.cat([scores.max(1).indices.int() for scores in strips], 1)
+        maps |= zip(members, labels.cpu().numpy(), strict=True)
+    return [maps[index] for index in range(len(sizes))]
+
+
+def semantic_shares(
+    probabilities: Tensor,
+    mask_logits: Tensor,
+    sizes: Sequence[Size],
+    valid: Sequence[Size] | None = None,
+    taken_off: Tensor | None = None,
+) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """`semantic`, and (H, W) how much of the sums of all classes the named one has, 0-1."""
+    maps: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
+    for members, strips in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
+        labels, shares = [], []
+        for scores in strips:
+            best, index = scores.max(1)
+            total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
+            labels.append(index.int())
+            shares.append(best.clamp(min=0) / total)
+        both = (torch.cat(parts, 1).cpu().numpy() for parts in (labels, shares))
+        maps |= zip(members, zip(*both, strict=True), strict=True)
+    return [maps[index] for index in range(len(sizes))]
+
+
+def _pixel_scores(
+    probabilities: Tensor,
+    mask_logits: Tensor,
+    sizes: Sequence[Size],
+    valid: Sequence[Size] | None,
+    taken_off: Tensor | None,
+) -> Iterator[tuple[list[int], Iterator[Tensor]]]:
+    """The sums of `semantic` for images of like size: which ones, and strips (b, K, rows, W)."""
     probabilities = probabilities[..., :-1]
     like = probabilities.new_zeros(probabilities.shape[-1])
     start = like if taken_off is None else -taken_off.to(like)  # of the sums; costs no pass
-    maps: list[NDArray[np.int32] | None] = [None] * len(sizes)
     for (size, inner), members in _alike(mask_logits, sizes, valid).items():
         weights = probabilities[members].transpose(1, 2)  # (B, Q, K) -> (b, K, Q)
-        parts = [
-            torch.baddbmm(start[None, :, None], weights, masks.sigmoid().flatten(2))  # (b, K, P)
-            .max(1)
-            .indices.view(len(members), *masks.shape[2:])
-            .int()
-            for masks in resized_strips(
-                mask_logits[members].float(), size, inner, width=sum(weights.shape[1:])
-            )
-        ]
-        for index, one in zip(members, torch.cat(parts, 1).cpu().numpy(), strict=True):
-            maps[index] = one
-    return [one for one in maps if one is not None]
+        strips = resized_strips(
+            mask_logits[members].float(), size, inner, width=sum(weights.shape[1:])
+        )
+        yield members, (_summed(weights, masks, start) for masks in strips)
+
+
+def _summed(weights: Tensor, mask_logits: Tensor, start: Tensor) -> Tensor:
+    """(b, K, Q) times the sigmoid of (b, Q, rows, W), plus start (K,) -> (b, K, rows, W)."""
+    scores = torch.baddbmm(start[None, :, None], weights, mask_logits.sigmoid().flatten(2))
+    return scores.unflatten(2, mask_logits.shape[2:])
 
 
 def resized_strips(

@@ -20,6 +20,7 @@ from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.instances import Instance, instances
 from concat_cli.core.infer.outputs import Picture, Prediction, Raw, RawOutput, to_array
 from concat_cli.core.infer.postprocess import PanopticResult, Size, calibrated, panoptic, semantic
+from concat_cli.core.infer.tasks import TASKS
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -40,7 +41,7 @@ class Predictor:
         meta: what the weights file says about itself.
     """
 
-    tasks: tuple[str, ...] = ("panoptic", "semantic", "instance")  # that it can be scored for
+    tasks: tuple[str, ...] = TASKS  # that it can be scored for
     needs_clip_image = False  # whether CLIP's image encoder runs at test
     semantic_from = "queries"
 

@@ -18,8 +18,10 @@ from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.segment_images import encode_alike, peaks
 from concat_cli.core.config import InferConfig, ZegFormerConfig
 from concat_cli.core.infer.outputs import Raw, RawOutput
-from concat_cli.core.infer.postprocess import Size, semantic
+from concat_cli.core.infer.postprocess import PanopticResult, Size, semantic, semantic_shares
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.regions import regions
+from concat_cli.core.infer.tasks import tasks_of_model
 from concat_cli.core.infer.zegformer_fusion import (
     class_scores,
     distribution,
@@ -58,7 +60,7 @@ class ZegFormerPredictor(Predictor):
         super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
         self.needs_clip_image = zegformer.branch != "segment"
         assert not self.needs_clip_image or (clip is not None and image_text is not None)
-        self.zegformer = zegformer
+        self.zegformer, self.tasks = zegformer, tasks_of_model("zegformer", zegformer)
         self.clip = clip
         self.image_text = None if image_text is None else image_text.to(self.device)
 
@@ -81,9 +83,23 @@ class ZegFormerPredictor(Predictor):
     @torch.inference_mode()
     def semantic(self, raw: Raw, offset: float | None = None) -> list[NDArray[np.int32]]:
         """(H, W) class indices; `offset` is taken off the seen classes' scores of each pixel."""
+        return semantic(*self._summed(raw, offset))
+
+    @torch.inference_mode()
+    def segments(self, raw: Raw) -> list[PanopticResult]:
+        """Panoptic maps; of a ZegFormer with one mask a class, everything of a class is a segment,
+        and its score the mean share of its pixels' scores."""
+        if "panoptic" in self.tasks:
+            return self.panoptic(raw)
+        return [regions(*both) for both in semantic_shares(*self._summed(raw, None))]
+
+    def _summed(
+        self, raw: Raw, offset: float | None
+    ) -> tuple[Tensor, Tensor, list[Size], list[Size], Tensor]:
+        """The arguments of `semantic`."""
         assert isinstance(raw, RawOutput)
         taken_off = self.is_seen * (self.cfg.seen_offset if offset is None else offset)
-        return semantic(self.scores(raw), raw.mask_logits, raw.sizes, raw.valid, taken_off)
+        return self.scores(raw), raw.mask_logits, raw.sizes, raw.valid, taken_off
 
     def sent(self, raw: RawOutput) -> Tensor:
         """(B, Q) bool: the queries that CLIP is asked about. The others, of all queries of an

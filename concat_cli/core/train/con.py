@@ -23,10 +23,10 @@ from concat_cli.core.data.transforms import Augment
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceQuality
 from concat_cli.core.evaluate.panoptic import Quality
-from concat_cli.core.evaluate.report import TASKS
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.tasks import TASKS
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
