@@ -85,9 +85,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
+        "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
     ),
     "compare": (
-        "concat compare demo shapes_zegformer shapes_clip_zss --out comparison",
+        "concat compare demo shapes_zegformer shapes_clip_zss",
         "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
         "fusion=shapes_zegformer --limit 50",
     ),

@@ -31,9 +31,9 @@ def compare(
             "RUN:KEY=VALUE,KEY=VALUE with config keys to score it with.",
         ),
     ],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for compare.json and compare.md.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for compare.json and compare.md.")] = Path(
+        "comparison"
+    ),
     bootstrap: Annotated[
         int, typer.Option(min=10, metavar="N", help="95% intervals from N draws of the images.")
     ] = 1000,
@@ -53,9 +53,8 @@ def compare(
         [parse_entry(text) for text in runs], device=device.value, bootstraps=bootstrap,
         limit=limit, progress=console.progress,
     )  # fmt: skip
-    if out is not None:
-        write_json(out / "compare.json", found.to_json(), indent=1)
-        write_text(out / "compare.md", markdown(found))
+    write_json(out / "compare.json", found.to_json(), indent=1)
+    write_text(out / "compare.md", markdown(found))
     if as_json:
         return console.json(found.to_json())
     console.table(_COLUMNS, [cells(row, "\n") for row in found.rows])
@@ -63,8 +62,6 @@ def compare(
         console.table(_difference_columns(found), list(difference_cells(found, "\n")))
     for line in remarks(found):
         console.say(line)
-    if out is None:
-        return console.say("nothing was written: --out DIR writes compare.json and compare.md")
     console.done({"table": relative(out / "compare.md"), "figures": relative(out / "compare.json")})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,12 @@ from concat_cli.console import Console, relative
 from concat_cli.core.errors import UserError
 
 if TYPE_CHECKING:
+    from concat_cli.core.checkpoint import Weights
+    from concat_cli.core.config import Config
     from concat_cli.core.infer.predict import PicturePrediction, Predicted
+
+PREDICTING = ("infer", "zegformer")  # sections that can be changed after training, except for
+TRAINED = ("zegformer.segmentor", "zegformer.targets", "zegformer.raw_no_object")
 
 
 def run_predictor(
@@ -19,20 +23,24 @@ def run_predictor(
     weights: Path,
     vocabulary: Path | None,
     out: Path,
-    min_score: float | None,
+    overrides: Sequence[str],
     device: str,
     force: bool,
     console: Console,
 ) -> Predicted:
     """Predicts pictures; every process of a `torchrun` takes its share of them."""
     from concat_cli.commands.shares import open_shares
+    from concat_cli.core.checkpoint import load_weights
     from concat_cli.core.infer.predict import predict_paths
     from concat_cli.core.infer.predictor import Predictor
 
+    loaded = load_weights(weights)
+    cfg = used_config(loaded, overrides)
     place, shares = open_shares(device, console)
-    predictor = Predictor.load(weights, vocabulary, place, force=force, progress=console.progress)
-    if min_score is not None:
-        predictor.cfg = replace(predictor.cfg, min_score=min_score)
+    predictor = Predictor.load(
+        loaded, vocabulary, place, infer=cfg.infer, zegformer=cfg.zegformer, force=force,
+        progress=console.progress,
+    )  # fmt: skip
     words = known_words(weights)
     if words:
         console.warn(
@@ -40,6 +48,23 @@ def run_predictor(
             "sensible. Train with a real CLIP for that (configs/concat_coco_119_14.yaml)."
         )
     return predict_paths(predictor, paths, out, progress=console.progress, **shares)
+
+
+def used_config(loaded: Weights, overrides: Sequence[str]) -> Config:
+    """What the weights carry, with keys on top that say how to predict; UserError for others."""
+    from concat_cli.core.build import config_of
+    from concat_cli.core.config_file import diff, override
+
+    before = config_of(loaded)
+    cfg = override(before, overrides)
+    keys = [line.split(":")[0] for line in diff(before, cfg)]
+    others = [key for key in keys if key.split(".")[0] not in PREDICTING or key in TRAINED]
+    if others:
+        raise UserError(
+            f"{', '.join(others)} cannot be changed in weights that are trained.",
+            "--set takes keys that say how to predict: those of infer and zegformer.",
+        )
+    return cfg
 
 
 def known_words(weights: Path) -> int:
@@ -97,10 +122,10 @@ def show_prediction_plan(
     weights: Path,
     vocabulary: Path | None,
     out: Path,
+    overrides: Sequence[str],
     force: bool,
 ) -> None:
     """What would be predicted; UserError for what would stop it."""
-    from concat_cli.core.build import config_of
     from concat_cli.core.checkpoint import load_weights
     from concat_cli.core.clip import tiny
     from concat_cli.core.clip.encoder import load_clip
@@ -112,7 +137,7 @@ def show_prediction_plan(
     if broken:
         raise unreadable(broken)
     loaded = load_weights(weights)
-    known, clip = vocabulary_of(loaded), config_of(loaded).clip
+    known, clip = vocabulary_of(loaded), used_config(loaded, overrides).clip
     given = parse_vocabulary(vocabulary, known) if vocabulary is not None else known
     classes = seen_by(given, loaded)
     if clip.model in tiny.FILES:  # a real CLIP knows any word

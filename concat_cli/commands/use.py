@@ -138,6 +138,12 @@ def predict(
         float | None,
         typer.Option(min=0, max=1, help="Least score of a segment. Default: that of the weights."),
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="A key of infer or zegformer; may be repeated."
+        ),
+    ] = None,
     as_json: Json = False,
     name: RunName = None,
     weights: WeightsFile = None,
@@ -153,11 +159,10 @@ def predict(
     found = find_weights(name, weights, vocabulary=vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
     check_inputs(paths, found.path, vocab)
+    keys = [*(overrides or []), *([] if min_score is None else [f"infer.min_score={min_score}"])]
     if dry_run:
-        return show_prediction_plan(console, paths, found.path, vocab, out, force)
-    predicted = run_predictor(
-        paths, found.path, vocab, out, min_score, device.value, force, console
-    )
+        return show_prediction_plan(console, paths, found.path, vocab, out, keys, force)
+    predicted = run_predictor(paths, found.path, vocab, out, keys, device.value, force, console)
     if as_json:
         console.json(to_json(predicted, found.path))
     else:
