@@ -24,6 +24,7 @@ from concat_cli.commands.train import resume_command
 from concat_cli.console import Console, ConsoleProgress, duration
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import Cost
+from concat_cli.core.infer.predict import predict_paths
 from concat_cli.core.progress import Progress
 from concat_cli.examples import EXAMPLES
 
@@ -171,6 +172,30 @@ def test_a_picture_without_segments_is_a_result(
     )
 
 
+def test_predicting_with_other_keys(
+    inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Any] = []
+
+    def predicting(predictor: Any, *args: Any, **keys: Any) -> Any:
+        used.append(predictor)
+        return predict_paths(predictor, *args, **keys)
+
+    monkeypatch.setattr("concat_cli.core.infer.predict.predict_paths", predicting)
+    words = ["predict", "photo.jpg", "--name", "shapes_zegformer", "--out"]
+    for branch, needed in (("segment", False), ("image", True)):
+        keys = ["--set", f"zegformer.branch={branch}", "--set", "infer.min_score=0.1"]
+        code, _, err = call(capsys, *words, branch, *keys, "--min-score", "0.2")
+        assert code == 0 and Path(branch, "panoptic.json").exists(), err
+        assert used[-1].needs_clip_image == needed
+        assert used[-1].cfg.min_score == 0.2  # the option goes last
+    for key in ("optim.lr=1", "zegformer.targets=category"):
+        for more in ([], ["--dry-run"]):
+            code, _, err = call(capsys, *words, "not", "--set", key, *more)
+            assert code == 2 and f"{key.split('=')[0]} cannot be changed" in err
+    assert len(used) == 2 and not Path("not").exists()
+
+
 def test_unreadable_pictures_are_all_named_and_the_others_written(
     inside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -232,6 +257,18 @@ def test_evaluate_json_is_pure_and_split_reports_less(
     assert code == 0 and "weights runs/shapes/finetune" in err
     assert report["panoptic"]["unseen"] is None and report["protocol"]["candidates"] == 48
     assert report["protocol"]["stage"] == "finetune" and report["images"] == 3
+
+
+def test_weights_that_name_pixels_are_scored_for_semantic_maps_alone(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "--name", "shapes_clip_zss"]
+    for asked in (["--panoptic"], ["--panoptic", "--dry-run"], ["--panoptic", "--save", "wrong"]):
+        code, _, err = call(capsys, *words, *asked)
+        assert code == 2 and "cannot be scored for: panoptic. CLIP-ZSS names every pixel" in err
+        assert "\n hint: Score them with --tasks semantic" in err and not Path("wrong").exists()
+    code, out, _ = call(capsys, *words, "--json")
+    assert code == 0 and json.loads(out)["protocol"]["tasks"] == ["semantic"]
 
 
 def test_the_same_command_resumes_and_another_one_stops(

@@ -151,6 +151,8 @@ def test_logits_are_scaled_cosines_to_texts_then_to_the_images_own_prototypes() 
                 assert got[b, c, p].item() == pytest.approx(want)
     plain = pixel_logits(features, text, None, torch.tensor(7.0, dtype=torch.float64))
     torch.testing.assert_close(plain, got[:, :3])
+    apart = pixel_logits(features, text, pseudo, torch.tensor(7.0, dtype=torch.float64), 3.5)
+    torch.testing.assert_close(apart, torch.cat((got[:, :3], got[:, 3:] / 2), 1))
 
 
 @settings(max_examples=30, deadline=None)

@@ -142,6 +142,30 @@ def test_seeds_are_means_of_the_valid_tokens_in_windows():
     assert window_seeds(tokens, valid, 8)[0].shape == (2, 36, 5)  # not more than tokens
 
 
+def test_windows_may_overlap():
+    tokens, valid = unit(2, 6, 7, 5), torch.rand(2, 6, 7) < 0.7
+    seeds, there = window_seeds(tokens, valid, 3, 0.5)  # windows of 2 x 3, a token or two apart
+    rows, columns = range(5), range(0, 5, 2)
+    assert seeds.shape == (2, len(rows) * len(columns), 5)
+    for b in range(2):
+        for n, (y, x) in enumerate((y, x) for y in rows for x in columns):
+            block = tokens[b, y : y + 2, x : x + 3][valid[b, y : y + 2, x : x + 3]]
+            assert there[b, n] == (len(block) > 0)
+            torch.testing.assert_close(seeds[b, n], F.normalize(block.sum(0), dim=0))
+
+
+@pytest.mark.parametrize("least", [0.25, 0.5, 1.0])
+def test_a_token_is_unannotated_from_a_share_of_its_pixels_on(least):
+    tokens = unit(1, 2, 2, 4)
+    truth = torch.zeros(1, 8, 8, dtype=torch.int64)
+    for token, rows in enumerate((0, 1, 2, 4)):  # of 4, without a label
+        y, x = 4 * (token // 2), 4 * (token % 2)
+        truth[0, y : y + rows, x : x + 4] = -1
+    options = PseudoOptions(windows=(2,), covered=least, threshold=1.1, min_share=0.0)
+    found = cluster_tokens(tokens, truth, None, options)
+    assert found.count.tolist() == [sum(share >= least for share in (0, 0.25, 0.5, 1.0))]
+
+
 @pytest.mark.parametrize("threshold", [-1.0, 0.2, 0.7, 1.1])
 def test_merging_is_greedy_from_large_to_small(threshold):
     centroids = unit(4, 12, 3)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
@@ -23,7 +26,9 @@ from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.errors import UserError
+from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.backbone import Backbone
+from concat_cli.core.model.query_decoder import DecoderLayer
 from concat_cli.core.model.student import AllMlpHead, Student
 from concat_cli.core.model.synthesizer import Synthesizer
 
@@ -239,3 +244,40 @@ def test_an_image_without_labels_gives_finite_numbers() -> None:
     found.sum().backward()
     assert torch.isfinite(found).all()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def attended(attention: Attention, queries: Tensor, read: Tensor) -> Tensor:
+    """(Q, D) queries that each read all of (T, D), head by head."""
+    parts = (attention.query(queries), attention.key(read), attention.value(read))
+    heads = zip(*(part.chunk(attention.heads, 1) for part in parts), strict=True)
+    said = [(q @ k.T / k.shape[1] ** 0.5).softmax(1) @ v for q, k, v in heads]
+    return attention.out(torch.cat(said, 1))
+
+
+def naive_prototypes(model: Synthesizer, centroids: Tensor, tokens: Tensor) -> Tensor:
+    """(N, E) and (T, E) of one image, of which there is nothing that must not be read."""
+    starts, memory = (4 * x / x.norm(dim=1, keepdim=True) for x in (centroids, tokens))  # E = 16
+    rows = starts
+    for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
+        rows = layer.cross_norm(rows + attended(layer.cross_attention, rows, memory))
+        rows = layer.self_norm(rows + attended(layer.self_attention, rows, rows))
+        rows = layer.feed_forward_norm(rows + layer.feed_forward(rows))
+    return starts + model.out(rows)
+
+
+@settings(max_examples=15, deadline=None)
+@drawn(st.integers(0, 1000))
+def test_masks_equal_slices_of_single_images(seed: int) -> None:
+    """With random parameters throughout; an image has any number of labels, also none."""
+    model, generator = synthesizer(), torch.Generator().manual_seed(seed)
+    centroids, cls = (torch.randn(3, n, 16, generator=generator) for n in (5, 4))
+    present, valid = (torch.rand(3, n, generator=generator) < 0.5 for n in (5, 4))
+    valid[torch.arange(3), torch.randint(4, (3,), generator=generator)] = True
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+        found = model(centroids, present, cls, valid)
+        for b in range(3):
+            want = naive_prototypes(model, centroids[b, present[b]], cls[b, valid[b]])
+            torch.testing.assert_close(found[b, present[b]], want, rtol=1e-4, atol=1e-4)

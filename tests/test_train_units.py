@@ -262,13 +262,14 @@ def test_on_void_counts_pixels():
     mask_logits = torch.randn(2, 3, 5, 4, 4)
     mask_logits[0, 0, 0] = -1.0  # an empty mask lies nowhere
     void = torch.rand(3, 16, 16) < 0.5
-    found = on_void(mask_logits, void)
+    found = on_void(mask_logits, void, 0.5)
     for layer, b, q in np.ndindex(2, 3, 5):
         inside = mask_logits[layer, b, q] >= 0
         share = void[b].float().view(4, 4, 4, 4).mean((1, 3))
         expected = (inside * share).sum() > 0.5 * max(1, int(inside.sum()))
         assert found[layer, b, q] == expected
     assert found.any() and not found.all() and not found[0, 0, 0]
+    assert not on_void(mask_logits, torch.ones_like(void), 1.0).any()  # all have a target
 
 
 def test_a_batch_always_has_slots():

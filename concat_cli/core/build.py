@@ -127,7 +127,7 @@ def build_synthesizer(cfg: ClipZssConfig, clip_width: int) -> Synthesizer | None
             f"clip_zss.heads={cfg.heads} does not divide CLIP's width, {clip_width}.",
             "Take a number that does, such as 8.",
         )
-    return Synthesizer(clip_width, cfg.synthesizer, cfg.heads)
+    return Synthesizer(clip_width, cfg.synthesizer, cfg.heads, cfg.synthesizer_ffn)
 
 
 def build_zegformer(

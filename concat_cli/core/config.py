@@ -92,10 +92,12 @@ class LossConfig:
     dense: float = 0.0  # per-token cross-entropy on seen classes [ours]
     truth: float = 0.0  # the warm-up's losses on true masks, kept on in stage 1 [ours]
     denoising: int = 0  # queries made from truth-pooled features, per image [ours]
+    void_share: float = 0.5  # lying on void for more than this share: no target; 1: all have [ours]
 
     def __post_init__(self) -> None:
         _check(self.points >= 1 and self.oversample >= 1, "points and oversample are at least 1")
         _check(0 <= self.importance <= 1, "importance lies in 0-1")
+        _check(0 <= self.void_share <= 1, "void_share lies in 0-1")
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class OptimConfig:
     lr: float = 1e-3  # [Mask2Former: 1e-4]
     weight_decay: float = 0.05  # [Mask2Former]
     backbone_factor: float = 1.0  # learning rate of the backbone relative to lr [Mask2Former: 0.1]
+    scale_factor: float = 3.0  # learning rate of the scale of the logits relative to lr [ours]
     clip_norm: float = 1.0  # full-model gradient norm [Mask2Former: 0.01]
     warmup: int = 100  # steps of linear warm-up
     schedule: Literal["constant", "cosine", "poly", "step"] = "cosine"

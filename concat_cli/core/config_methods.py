@@ -43,7 +43,8 @@ class ClipZssConfig:
     encoder_weights: str = ""  # "timm" (published weights), or a file of them; empty: random
     head_width: int = 256  # [SegFormer-B0, B1; from B2 on 768]
     dropout: float = 0.1  # of the head's channels [SegFormer]
-    logit_scale: float = 14.3  # 1/temperature of the pixels' logits, alpha = beta = 1/0.07
+    logit_scale: float = 14.3  # alpha: 1/temperature of the pixels' logits, 1/0.07
+    pseudo_scale: float = 0.0  # beta: the same of pseudo classes; 0: as alpha, learned with it
     learn_scale: bool = True
     focal: float = 20.0  # NEL [ZegCLIP's code; its configurations: 100]
     dice: float = 1.0  # NEL [ZegCLIP]
@@ -57,7 +58,9 @@ class ClipZssConfig:
     pseudo: bool = False  # pseudo labels for pixels without a label [paper: true]
     dense_size: int = 256  # side of CLIP's input for its dense tokens, in pixels
     dense_path: Literal["value", "last"] = "value"  # the last attention's values [MaskCLIP], or not
-    windows: tuple[int, ...] = (2, 4, 8)  # seeds along a side, at each scale of K-Means
+    windows: tuple[int, ...] = (2, 4, 8)  # windows along a side, at each scale of K-Means
+    stride: float = 1.0  # from window to window, in widths of a window; below 1 they overlap
+    covered: float = 0.5  # a token is unannotated from this share of unannotated pixels on
     iterations: int = 10  # of K-Means
     merge: float = 0.8  # clusters of a greater cosine are joined; the paper's lambda
     centre: bool = False  # take the mean token of the image off first
@@ -65,11 +68,15 @@ class ClipZssConfig:
     most: int = 16  # pseudo classes of an image
     synthesizer: int = 0  # layers of the decoder that makes prototypes; 0: centroids [paper: on]
     heads: int = 8  # of the synthesizer
+    synthesizer_ffn: int = 4  # width of its feed-forward blocks, in widths of CLIP
     prototypes: float = 1.0  # weight of L_bce, with the synthesizer [paper]
     prototype_scale: float = 10.0  # of the cosines in L_bce
 
     def __post_init__(self) -> None:
         check(0 < self.logit_scale <= 100, "logit_scale lies in 0-100")
+        check(0 <= self.pseudo_scale <= 100, "pseudo_scale lies in 0-100")
+        check(0 < self.stride <= 1 and 0 < self.covered <= 1, "need 0 < stride, covered <= 1")
+        check(self.synthesizer_ffn >= 1, "synthesizer_ffn is at least 1")
         check(0 <= self.dropout < 1, "dropout lies in 0-1")
         check(self.temperature > 0 and self.glm_temperature >= 0, "temperatures are positive")
         check(self.glm >= 0 and self.bank >= 0, "glm and bank are at least 0")

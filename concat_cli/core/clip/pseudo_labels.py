@@ -16,16 +16,16 @@ from concat_cli.core.clip.dense import TokenPath, dense_tokens
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.kmeans import Clusters, kmeans
 
-LEAST_COVERED = 0.5  # share of its pixels from which on a token is unannotated, or of the view
-
 
 @dataclass(frozen=True)
 class PseudoOptions:
     """How pseudo labels are made. The defaults suit the built-in world and its CLIP [ours].
 
     size: side of CLIP's input in pixels; see `dense_tokens`, as for `path`.
-    windows: seeds along a side, for each scale, the coarsest first; a window is as far from the
-        next as it is wide. (2, 4, 8) on 32 x 32 tokens are windows of 16, 8 and 4 tokens.
+    windows: windows along a side, for each scale, the coarsest first; each gives a seed. (2, 4, 8)
+        on 32 x 32 tokens are windows of 16, 8 and 4 tokens.
+    stride: how far one window is from the next, in its width; below 1 there are more of them.
+    covered: share of its pixels from which on a token is unannotated, or of the view.
     iterations: steps of K-Means at each scale.
     threshold: clusters of a greater cosine are joined (lambda of the paper).
     centre: take the mean token of the view off every token first, for a CLIP whose tokens are all
@@ -36,6 +36,8 @@ class PseudoOptions:
     size: int = 256
     path: TokenPath = "value"
     windows: tuple[int, ...] = (2, 4, 8)
+    stride: float = 1.0
+    covered: float = 0.5
     iterations: int = 10
     threshold: float = 0.8
     centre: bool = False
@@ -86,12 +88,13 @@ def cluster_tokens(
     inside = torch.ones_like(truth, dtype=torch.bool) if padding is None else ~padding
     free = (truth < 0) & inside
     grid = (tokens.shape[1], tokens.shape[2])
-    view, valid = _covered(inside, grid), _covered(free, grid)  # (B, h, w)
+    share = options.covered
+    view, valid = _covered(inside, grid, share), _covered(free, grid, share)  # (B, h, w)
     with torch.autocast(tokens.device.type, enabled=False):
         tokens = _centred(tokens.float(), view) if options.centre else tokens.float()
         scales = [
             kmeans(tokens.flatten(1, 2), valid.flatten(1), *seeds, options.iterations)
-            for seeds in (window_seeds(tokens, valid, count) for count in options.windows)
+            for seeds in (window_seeds(tokens, valid, n, options.stride) for n in options.windows)
         ]
         sizes = torch.cat([scale.sizes for scale in scales], 1)  # (B, S)
         centroids = torch.cat([scale.centroids for scale in scales], 1)  # (B, S, E)
@@ -118,16 +121,17 @@ def fuse(truth: Tensor, pseudo: PseudoLabels, classes: int) -> Tensor:
     return torch.where(truth >= 0, truth.long(), made)
 
 
-def window_seeds(tokens: Tensor, valid: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def window_seeds(
+    tokens: Tensor, valid: Tensor, count: int, stride: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """The mean of the valid tokens in each of `count` x `count` windows, fewer on a smaller grid.
 
     tokens (B, h, w, E), valid (B, h, w) -> seeds (B, S, E), L2-normalised, and which of them have
-    any token (B, S) bool.
+    any token (B, S) bool. Below a `stride` of 1 the windows overlap, and there are more of them.
     """
-    windows = (min(count, tokens.shape[1]), min(count, tokens.shape[2]))
     share = valid[..., None].float()
-    sums = F.adaptive_avg_pool2d((tokens * share).permute(0, 3, 1, 2), windows)  # (B, E, n, n)
-    there = F.adaptive_avg_pool2d(share[..., 0][:, None], windows).flatten(1) > 0
+    sums = _windowed((tokens * share).permute(0, 3, 1, 2), count, stride)  # (B, E, n, m)
+    there = _windowed(share.permute(0, 3, 1, 2), count, stride).flatten(1) > 0
     return F.normalize(sums.flatten(2).transpose(1, 2), dim=-1), there
 
 
@@ -153,9 +157,19 @@ def merge(centroids: Tensor, sizes: Tensor, threshold: float) -> Tensor:
     return torch.empty_like(leader).scatter_(1, order, leader)
 
 
-def _covered(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+def _windowed(maps: Tensor, count: int, stride: float) -> Tensor:
+    """(B, C, h, w) -> (B, C, n, m): means of windows, up to a factor for those at the border."""
+    sides = (maps.shape[2], maps.shape[3])
+    if stride == 1:
+        return F.adaptive_avg_pool2d(maps, (min(count, sides[0]), min(count, sides[1])))
+    width = [-(-side // min(count, side)) for side in sides]
+    step = [max(1, round(stride * one)) for one in width]
+    return F.avg_pool2d(maps, width, step, ceil_mode=True)
+
+
+def _covered(pixels: Tensor, grid: tuple[int, int], least: float) -> Tensor:
     """(B, H, W) bool -> (B, h, w) bool: tokens of whose pixels enough are true."""
-    return F.adaptive_avg_pool2d(pixels[:, None].float(), grid)[:, 0] >= LEAST_COVERED
+    return F.adaptive_avg_pool2d(pixels[:, None].float(), grid)[:, 0] >= least
 
 
 def _centred(tokens: Tensor, view: Tensor) -> Tensor:

@@ -45,20 +45,27 @@ def centroids(features: Tensor, targets: Tensor, channels: int) -> Tensor:
         return sums / inside.sum(2).clamp(min=1)[..., None]
 
 
-def pixel_logits(features: Tensor, text: Tensor, pseudo: Tensor | None, scale: Tensor) -> Tensor:
-    """x = cat(a cos(R, T_seen), b cos(R, P_pseudo)) [paper], with a = b = scale [ours].
+def pixel_logits(
+    features: Tensor,
+    text: Tensor,
+    pseudo: Tensor | None,
+    scale: Tensor,
+    pseudo_scale: Tensor | float | None = None,
+) -> Tensor:
+    """x = cat(a cos(R, T_seen), b cos(R, P_pseudo)) [paper].
 
-    features (B, E, P), text (K, E), prototypes of pseudo classes (B, M, E) or None, scale () ->
-    (B, K + M, P).
+    features (B, E, P), text (K, E), prototypes of pseudo classes (B, M, E) or None, a = `scale` (),
+    b = `pseudo_scale`, None: b = a [ours] -> (B, K + M, P).
     """
     with full_precision(features):
         unit = F.normalize(as_float(features), dim=1)
         known = F.normalize(as_float(text).to(unit.dtype), dim=-1)
-        logits = torch.einsum("ke,bep->bkp", known, unit)
-        if pseudo is not None:
-            own = F.normalize(as_float(pseudo), dim=-1)
-            logits = torch.cat((logits, own @ unit), 1)
-        return scale * logits
+        logits = scale * torch.einsum("ke,bep->bkp", known, unit)
+        if pseudo is None:
+            return logits
+        own = F.normalize(as_float(pseudo), dim=-1)
+        beta = scale if pseudo_scale is None else pseudo_scale
+        return torch.cat((logits, beta * (own @ unit)), 1)
 
 
 def pixel_cross_entropy(

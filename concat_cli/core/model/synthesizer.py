@@ -11,16 +11,16 @@ class Synthesizer(nn.Module):
     """A transformer decoder: centroids as queries, CLS tokens as keys and values [paper].
 
     A prototype is its centroid plus what the decoder adds, which is nothing before the first step
-    [ours]: training starts at the centroids themselves. Order of attention, post-norm and a
-    feed-forward block of 4 E are those of `DecoderLayer` and of the usual decoder [ours].
+    [ours]: training starts at the centroids themselves. Order of attention and post-norm are those
+    of `DecoderLayer` [ours].
 
     Args:
-        width: E. layers, heads: of the decoder.
+        width: E. layers, heads: of the decoder. ffn: width of its feed-forward blocks, in E.
     """
 
-    def __init__(self, width: int, layers: int, heads: int) -> None:
+    def __init__(self, width: int, layers: int, heads: int, ffn: int = 4) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, 4 * width) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn * width) for _ in range(layers))
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)

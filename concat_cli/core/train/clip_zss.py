@@ -41,9 +41,11 @@ class ClipZssTask(ImageTask):
     module: ClipZssModule
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The head learns faster than the encoder where `optim.backbone_factor` says so; the scale
-        of the logits three times as fast [ours]."""
-        factors = {"student.encoder": self.optim.backbone_factor, "student.log_scale": 3.0}
+        """The head learns faster than the encoder where `optim.backbone_factor` says so."""
+        factors = {
+            "student.encoder": self.optim.backbone_factor,
+            "student.log_scale": self.optim.scale_factor,
+        }
         return parameter_groups(self.module, self.optim.lr, self.optim.weight_decay, factors)
 
     def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -139,7 +139,8 @@ class ClipZssModule(nn.Module):
     ) -> dict[str, Tensor]:
         """NEL and cross-entropy of x on F."""
         size = map_size(features)
-        x = pixel_logits(features.flatten(2), self.text, prototypes, self.student.scale)
+        beta = self.cfg.pseudo_scale or None
+        x = pixel_logits(features.flatten(2), self.text, prototypes, self.student.scale, beta)
         targets = labels_at(fused.labels, size)
         if self.cfg.full_size:
             x = F.interpolate(
@@ -190,6 +191,8 @@ def pseudo_options(cfg: ClipZssConfig) -> PseudoOptions:
         size=cfg.dense_size,
         path=cfg.dense_path,
         windows=cfg.windows,
+        stride=cfg.stride,
+        covered=cfg.covered,
         iterations=cfg.iterations,
         threshold=cfg.merge,
         centre=cfg.centre,

@@ -25,7 +25,6 @@ from concat_cli.core.train.teacher import SegmentTokens, Teacher, drawn_segments
 from concat_cli.core.train.truth import truth_losses
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
-VOID_SHARE = 0.5  # a query lying on void for more than this share has no target
 
 
 class ConModule(nn.Module):
@@ -81,7 +80,7 @@ class ConModule(nn.Module):
             out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, coords
         )
         void = void_of(batch, labels)
-        ignore = None if void is None else on_void(out.mask_logits, void)
+        ignore = None if void is None else on_void(out.mask_logits, void, self.loss.void_share)
         losses = self._segmentation(out, matched, labels, masks, ignore, count)
         if noised is not None and out.denoising is not None:
             losses |= self._of_noised(out.denoising, own_labels, own_masks, count)
@@ -143,7 +142,8 @@ class ConModule(nn.Module):
         valid = None if out.dense.padding is None else ~out.dense.padding
         seeds = dense.seed_tokens(share, labels)
         if void is not None:
-            astray = dense.coverage(void[:, None], out.dense.size)[:, 0].flatten(1) > VOID_SHARE
+            covered = dense.coverage(void[:, None], out.dense.size)[:, 0].flatten(1)
+            astray = covered > self.loss.void_share
             known = ~astray | (seeds > 0)
             valid = known if valid is None else known & valid
         losses = {
@@ -249,7 +249,7 @@ def void_of(batch: Batch, labels: Tensor) -> Tensor | None:
     return void if bool(void.any()) else None
 
 
-def on_void(mask_logits: Tensor, void: Tensor, most: float = VOID_SHARE) -> Tensor:
+def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
     """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
     inside = (mask_logits.detach() >= 0).float()
     share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]

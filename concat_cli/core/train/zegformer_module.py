@@ -52,7 +52,7 @@ class ZegFormerModule(nn.Module):
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
         matched = match_whole_masks(out.class_logits, out.mask_logits, labels, masks, weights)
         void = void_of(batch, labels)
-        ignore = None if void is None else on_void(out.mask_logits, void)
+        ignore = None if void is None else on_void(out.mask_logits, void, self.loss.void_share)
         classes = class_loss(
             out.class_logits, matched, labels, self.loss.no_object, ignore, mean_over_processes
         )
