@@ -102,6 +102,7 @@ PAIRS = (  # ours, theirs, figure, group
     ("clip-zss+glm+pseudo", "clip-zss+glm", "mIoU", "unseen"),
     ("clip-zss", "clip-zss+glm+pseudo", "mIoU", "unseen"),
     ("concat", "zegformer-segment", "mIoU", "harmonic"),
+    ("concat", "zegformer-image", "mIoU", "harmonic"),
     ("concat", "zegformer-fusion", "mIoU", "harmonic"),
     ("concat", "clip-zss", "mIoU", "harmonic"),
     ("concat", "zegformer-segment", "PQ", "harmonic"),
