@@ -1,0 +1,104 @@
+"""What ZegFormer's image branch owes to a CLIP that knows the whole world.
+
+    python benchmarks/compare.py --only zegformer-segment      # trains what is looked at
+    python benchmarks/weak_image_branch.py
+
+The tiny CLIP names 96% of the true masks of the built-in world; on photos no CLIP comes near that.
+Here its early checkpoint, which names about half of them, takes its place in the image branch at
+test. Nothing is trained again: segments, and the segment branch with its text, stay as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import SPLITS, spread
+from compare import ROOT
+
+from concat_cli.console import ConsoleProgress
+from concat_cli.core.build import config_of
+from concat_cli.core.checkpoint import load_weights
+from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.differences import GROUPS
+from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.zegformer import ZegFormerPredictor
+from concat_cli.core.runs import Run
+
+BRANCHES = ("image", "fusion")
+WEAK = "tiny-weak"
+
+
+def weakened(path: Path, branch: str, device: str) -> tuple[ZegFormerPredictor, PanopticDataset]:
+    """The predictor of weights with the weak CLIP in its image branch, and what it is scored on."""
+    weights = load_weights(path)
+    cfg = config_of(weights)
+    info = read_dataset_info(Path(cfg.data.root))
+    way = replace(cfg.zegformer, branch=branch)
+    predictor = Predictor.load(weights, info.vocabulary, device, zegformer=way)
+    assert isinstance(predictor, ZegFormerPredictor)
+    clip_cfg = replace(cfg.clip, model=WEAK)
+    predictor.clip = load_clip(clip_cfg, predictor.device)
+    templates = None if way.image_prompts == "same" else "masked"
+    predictor.image_text = text_embeddings(
+        predictor.clip, info.vocabulary, clip_cfg, templates=templates
+    )
+    return predictor, PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
+
+
+def measure(split: str, branch: str, device: str) -> dict[str, Any]:
+    """The scores of a branch on val."""
+    path = Run("zegformer", ROOT / split).stage("zegformer").weights
+    if path is None:
+        raise UserError(
+            f"There is no ZegFormer of split {split} in {ROOT}.",
+            f"Run python benchmarks/compare.py --splits {split} --only zegformer-segment first.",
+        )
+    found = evaluate_model(*weakened(path, branch, device), progress=ConsoleProgress())
+    assert found.panoptic is not None and found.semantic is not None
+    return {
+        "split": split,
+        "branch": branch,
+        "mIoU": {group: getattr(found.semantic[group], "miou", None) for group in GROUPS},
+        "PQ": {group: getattr(found.panoptic[group], "pq", None) for group in GROUPS},
+    }
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measures the branches on the splits, then prints a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=ROOT / "weak_image_branch.json")
+    args = parser.parse_args(words)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = [measure(split, branch, args.device) for split in args.splits for branch in BRANCHES]
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    columns = [(figure, group) for figure in ("mIoU", "PQ") for group in GROUPS]
+    print(f"| branch | splits | {' | '.join(' '.join(reversed(one)) for one in columns)} |")
+    print("|---" * (len(columns) + 2) + "|")
+    for branch in BRANCHES:
+        mine = [row for row in rows if row["branch"] == branch]
+        shown = (spread([row[figure][group] for row in mine]) for figure, group in columns)
+        print(f"| {branch} | {len(mine)} | {' | '.join(shown)} |")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{error.what}\n{error.hint}")
