@@ -56,14 +56,19 @@ def weakened(path: Path, branch: str, device: str) -> tuple[ZegFormerPredictor, 
     return predictor, PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
 
 
-def measure(split: str, branch: str, device: str) -> dict[str, Any]:
-    """The scores of a branch on val."""
+def weights_of(split: str) -> Path:
+    """What `compare.py` trained; UserError where it did not."""
     path = Run("zegformer", ROOT / split).stage("zegformer").weights
     if path is None:
         raise UserError(
             f"There is no ZegFormer of split {split} in {ROOT}.",
             f"Run python benchmarks/compare.py --splits {split} --only zegformer-segment first.",
         )
+    return path
+
+
+def measure(split: str, path: Path, branch: str, device: str) -> dict[str, Any]:
+    """The scores of a branch on val."""
     found = evaluate_model(*weakened(path, branch, device), progress=ConsoleProgress())
     assert found.panoptic is not None and found.semantic is not None
     return {
@@ -81,12 +86,17 @@ def main(words: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=ROOT / "weak_image_branch.json")
     args = parser.parse_args(words)
     if args.threads:
         torch.set_num_threads(args.threads)
-    rows = [measure(split, branch, args.device) for split in args.splits for branch in BRANCHES]
+    paths = {split: weights_of(split) for split in dict.fromkeys(args.splits)}
+    rows = [
+        measure(split, path, branch, args.device)
+        for split, path in paths.items()
+        for branch in BRANCHES
+    ]
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
     columns = [(figure, group) for figure in ("mIoU", "PQ") for group in GROUPS]
     print(f"| branch | splits | {' | '.join(' '.join(reversed(one)) for one in columns)} |")

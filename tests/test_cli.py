@@ -193,6 +193,9 @@ def test_predicting_with_other_keys(
         for more in ([], ["--dry-run"]):
             code, _, err = call(capsys, *words, "not", "--set", key, *more)
             assert code == 2 and f"{key.split('=')[0]} cannot be changed" in err
+            assert "zegformer.branch, " in err
+    code, _, err = call(capsys, "predict", "photo.jpg", "--set", "zegformer.branch=image")
+    assert code == 2 and "zegformer.branch cannot be changed" in err  # of CONCAT's weights
     assert len(used) == 2 and not Path("not").exists()
 
 
@@ -267,6 +270,9 @@ def test_weights_that_name_pixels_are_scored_for_semantic_maps_alone(
         code, _, err = call(capsys, *words, *asked)
         assert code == 2 and "cannot be scored for: panoptic. CLIP-ZSS names every pixel" in err
         assert "\n hint: Score them with --tasks semantic" in err and not Path("wrong").exists()
+    for more in ([], ["--dry-run"]):
+        code, _, err = call(capsys, *words, "--diagnostics", *more)
+        assert code == 2 and "--diagnostics looks at segments" in err
     code, out, _ = call(capsys, *words, "--json")
     assert code == 0 and json.loads(out)["protocol"]["tasks"] == ["semantic"]
 

@@ -144,7 +144,7 @@ def test_seeds_are_means_of_the_valid_tokens_in_windows():
 
 def test_windows_may_overlap():
     tokens, valid = unit(2, 6, 7, 5), torch.rand(2, 6, 7) < 0.7
-    seeds, there = window_seeds(tokens, valid, 3, 0.5)  # windows of 2 x 3, a token or two apart
+    seeds, there = window_seeds(tokens, valid, 3, 0.9)  # windows of 2 x 3, one or two apart
     rows, columns = range(5), range(0, 5, 2)
     assert seeds.shape == (2, len(rows) * len(columns), 5)
     for b in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -111,3 +112,17 @@ def test_prompts_of_the_image_branch(clip: Clip, vocabulary: Path, tmp_path: Pat
     assert same is not None and masked is not None and again is not None
     assert torch.equal(same, again) and (same - masked).abs().max() > 0.01
     assert torch.equal(found["same"].class_logits, found["masked"].class_logits)
+
+
+@pytest.mark.parametrize(
+    ("targets", "tasks"),
+    [("category", ("semantic",)), ("segment", ("panoptic", "semantic", "instance"))],
+)
+def test_what_was_trained_is_not_a_choice_at_test(
+    clip: Clip, tmp_path: Path, targets: Literal["category", "segment"], tasks: tuple[str, ...]
+) -> None:
+    weights = written(tmp_path / "w.safetensors", clip, ZegFormerConfig(targets=targets))
+    for asked in (None, ZegFormerConfig(branch="segment"), ZegFormerConfig(targets="segment")):
+        predictor = Predictor.load(weights, None, "cpu", zegformer=asked)
+        assert predictor.tasks == tasks
+        assert predictor.needs_clip_image == (asked is None or asked.branch == "fusion")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from concat_cli.core.checkpoint import Weights
     from concat_cli.core.config import Config
     from concat_cli.core.infer.predict import PicturePrediction, Predicted
-
-PREDICTING = ("infer", "zegformer")  # sections that can be changed after training, except for
-TRAINED = ("zegformer.segmentor", "zegformer.targets", "zegformer.raw_no_object")
 
 
 def run_predictor(
@@ -54,15 +52,20 @@ def used_config(loaded: Weights, overrides: Sequence[str]) -> Config:
     """What the weights carry, with keys on top that say how to predict; UserError for others."""
     from concat_cli.core.build import config_of
     from concat_cli.core.config_file import diff, override
+    from concat_cli.core.stages import ZEGFORMER_TRAINED
 
     before = config_of(loaded)
     cfg = override(before, overrides)
+    allowed = [f"infer.{field.name}" for field in fields(cfg.infer)]
+    if loaded.stage == "zegformer":
+        names = (field.name for field in fields(cfg.zegformer))
+        allowed += [f"zegformer.{name}" for name in names if name not in ZEGFORMER_TRAINED]
     keys = [line.split(":")[0] for line in diff(before, cfg)]
-    others = [key for key in keys if key.split(".")[0] not in PREDICTING or key in TRAINED]
+    others = [key for key in keys if key not in allowed]
     if others:
         raise UserError(
-            f"{', '.join(others)} cannot be changed in weights that are trained.",
-            "--set takes keys that say how to predict: those of infer and zegformer.",
+            f"{', '.join(others)} cannot be changed in these weights.",
+            f"--set takes keys that say how they predict: {', '.join(allowed)}.",
         )
     return cfg
 

@@ -165,7 +165,7 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str], aske
     from concat_cli.core.checkpoint import Weights, read_meta
     from concat_cli.core.config_file import from_dict, override
     from concat_cli.core.data.dataset import read_dataset_info
-    from concat_cli.core.evaluate.weights import divided, tasks_of
+    from concat_cli.core.evaluate.weights import check_segments, divided, tasks_of
     from concat_cli.core.infer.tasks import tasks_of_model
 
     meta = read_meta(weights)
@@ -173,6 +173,8 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str], aske
     # the tensors play no part in it
     info, _ = divided(read_dataset_info(Path(cfg.data.root)), Weights({}, meta, weights, ""))
     able = tasks_of_model(meta["stage"], from_dict(meta["config"]).zegformer)
+    tasks = tasks_of(info, asked.task_names(), able)
+    check_segments(able, tasks, asked.diagnostics, asked.official)
     seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
     console.table(
         ["what", "value"],
@@ -180,7 +182,7 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str], aske
             ("stage", meta["stage"]),
             ("data", f"{cfg.data.root}, part val"),
             ("classes", f"{seen} seen, {classes - seen} unseen ({info.class_split})"),
-            ("tasks", ", ".join(tasks_of(info, asked.task_names(), able))),
+            ("tasks", ", ".join(tasks)),
         ],
     )
     console.dry_run()

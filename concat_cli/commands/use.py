@@ -141,7 +141,9 @@ def predict(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="A key of infer or zegformer; may be repeated."
+            "--set",
+            metavar="KEY=VALUE",
+            help="A key of inference, e.g. infer.size=640; repeatable.",
         ),
     ] = None,
     as_json: Json = False,

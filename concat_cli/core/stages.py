@@ -30,16 +30,12 @@ _BANK = (
     "optim.seed",
     "optim.precision",
 )
+ZEGFORMER_TRAINED = ("segmentor", "targets", "raw_no_object")  # keys; the others say how to predict
 _RELEVANT = {
     "con": _CON,
     "cat": (*_BANK, "cat", "protocol"),
     "finetune": (*_BANK, "cat", "finetune", "infer", "protocol"),
-    "zegformer": (
-        *_CON,
-        "zegformer.segmentor",
-        "zegformer.targets",
-        "zegformer.raw_no_object",
-    ),
+    "zegformer": (*_CON, *(f"zegformer.{key}" for key in ZEGFORMER_TRAINED)),
     "clip_zss": ("data", "shapes", "clip", "clip_zss", "optim", "infer"),
 }
 _HOW_TO_RUN = {

@@ -163,7 +163,7 @@ def _windowed(maps: Tensor, count: int, stride: float) -> Tensor:
     if stride == 1:
         return F.adaptive_avg_pool2d(maps, (min(count, sides[0]), min(count, sides[1])))
     width = [-(-side // min(count, side)) for side in sides]
-    step = [max(1, round(stride * one)) for one in width]
+    step = [max(1, int(stride * one)) for one in width]
     return F.avg_pool2d(maps, width, step, ceil_mode=True)
 
 

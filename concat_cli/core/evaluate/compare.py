@@ -28,7 +28,7 @@ Figures = dict[str, Interval | None]  # in 0-1 by group: seen, unseen, harmonic
 class Row:
     """What was found of a run.
 
-    pq is None throughout where the weights tell no segments apart, as those of CLIP-ZSS. mode: what
+    pq is None throughout where the weights tell no segments apart (`tasks_of_model`). mode: what
     was known of the names of unseen classes before the test.
     """
 

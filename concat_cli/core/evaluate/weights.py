@@ -20,7 +20,7 @@ from concat_cli.core.evaluate.report import Report, Split
 from concat_cli.core.evaluate.run import Gather, alone, evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import seen_by, vocabulary_of
-from concat_cli.core.infer.tasks import SEMANTIC, TASKS, tasks_of_model
+from concat_cli.core.infer.tasks import SEMANTIC_ALONE, TASKS, tasks_of_model
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.stages import METHODS
 from concat_cli.core.vocabulary import Vocabulary
@@ -64,17 +64,7 @@ def evaluate_weights(
     info, foreign = divided(read_dataset_info(Path(cfg.data.root)), loaded)
     able = tasks_of_model(loaded.stage, config_of(loaded).zegformer)
     chosen = tasks_of(info, tasks, able)
-    if diagnostics and able == SEMANTIC:
-        raise UserError(
-            "--diagnostics looks at segments, and these weights tell none of a class apart.",
-            "Leave it out.",
-        )
-    if truth_dir is not None and "panoptic" not in chosen:
-        raise UserError(
-            "--official scores panoptic segments, which are not scored here: the truth of "
-            f"{info.root}, these weights or --tasks leave them out.",
-            "Leave --official out.",
-        )
+    check_segments(able, chosen, diagnostics, official=truth_dir is not None)
     competing = _competing(info.vocabulary, split, candidates)
     predictor = Predictor.load(
         loaded, competing, device, infer=cfg.infer, zegformer=cfg.zegformer, force=True,
@@ -139,6 +129,23 @@ def tasks_of(
             "zegformer.targets=segment.",
         )
     return tuple(task for task in TASKS if task in asked)
+
+
+def check_segments(
+    able: tuple[str, ...], chosen: tuple[str, ...], diagnostics: bool, official: bool
+) -> None:
+    """UserError for what needs segments where the weights (`able`) or the tasks have none."""
+    if diagnostics and able == SEMANTIC_ALONE:
+        raise UserError(
+            "--diagnostics looks at segments, and these weights tell none of a class apart.",
+            "Leave it out.",
+        )
+    if official and "panoptic" not in chosen:
+        raise UserError(
+            "--official scores panoptic segments, which the truth, these weights or --tasks leave "
+            "out.",
+            "Leave --official out.",
+        )
 
 
 def divided(info: DatasetInfo, loaded: Weights) -> tuple[DatasetInfo, bool]:

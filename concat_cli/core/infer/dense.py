@@ -20,7 +20,7 @@ from concat_cli.core.infer.outputs import DenseRaw, Raw
 from concat_cli.core.infer.postprocess import PanopticResult, Size, resized_strips
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.regions import regions
-from concat_cli.core.infer.tasks import SEMANTIC
+from concat_cli.core.infer.tasks import SEMANTIC_ALONE
 
 CHUNK = 32  # classes whose logits are held at a time
 
@@ -31,7 +31,7 @@ class DensePredictor(Predictor):
     The model maps images and padding to features (B, E, h, w) at stride 4 and has a `scale`.
     """
 
-    tasks = SEMANTIC
+    tasks = SEMANTIC_ALONE
     semantic_from = "pixels"
     chunk = CHUNK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from concat_cli.core.infer.restore import restore
 from concat_cli.core.infer.zegformer import ZegFormerPredictor
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import BUILT_IN
+from concat_cli.core.stages import ZEGFORMER_TRAINED
 from concat_cli.core.vocabulary import Vocabulary
 
 
@@ -34,7 +36,9 @@ def load_predictor(
     """A `Predictor`, or the one of it that fits what made the weights; see `Predictor.load`."""
     if not isinstance(weights, Weights):
         weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
-    zegformer = zegformer or config_of(weights).zegformer
+    own = config_of(weights).zegformer
+    trained = {key: getattr(own, key) for key in ZEGFORMER_TRAINED}
+    zegformer = replace(zegformer or own, **trained)
     looks = weights.stage == "zegformer" and zegformer.branch != "segment"
     found = restore(
         weights,

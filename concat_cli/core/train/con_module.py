@@ -16,6 +16,7 @@ from concat_cli.core.losses.classes import class_loss
 from concat_cli.core.losses.masks import mask_losses
 from concat_cli.core.losses.matcher import match
 from concat_cli.core.losses.points import PointSampling
+from concat_cli.core.losses.precision import full_precision
 from concat_cli.core.losses.token_bank import TokenBank
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.model.segmentor import QueryOutput, Segmentor, SegmentorOutput
@@ -251,7 +252,8 @@ def void_of(batch: Batch, labels: Tensor) -> Tensor | None:
 
 def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
     """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
-    inside = (mask_logits.detach() >= 0).float()
-    share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
-    on = torch.einsum("lbqhw,bhw->lbq", inside, share)
-    return on > most * inside.sum((-2, -1)).clamp(min=1)
+    with full_precision(mask_logits):
+        inside = (mask_logits.detach() >= 0).float()
+        share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
+        on = torch.einsum("lbqhw,bhw->lbq", inside, share)
+        return on > most * inside.sum((-2, -1)).clamp(min=1)

@@ -137,9 +137,10 @@ def open_bank(
 def _facts(cfg: Config) -> list[Any]:
     """The configuration that a bank's content depends on."""
     data, loss = cfg.data, cfg.loss
+    side = [] if data.scale_side == "long" else [data.scale_side]  # banks without it stay valid
     return [
         [cfg.bank.views, cfg.bank.images, cfg.bank.void_share],
-        [data.crop, data.flip, data.scale_min, data.scale_max, data.colour, cfg.optim.seed],
+        [data.crop, data.flip, data.scale_min, data.scale_max, data.colour, cfg.optim.seed, *side],
         [loss.classes, loss.mask, loss.dice, loss.points],
         [cfg.infer.size, cfg.infer.max_size],
         [cfg.clip.templates, cfg.clip.clean_names],

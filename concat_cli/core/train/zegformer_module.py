@@ -21,7 +21,7 @@ class ZegFormerModule(nn.Module):
     """The segmentor with its losses: cross-entropy, focal and dice, on all layers.
 
     Void (and with it all that is unseen) is in no mask, as in ZegFormer; besides, a query that lies
-    mostly on void is taken neither for a class nor for no_object [ours].
+    on void by more than `loss.void_share` is taken neither for a class nor for no_object [ours].
 
     Args:
         text: (K, E) embeddings of the classes that may be trained on, and of no other.
