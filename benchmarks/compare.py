@@ -101,6 +101,7 @@ PAIRS = (  # ours, theirs, figure, group
     ("clip-zss+glm", "clip-zss-plain", "mIoU", "unseen"),
     ("clip-zss+glm+pseudo", "clip-zss+glm", "mIoU", "unseen"),
     ("clip-zss", "clip-zss+glm+pseudo", "mIoU", "unseen"),
+    ("clip-zss", "clip-zss+glm", "mIoU", "unseen"),
     ("concat", "zegformer-segment", "mIoU", "harmonic"),
     ("concat", "zegformer-image", "mIoU", "harmonic"),
     ("concat", "zegformer-fusion", "mIoU", "harmonic"),

@@ -83,6 +83,10 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "20,000 images checked and indexed by `prepare-data coco`; an index of 118,287 opened",
         "`python benchmarks/prepare_20k.py`",
     ),
+    "methods_minutes": (
+        "`shapes_zegformer.yaml` and `shapes_clip_zss.yaml`, minutes of training",
+        "`python benchmarks/compare.py --threads 1`",
+    ),
     "bootstrap": (
         "1,000 draws of 5,000 images with 133 classes, intervals of PQ and mIoU",
         "`python benchmarks/bootstrap_speed.py`",
@@ -90,7 +94,7 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     "inference_cost": (
         "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
         "20 and 100 crops an image",
-        "`python benchmarks/inference_cost.py`",
+        "`python benchmarks/inference_cost.py --threads 1 --clock cpu --repeats 3`",
     ),
     "zegformer_crops": (
         "ZegFormer with the crops that matter, in batches, against every crop of every image",

@@ -292,12 +292,15 @@ def first_losses(world: Path, folder: Path, *keys: str) -> list[dict[str, float]
 
 
 def test_a_cached_teacher_says_what_the_teacher_says(mini_world, tmp_path):
+    def near(rows):  # sums may differ in their last digit, where a process's memory lies otherwise
+        return [pytest.approx(row, rel=1e-4) for row in rows]
+
     online = first_losses(mini_world, tmp_path)
-    assert first_losses(mini_world, tmp_path, "align.source=cache") == online
+    assert first_losses(mini_world, tmp_path, "align.source=cache") == near(online)
     files = {path: path.stat().st_size for path in mini_world.rglob("*.tokens")}
     assert files and all(files.values())
     again = first_losses(mini_world, tmp_path, "align.source=cache", "optim.save_every=1")
-    assert again == online  # and nothing was encoded twice
+    assert again == near(online)  # and nothing was encoded twice
     assert {path: path.stat().st_size for path in mini_world.rglob("*.tokens")} == files
 
 
