@@ -46,6 +46,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.bootstrap import mean_iou, mean_pq
 from concat_cli.core.evaluate.cost import measure_cost
 from concat_cli.core.evaluate.differences import GROUPS
+from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
 from concat_cli.core.train.cat import train_cat
@@ -165,11 +166,18 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         "split": split,
         "cell": cell.name,
         **made_with,
-        "PQ": {g: getattr(report.panoptic[g], "pq", None) for g in GROUPS},
-        "mIoU": {g: getattr(report.semantic[g], "miou", None) for g in GROUPS},
+        **qualities(report),
         "mode": report.protocol["mode"],
         "cost": asdict(measure_cost(weights, cell.score, args.device)),
         "seconds": {"train": round(trained - began, 1), "score": round(scored - trained, 1)},
+    }
+
+
+def qualities(report: Report) -> dict[str, dict[str, float | None]]:
+    """PQ and mIoU by group, as fractions; None where undefined."""
+    return {
+        "PQ": {g: getattr(report.panoptic[g], "pq", None) for g in GROUPS},
+        "mIoU": {g: getattr(report.semantic[g], "miou", None) for g in GROUPS},
     }
 
 

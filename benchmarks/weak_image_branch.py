@@ -20,17 +20,17 @@ from typing import Any
 
 import torch
 from cells import SPLITS, spread
-from compare import ROOT
+from compare import ROOT, qualities
 
 from concat_cli.console import ConsoleProgress
 from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.differences import GROUPS
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.infer.load import image_embeddings
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.zegformer import ZegFormerPredictor
 from concat_cli.core.runs import Run
@@ -49,10 +49,7 @@ def weakened(path: Path, branch: str, device: str) -> tuple[ZegFormerPredictor, 
     assert isinstance(predictor, ZegFormerPredictor)
     clip_cfg = replace(cfg.clip, model=WEAK)
     predictor.clip = load_clip(clip_cfg, predictor.device)
-    templates = None if way.image_prompts == "same" else "masked"
-    predictor.image_text = text_embeddings(
-        predictor.clip, info.vocabulary, clip_cfg, templates=templates
-    )
+    predictor.image_text = image_embeddings(predictor.clip, info.vocabulary, clip_cfg, way)
     return predictor, PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
 
 
@@ -70,13 +67,7 @@ def weights_of(split: str) -> Path:
 def measure(split: str, path: Path, branch: str, device: str) -> dict[str, Any]:
     """The scores of a branch on val."""
     found = evaluate_model(*weakened(path, branch, device), progress=ConsoleProgress())
-    assert found.panoptic is not None and found.semantic is not None
-    return {
-        "split": split,
-        "branch": branch,
-        "mIoU": {group: getattr(found.semantic[group], "miou", None) for group in GROUPS},
-        "PQ": {group: getattr(found.panoptic[group], "pq", None) for group in GROUPS},
-    }
+    return {"split": split, "branch": branch, **qualities(found)}
 
 
 def main(words: Sequence[str] | None = None) -> None:

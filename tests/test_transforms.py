@@ -23,6 +23,11 @@ from concat_cli.core.data.transforms import (
 
 STILL = {"scale_min": 1.0, "scale_max": 1.0, "flip": 0.0, "colour": 0.0}
 fast = settings(max_examples=40, deadline=None)
+scaled = given(
+    size=st.tuples(st.integers(40, 160), st.integers(40, 160)),
+    scale=st.floats(0.6, 3.0),
+    seed=st.integers(0, 2**31),
+)
 
 
 def _check_aligned(view: Sample, reach: int) -> None:
@@ -61,11 +66,7 @@ def test_crop_and_flip_keep_pixels_exact(size, segments: int, flip: bool, seed: 
 
 
 @fast
-@given(
-    size=st.tuples(st.integers(40, 160), st.integers(40, 160)),
-    scale=st.floats(0.6, 3.0),
-    seed=st.integers(0, 2**31),
-)
+@scaled
 def test_scaling_moves_image_and_segments_together(size, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sample = coded_sample(*size, 5, rng)
@@ -75,11 +76,7 @@ def test_scaling_moves_image_and_segments_together(size, scale: float, seed: int
 
 
 @fast
-@given(
-    size=st.tuples(st.integers(40, 160), st.integers(40, 160)),
-    scale=st.floats(0.6, 3.0),
-    seed=st.integers(0, 2**31),
-)
+@scaled
 def test_the_short_side_is_scaled_where_that_is_asked_for(size, scale: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sample = coded_sample(*size, 5, rng)

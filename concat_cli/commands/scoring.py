@@ -169,10 +169,11 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str], aske
     from concat_cli.core.infer.tasks import tasks_of_model
 
     meta = read_meta(weights)
-    cfg = override(from_dict(meta["config"]), overrides)
+    own = from_dict(meta["config"])
+    cfg = override(own, overrides)
     # the tensors play no part in it
     info, _ = divided(read_dataset_info(Path(cfg.data.root)), Weights({}, meta, weights, ""))
-    able = tasks_of_model(meta["stage"], from_dict(meta["config"]).zegformer)
+    able = tasks_of_model(meta["stage"], own.zegformer)
     tasks = tasks_of(info, asked.task_names(), able)
     check_segments(able, tasks, asked.diagnostics, asked.official)
     seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)

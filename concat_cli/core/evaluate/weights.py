@@ -60,9 +60,10 @@ def evaluate_weights(
     every image; `limit` takes the first so many images alone.
     """
     loaded = load_weights(weights)
-    cfg = override(config_of(loaded), overrides)
+    own = config_of(loaded)
+    cfg = override(own, overrides)
     info, foreign = divided(read_dataset_info(Path(cfg.data.root)), loaded)
-    able = tasks_of_model(loaded.stage, config_of(loaded).zegformer)
+    able = tasks_of_model(loaded.stage, own.zegformer)
     chosen = tasks_of(info, tasks, able)
     check_segments(able, chosen, diagnostics, official=truth_dir is not None)
     competing = _competing(info.vocabulary, split, candidates)

@@ -60,11 +60,11 @@ class DensePredictor(Predictor):
     @torch.inference_mode()
     def segments(self, raw: Raw) -> list[PanopticResult]:
         """Everything of one class is one segment; its score is the mean probability."""
-        return [
-            regions(labels.cpu().numpy(), sure.cpu().numpy())
-            for labels, sure in self._classified(raw, None, True)
-            if sure is not None
-        ]
+        found = []
+        for labels, sure in self._classified(raw, None, True):
+            assert sure is not None
+            found.append(regions(labels.cpu().numpy(), sure.cpu().numpy()))
+        return found
 
     def _classified(
         self, raw: Raw, offset: float | None, with_confidence: bool

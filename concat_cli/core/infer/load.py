@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import Weights, load_weights
+from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.prompts import text_embeddings
-from concat_cli.core.config import InferConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig, ZegFormerConfig
 from concat_cli.core.infer.dense import DensePredictor
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import restore
 from concat_cli.core.infer.zegformer import ZegFormerPredictor
-from concat_cli.core.progress import Progress
+from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.stages import ZEGFORMER_TRAINED
 from concat_cli.core.vocabulary import Vocabulary
@@ -36,9 +38,9 @@ def load_predictor(
     """A `Predictor`, or the one of it that fits what made the weights; see `Predictor.load`."""
     if not isinstance(weights, Weights):
         weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
-    own = config_of(weights).zegformer
-    trained = {key: getattr(own, key) for key in ZEGFORMER_TRAINED}
-    zegformer = replace(zegformer or own, **trained)
+    cfg = config_of(weights)
+    trained = {key: getattr(cfg.zegformer, key) for key in ZEGFORMER_TRAINED}
+    zegformer = replace(zegformer or cfg.zegformer, **trained)
     looks = weights.stage == "zegformer" and zegformer.branch != "segment"
     found = restore(
         weights,
@@ -65,11 +67,22 @@ def load_predictor(
     if weights.stage == "zegformer":
         image_text = None
         if looks:
-            templates = None if zegformer.image_prompts == "same" else "masked"
-            cfg = config_of(weights).clip
-            image_text = text_embeddings(
-                found.clip, found.vocabulary, cfg, cache_dir, progress, templates
+            image_text = image_embeddings(
+                found.clip, found.vocabulary, cfg.clip, zegformer, cache_dir, progress
             )
         clip = found.clip if looks else None
         return ZegFormerPredictor(*common, zegformer=zegformer, clip=clip, image_text=image_text)
     return Predictor(*common)
+
+
+def image_embeddings(
+    clip: Clip,
+    vocabulary: Vocabulary,
+    cfg: ClipConfig,
+    zegformer: ZegFormerConfig,
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """(K, E): the text of ZegFormer's image branch, of the prompts that the configuration names."""
+    templates = None if zegformer.image_prompts == "same" else "masked"
+    return text_embeddings(clip, vocabulary, cfg, cache_dir, progress, templates)
