@@ -54,9 +54,9 @@ from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
-from concat_cli.core.train.cat import train_cat
-from concat_cli.core.train.con import train_con
-from concat_cli.core.train.finetune import finetune
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.finetune import finetune
 
 ROOT = Path("runs/ablation")
 STAGE1 = {

@@ -49,11 +49,11 @@ from concat_cli.core.evaluate.differences import GROUPS
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
-from concat_cli.core.train.cat import train_cat
-from concat_cli.core.train.clip_zss import train_clip_zss
-from concat_cli.core.train.con import train_con
-from concat_cli.core.train.finetune import finetune
-from concat_cli.core.train.zegformer import train_zegformer
+from concat_cli.methods.clip_zss.train import train_clip_zss
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.finetune import finetune
+from concat_cli.methods.zegformer.train import train_zegformer
 
 ROOT = Path("runs/compare")
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.infer.dense import CHUNK, classify_pixels
+from concat_cli.methods.clip_zss.predictor import CHUNK, classify_pixels
 
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # mallopt(3)
 

@@ -32,8 +32,8 @@ from concat_cli.core.evaluate.differences import GROUPS
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.load import image_embeddings
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.zegformer import ZegFormerPredictor
 from concat_cli.core.runs import Run
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 BRANCHES = ("image", "fusion")
 WEAK = "tiny-weak"

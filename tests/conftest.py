@@ -29,9 +29,9 @@ def mini_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def mini_run(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> MiniRun:
     """All three stages, trained once; not to be changed by tests."""
-    from concat_cli.core.train.cat import train_cat
-    from concat_cli.core.train.con import train_con
-    from concat_cli.core.train.finetune import finetune
+    from concat_cli.methods.concat.cat import train_cat
+    from concat_cli.methods.concat.con import train_con
+    from concat_cli.methods.concat.finetune import finetune
 
     cfg = mini_config(mini_world, "optim.preview_every=3", "optim.eval_every=3")
     run = Run("mini", tmp_path_factory.mktemp("runs"))

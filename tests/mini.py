@@ -19,7 +19,7 @@ from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.prepare_shapes import prepare_shapes
 from concat_cli.core.progress import Silent
 from concat_cli.core.runs import Run, StageDir
-from concat_cli.core.train.query_bank import QueryBank
+from concat_cli.methods.concat.query_bank import QueryBank
 
 T = TypeVar("T")
 

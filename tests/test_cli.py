@@ -393,7 +393,7 @@ def test_what_a_command_may_raise(
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("concat_cli.core.train.con.train_con", fail)
+    monkeypatch.setattr("concat_cli.methods.concat.con.train_con", fail)
     found, _, err = call(capsys, "train-con")
     assert found == code and shown in err and "Traceback" not in err
     if code == 2:
@@ -406,7 +406,7 @@ def test_faults_of_ours_are_not_hidden(inside: Path, monkeypatch: pytest.MonkeyP
     def fail(*_: Any, **__: Any) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("concat_cli.core.train.con.train_con", fail)
+    monkeypatch.setattr("concat_cli.methods.concat.con.train_con", fail)
     with pytest.raises(ValueError, match="a bug"):
         main(["train-con"])
 

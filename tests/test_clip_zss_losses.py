@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.clip_zss import (
+from concat_cli.methods.clip_zss.losses import (
     centroids,
     pixel_cross_entropy,
     pixel_logits,
     pooled_by_cls,
     prototype_bce,
 )
-from concat_cli.core.losses.nel import nel, present_channels
+from concat_cli.methods.clip_zss.nel import nel, present_channels
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 7))  # B, C, P
 

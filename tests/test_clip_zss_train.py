@@ -13,10 +13,8 @@ import torch
 from mini import Interrupt, KilledError, draw_world, flat_state, metrics, mini_config, same
 from torch import Tensor, nn
 
-from concat_cli.core.build import build_student, build_synthesizer, restore_student
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.pseudo_labels import PseudoLabels
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.config_methods import ClipZssConfig
@@ -25,11 +23,15 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train import clip_zss, clip_zss_module, contrast
-from concat_cli.core.train.clip_zss import train_clip_zss
-from concat_cli.core.train.clip_zss_module import ClipZssModule, label_map, labels_at
-from concat_cli.core.train.con import trained_indices
+from concat_cli.core.train import contrast
+from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss import module as clip_zss_module
+from concat_cli.methods.clip_zss import train as clip_zss
+from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, restore_student
+from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, labels_at
+from concat_cli.methods.clip_zss.pseudo_labels import PseudoLabels
+from concat_cli.methods.clip_zss.train import train_clip_zss
 
 FOLDER = Path(__file__).parents[1] / "configs"
 SMALL = ("clip_zss.head_width=16", "clip_zss.bank=6", "clip_zss.heads=4", "optim.steps=2",

@@ -13,7 +13,7 @@ from torch import nn
 
 from concat_cli.commands import compare as command
 from concat_cli.console import Console
-from concat_cli.core.build import build_student, restore_segmentor
+from concat_cli.core.build import restore_segmentor
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import ClipConfig, ClipZssConfig, InferConfig, ZegFormerConfig
@@ -26,9 +26,10 @@ from concat_cli.core.evaluate.cost import Cost, measure_cost, parameters
 from concat_cli.core.evaluate.differences import Interval
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.zegformer import ZegFormerPredictor
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.clip_zss.build import build_student
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 WORLD = {"train": 3, "dev": 1, "val": 8, "size": 64}
 SMALL = ("infer.size=64", "infer.min_score=0.3")

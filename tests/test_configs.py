@@ -13,12 +13,7 @@ import torch
 import yaml
 
 from concat_cli.commands.options import REFERENCE, REFERENCES
-from concat_cli.core.build import (
-    build_generator,
-    build_segmentor,
-    build_student,
-    build_zegformer,
-)
+from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config, ModelConfig
@@ -28,8 +23,11 @@ from concat_cli.core.model.backbone import STRIDES
 from concat_cli.core.runs import Run
 from concat_cli.core.stages import METHODS, STAGES
 from concat_cli.core.train import plan
-from concat_cli.core.train.con import micro_batches
 from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.images import micro_batches
+from concat_cli.methods.clip_zss.build import build_student
+from concat_cli.methods.concat.build import build_generator
+from concat_cli.methods.zegformer.build import build_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

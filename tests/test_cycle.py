@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.cycle import (
+from concat_cli.methods.concat.cycle import (
     cycle_loss,
     mean_distance,
     moment_matching,

@@ -7,7 +7,7 @@ import torch
 from mini import scene
 
 from concat_cli.core.data.loader import collate
-from concat_cli.core.losses import dense
+from concat_cli.methods.concat import token_losses as dense
 
 
 def test_coverage_and_classes_of_tokens():

@@ -20,10 +20,11 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
-from concat_cli.core.train import con, distributed, loop
-from concat_cli.core.train.cat import train_cat
+from concat_cli.core.train import distributed, images, loop
 from concat_cli.core.train.distributed import Processes
-from concat_cli.core.train.finetune import finetune
+from concat_cli.methods.concat import con
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.finetune import finetune
 
 STEPS = 3
 # No batch statistics, so that an image's features do not depend on its neighbours; many uniform
@@ -43,13 +44,13 @@ def work(rank: int, port: int, cfg: Config, folder: Path) -> None:
     }  # fmt: skip
     torch.set_num_threads(1)
     run, modules = Run("two", folder / "runs"), []
-    whole = con._fit
+    whole = images.fit_images
 
-    def noted(task: con.ImageTask, *arguments: Any) -> Any:
+    def noted(task: images.ImageTask, *arguments: Any) -> Any:
         modules.append(task.module)
         return whole(task, *arguments)
 
-    con._fit = noted
+    images.fit_images = noted
     con.train_con(cfg, run, device="cpu")
     train_cat(cfg, run, device="cpu")
     finetune(cfg, run, device="cpu")
@@ -199,6 +200,6 @@ def test_accumulation_is_derived_from_the_global_batch(batch, per_device, world,
     optim = OptimConfig(batch_size=batch, per_device=per_device)
     if expected is None:
         with pytest.raises(UserError, match="does not divide"):
-            con.micro_batches(optim, Processes(0, world))
+            images.micro_batches(optim, Processes(0, world))
     else:
-        assert con.micro_batches(optim, Processes(0, world)) == expected
+        assert images.micro_batches(optim, Processes(0, world)) == expected

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from concat_cli.core.losses.classes import class_loss
-from concat_cli.core.losses.focal import (
+from concat_cli.methods.zegformer.focal import (
     focal_costs,
     match_whole_masks,
     sigmoid_focal,

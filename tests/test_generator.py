@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.losses.cycle import moment_matching
-from concat_cli.core.model.generator import MlpGenerator, PrimitiveGenerator
+from concat_cli.methods.concat.cycle import moment_matching
+from concat_cli.methods.concat.generator import MlpGenerator, PrimitiveGenerator
 
 Generator = PrimitiveGenerator | MlpGenerator
 

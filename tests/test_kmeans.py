@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from concat_cli.core.clip.kmeans import kmeans
+from concat_cli.methods.clip_zss.kmeans import kmeans
 
 
 def unit(*shape, seed=0):

@@ -12,7 +12,7 @@ import concat_cli
 
 ROOT = Path(concat_cli.__file__).parent
 LAYERS = (
-    ("errors", "progress", "config_check"),
+    ("errors", "progress", "config_check", "method"),
     ("files",),
     ("config", "config_methods", "config_shapes", "config_file", "stages", "device"),
     ("vocabulary", "vocabulary_file", "weights_from"),

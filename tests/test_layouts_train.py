@@ -19,7 +19,7 @@ from concat_cli.core.data.recipes import RECIPES
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer import restore
 from concat_cli.core.runs import Run
-from concat_cli.core.train import con
+from concat_cli.methods.concat import con
 
 SHORT = """
 optim.steps=2 optim.batch_size=2 optim.per_device=2 optim.eval_every=0 warmup.steps=0

@@ -25,14 +25,16 @@ from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
 from concat_cli.core.errors import UserError
 from concat_cli.core.losses import alignment
 from concat_cli.core.runs import Run
-from concat_cli.core.train import con_module, teacher
-from concat_cli.core.train.cat import train_cat
-from concat_cli.core.train.con import train_con, trained_indices
-from concat_cli.core.train.con_module import ConModule
-from concat_cli.core.train.finetune import finetune
-from concat_cli.core.train.query_bank import EMPTY, IGNORED, describe
+from concat_cli.core.train import teacher
+from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.core.train.warmup import WarmupModule
+from concat_cli.methods.concat import con_module
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.con_module import ConModule
+from concat_cli.methods.concat.finetune import finetune
+from concat_cli.methods.concat.query_bank import EMPTY, IGNORED, describe
+from concat_cli.methods.concat.warmup import WarmupModule
 
 QUICK = ("optim.steps=2", "warmup.steps=1", "cat.steps=2", "cat.eval_every=1", "finetune.steps=2")
 

@@ -23,11 +23,12 @@ from concat_cli.core.data.image_io import read_id_png, write_id_png
 from concat_cli.core.data.prepare import Options, prepare_data
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
-from concat_cli.core.train.clip_zss import train_clip_zss
-from concat_cli.core.train.con import micro_batches, train_con
 from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.images import micro_batches
 from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.zegformer import train_zegformer
+from concat_cli.methods.clip_zss.train import train_clip_zss
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.zegformer.train import train_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"
 KEPT = ("align.", "warmup.", "loss.dense", "loss.denoising", "optim.ema")  # as the paper has them

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from mini import Heard, draw_world, metrics, mini_config
 from PIL import Image
 
-from concat_cli.core.build import part_of, restore_generator, restore_segmentor
+from concat_cli.core.build import part_of, restore_segmentor
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config, ModelConfig
@@ -27,10 +27,11 @@ from concat_cli.core.export import export
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run, find_weights
-from concat_cli.core.train.calibration import fold_generator
-from concat_cli.core.train.cat import train_cat
-from concat_cli.core.train.con import train_con
-from concat_cli.core.train.finetune import finetune
+from concat_cli.methods.concat.build import restore_generator
+from concat_cli.methods.concat.calibration import fold_generator
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.finetune import finetune
 
 PROJECTOR = {"segmentor.projector.layers.0.weight", "segmentor.projector.layers.0.bias"}
 

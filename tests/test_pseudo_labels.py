@@ -11,8 +11,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.clip.kmeans import kmeans
-from concat_cli.core.clip.pseudo_labels import (
+from concat_cli.core.config import ClipConfig
+from concat_cli.core.data.shapes import draw_scene, scene_seed
+from concat_cli.core.infer.render import overlay
+from concat_cli.methods.clip_zss.kmeans import kmeans
+from concat_cli.methods.clip_zss.preview import CAPTIONS, label_drawing, write_pseudo_preview
+from concat_cli.methods.clip_zss.pseudo_labels import (
     PseudoLabels,
     PseudoOptions,
     cluster_tokens,
@@ -21,10 +25,6 @@ from concat_cli.core.clip.pseudo_labels import (
     pseudo_labels,
     window_seeds,
 )
-from concat_cli.core.config import ClipConfig
-from concat_cli.core.data.shapes import draw_scene, scene_seed
-from concat_cli.core.infer.render import overlay
-from concat_cli.core.infer.render_labels import CAPTIONS, label_drawing, write_pseudo_preview
 
 PLAIN = PseudoOptions(windows=(2, 4), iterations=3, threshold=0.6, min_share=0.0)
 

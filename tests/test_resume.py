@@ -25,11 +25,12 @@ from concat_cli.core.config_file import dump_yaml
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train.cat import train_cat
-from concat_cli.core.train.con import train_con, trained_indices
-from concat_cli.core.train.con_module import ConModule
-from concat_cli.core.train.finetune import finetune
-from concat_cli.core.train.query_bank import QueryBank, open_bank
+from concat_cli.core.train.targets import trained_indices
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.con_module import ConModule
+from concat_cli.methods.concat.finetune import finetune
+from concat_cli.methods.concat.query_bank import QueryBank, open_bank
 
 TEN = ("optim.steps=10", "optim.save_every=5", "warmup.steps=4", "optim.eval_every=5")
 CPU = torch.device("cpu")

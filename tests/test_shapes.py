@@ -33,7 +33,7 @@ from concat_cli.core.data.shapes_split import (
 )
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train.con import train_con
+from concat_cli.methods.concat.con import train_con
 
 CONFIG = ShapesConfig(train=12, dev=4, val=6, seed=5)
 VOID = ShapesConfig(train=12, dev=4, val=6, seed=5, size=64, unseen_pixels="void")

@@ -18,12 +18,12 @@ from concat_cli.core.data.prepare_shapes import differing_keys
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
 from concat_cli.core.train import session as sessions
-from concat_cli.core.train.cat import train_cat
-from concat_cli.core.train.con import train_con
 from concat_cli.core.train.distributed import Processes
-from concat_cli.core.train.finetune import finetune
 from concat_cli.core.train.plan import describe
 from concat_cli.core.train.session import Session, check_world
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.finetune import finetune
 
 
 @pytest.fixture

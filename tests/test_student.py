@@ -15,12 +15,6 @@ from torch import Tensor, nn
 from transformers import SegformerConfig
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
-from concat_cli.core.build import (
-    build_student,
-    build_synthesizer,
-    check_student_start,
-    restore_student,
-)
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
@@ -29,8 +23,14 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.query_decoder import DecoderLayer
-from concat_cli.core.model.student import AllMlpHead, Student
-from concat_cli.core.model.synthesizer import Synthesizer
+from concat_cli.methods.clip_zss.build import (
+    build_student,
+    build_synthesizer,
+    check_student_start,
+    restore_student,
+)
+from concat_cli.methods.clip_zss.student import AllMlpHead, Student
+from concat_cli.methods.clip_zss.synthesizer import Synthesizer
 
 CHANNELS = (6, 10, 12, 20)
 

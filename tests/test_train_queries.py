@@ -14,28 +14,28 @@ import torch.nn.functional as F
 from mini import mini_config, planted_bank
 from torch import Tensor, nn
 
-from concat_cli.core.build import build_generator
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import CatConfig, FinetuneConfig, OptimConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.losses.cycle import cycle_loss
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import StageDir
-from concat_cli.core.train.calibration import _sweep, choose_offset, recognition
-from concat_cli.core.train.cat import Banks, GeneratorModule, GeneratorTask
 from concat_cli.core.train.distributed import Processes
-from concat_cli.core.train.fold import choose_fold, fold_figures, harmonic
 from concat_cli.core.train.loop import Fit
-from concat_cli.core.train.queries import (
+from concat_cli.methods.concat.build import build_generator
+from concat_cli.methods.concat.calibration import _sweep, choose_offset, recognition
+from concat_cli.methods.concat.cat import Banks, GeneratorModule, GeneratorTask
+from concat_cli.methods.concat.cycle import cycle_loss
+from concat_cli.methods.concat.fold import choose_fold, fold_figures, harmonic
+from concat_cli.methods.concat.queries import (
     class_statistics,
     pseudo_queries,
     query_batches,
     residuals_of,
 )
-from concat_cli.core.train.query_bank import EMPTY, IGNORED, QueryBank, check_bank
-from concat_cli.core.train.refit import refitted
-from concat_cli.core.train.union import UnionModule, UnionTask, statistics_for
+from concat_cli.methods.concat.query_bank import EMPTY, IGNORED, QueryBank, check_bank
+from concat_cli.methods.concat.refit import refitted
+from concat_cli.methods.concat.union import UnionModule, UnionTask, statistics_for
 
 CPU = torch.device("cpu")
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}

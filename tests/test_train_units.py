@@ -21,13 +21,19 @@ from concat_cli.core.config import OptimConfig
 from concat_cli.core.data.loader import collate
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import Run, StageDir
-from concat_cli.core.train.con import train_con, trained_indices
-from concat_cli.core.train.con_module import on_void, trained_labels, void_of, with_slots
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.optim import MovingAverage, lr_factor, parameter_groups
+from concat_cli.core.train.targets import (
+    on_void,
+    trained_indices,
+    trained_labels,
+    void_of,
+    with_slots,
+)
 from concat_cli.core.train.teacher import SegmentTokens, drawn_segments
-from concat_cli.core.train.truth import truth_losses
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.truth import truth_losses
 
 CPU = torch.device("cpu")
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
@@ -299,7 +305,7 @@ def test_segments_are_drawn_at_random_and_those_without_a_label_last():
 
 def test_denoising_queries_keep_to_their_segments(mini_run):
     """Whatever the order in which segments are drawn, each has its own mask and label."""
-    from concat_cli.core.train.con_module import ConModule
+    from concat_cli.methods.concat.con_module import ConModule
 
     cfg = mini_run.cfg
     text = F.normalize(torch.randn(9, 12), dim=-1)
@@ -348,9 +354,9 @@ def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
 def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     """It can happen where crops are small: nothing to learn, nothing to break."""
     from concat_cli.core.clip.encoder import load_clip
-    from concat_cli.core.train.con_module import ConModule
     from concat_cli.core.train.teacher import Teacher
-    from concat_cli.core.train.warmup import WarmupModule
+    from concat_cli.methods.concat.con_module import ConModule
+    from concat_cli.methods.concat.warmup import WarmupModule
 
     cfg, clip = mini_run.cfg, load_clip(mini_run.cfg.clip)
     nothing = replace(scene([], 64), segment_map=np.zeros((64, 64), np.int32))

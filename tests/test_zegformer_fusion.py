@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concat_cli.core.infer.zegformer_fusion import (
+from concat_cli.methods.zegformer.fusion import (
     class_scores,
     distribution,
     fuse,

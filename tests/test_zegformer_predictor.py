@@ -13,14 +13,14 @@ from clip_helpers import random_clip
 from torch import nn
 
 from concat_cli.core.build import build_segmentor
-from concat_cli.core.clip.segment_images import encode_segments
 from concat_cli.core.config import InferConfig, ModelConfig, ZegFormerConfig
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.zegformer import ZegFormerPredictor
-from concat_cli.core.infer.zegformer_fusion import class_scores
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.crops import encode_segments
+from concat_cli.methods.zegformer.fusion import class_scores
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 VOCABULARY = Vocabulary(
     (

@@ -14,7 +14,7 @@ import torch
 from mini import Interrupt, KilledError, flat_state, metrics, mini_config, same, scene
 from torch import Tensor
 
-from concat_cli.core.build import build_zegformer, part_of, restore_zegformer
+from concat_cli.core.build import part_of
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig
@@ -23,13 +23,15 @@ from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError
 from concat_cli.core.losses.classes import class_loss
-from concat_cli.core.losses.focal import match_whole_masks, whole_mask_losses
-from concat_cli.core.model.maskformer import MaskFormer
 from concat_cli.core.runs import Run
-from concat_cli.core.train import con, zegformer
-from concat_cli.core.train.con import train_con, trained_indices
-from concat_cli.core.train.zegformer import train_zegformer
-from concat_cli.core.train.zegformer_module import ZegFormerModule, merged_by_category
+from concat_cli.core.train.targets import merged_by_category, trained_indices
+from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.zegformer import train as zegformer
+from concat_cli.methods.zegformer.build import build_zegformer, restore_zegformer
+from concat_cli.methods.zegformer.focal import match_whole_masks, whole_mask_losses
+from concat_cli.methods.zegformer.maskformer import MaskFormer
+from concat_cli.methods.zegformer.module import ZegFormerModule
+from concat_cli.methods.zegformer.train import train_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"
 COMMON = ("align.image=0", "align.instance=0", "optim.steps=2", "warmup.steps=1")

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from clip_helpers import random_clip
 from torch import Tensor
 
-from concat_cli.core.build import build_zegformer
 from concat_cli.core.checkpoint import save_weights
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.prompts import TEMPLATES
@@ -21,8 +20,9 @@ from concat_cli.core.config import ClipConfig, Config, InferConfig, ModelConfig,
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.infer.outputs import RawOutput
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.zegformer import ZegFormerPredictor
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 TRAINED, HIDDEN, NEW = "solid star", "dotted star", "striped zebra"  # HIDDEN: of the data set
 CLASSES = Vocabulary((ClassEntry("red brick", 1), ClassEntry(TRAINED, 2), ClassEntry(HIDDEN, 3)))

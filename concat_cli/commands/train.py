@@ -42,7 +42,7 @@ def train_con(
     cfg, run = open_run("con", config, name, overrides, console)
     if dry_run:
         return show_plan(console, "con", cfg, run)
-    from concat_cli.core.train.con import train_con as train
+    from concat_cli.methods.concat.con import train_con as train
 
     console.say(f"train-con · run {run.name} · seen classes of {cfg.data.root}")
     result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
@@ -63,7 +63,7 @@ def train_cat(
     cfg, run = open_run("cat", config, name, overrides, console)
     if dry_run:
         return show_plan(console, "cat", cfg, run, weights)
-    from concat_cli.core.train.cat import train_cat as train
+    from concat_cli.methods.concat.cat import train_cat as train
 
     console.say(f"train-cat · run {run.name}")
     result = train(
@@ -93,7 +93,7 @@ def finetune(
 
         stage = "finetune" if vocab is None else taught(vocab)
         return show_plan(console, stage, cfg, run, weights, vocab)
-    from concat_cli.core.train.finetune import finetune as train
+    from concat_cli.methods.concat.finetune import finetune as train
 
     console.say(f"finetune · run {run.name} · {vocab or 'the unseen classes of the data set'}")
     result = train(
@@ -117,7 +117,7 @@ def train_zegformer(
     cfg, run = open_run("zegformer", config, name, overrides, console)
     if dry_run:
         return show_plan(console, "zegformer", cfg, run)
-    from concat_cli.core.train.zegformer import train_zegformer as train
+    from concat_cli.methods.zegformer.train import train_zegformer as train
 
     console.say(f"train-zegformer · run {run.name} · seen classes of {cfg.data.root}")
     result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
@@ -140,7 +140,7 @@ def train_clip_zss(
     cfg, run = open_run("clip_zss", config, name, overrides, console)
     if dry_run:
         return show_plan(console, "clip_zss", cfg, run)
-    from concat_cli.core.train.clip_zss import train_clip_zss as train
+    from concat_cli.methods.clip_zss.train import train_clip_zss as train
 
     console.say(f"train-clip-zss · run {run.name} · seen classes of {cfg.data.root}")
     result = train(

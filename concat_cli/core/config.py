@@ -8,11 +8,13 @@ three stages. After each key: where its default comes from, [paper] stated by a 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from concat_cli.core.config_check import check as _check
 from concat_cli.core.config_methods import ClipZssConfig, ZegFormerConfig
 from concat_cli.core.config_shapes import ShapesConfig
+
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,10 @@ class Config:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     zegformer: ZegFormerConfig = field(default_factory=ZegFormerConfig)
     clip_zss: ClipZssConfig = field(default_factory=ClipZssConfig)
+
+    def own(self, kind: type[S]) -> S:
+        """A method's own section, by its type."""
+        return next(value for value in vars(self).values() if isinstance(value, kind))
 
     def __post_init__(self) -> None:
         made_of_tokens = self.loss.denoising or self.loss.dense or self.warmup.masks

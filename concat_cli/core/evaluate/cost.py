@@ -30,7 +30,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.weights import PART, divided
 from concat_cli.core.files import write_json
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.zegformer import ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 IMAGES = 8  # of val, one at a time
 WARM_UP = 2  # images before the clock runs

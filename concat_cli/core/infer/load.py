@@ -13,14 +13,14 @@ from concat_cli.core.checkpoint import Weights, load_weights
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config import ClipConfig, InferConfig, ZegFormerConfig
-from concat_cli.core.infer.dense import DensePredictor
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import restore
-from concat_cli.core.infer.zegformer import ZegFormerPredictor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.stages import ZEGFORMER_TRAINED
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.methods.clip_zss.predictor import DensePredictor
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 
 def load_predictor(

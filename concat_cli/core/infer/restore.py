@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from concat_cli.core.build import config_of, restore_model
+from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import Weights, check_clip
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import check_words, text_embeddings
 from concat_cli.core.config import InferConfig
 from concat_cli.core.device import choose_device, choose_precision
+from concat_cli.core.method import loaded, stage_named
 from concat_cli.core.progress import Progress
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import parse_vocabulary, same_name
@@ -62,7 +63,8 @@ def restore(
     if unknown:
         progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
     text = text_embeddings(clip, vocabulary, cfg.clip, cache_dir, progress)
-    model = restore_model(weights).to(chosen)
+    method, _ = stage_named(weights.stage)
+    model = loaded(method.restore)(weights).to(chosen)
     return Restored(weights, model, text, vocabulary, infer or cfg.infer, chosen, dtype, clip)
 
 

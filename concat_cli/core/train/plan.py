@@ -10,12 +10,7 @@ import open_clip
 import torch
 from torch import nn
 
-from concat_cli.core.build import (
-    build_generator,
-    build_segmentor,
-    build_student,
-    build_zegformer,
-)
+from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import read_meta
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.source import is_cached
@@ -23,15 +18,18 @@ from concat_cli.core.config import ClipConfig, Config, ModelConfig
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import published_repository
-from concat_cli.core.model.maskformer import MaskFormer
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.model.student import Student
 from concat_cli.core.runs import Run
 from concat_cli.core.train.session import check_world, draws_shapes
-from concat_cli.core.train.zegformer import check_keys
 from concat_cli.core.vocabulary_file import parse_vocabulary
 from concat_cli.core.weights_from import hub
 from concat_cli.core.weights_from.start import start_backbone, start_segmentor
+from concat_cli.methods.clip_zss.build import build_student
+from concat_cli.methods.clip_zss.student import Student
+from concat_cli.methods.concat.build import build_generator
+from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.maskformer import MaskFormer
+from concat_cli.methods.zegformer.train import check_keys
 
 Plan = dict[str, str]
 

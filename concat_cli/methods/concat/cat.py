@@ -12,23 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from concat_cli.core.build import Generator, build_generator, config_of, restore_segmentor
+from concat_cli.core.build import config_of, restore_segmentor
 from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import CatConfig, Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.device import one_thread
-from concat_cli.core.losses.cycle import cycle_loss, moment_matching, query_contrast
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
-from concat_cli.core.train.con import trained_indices
 from concat_cli.core.train.distributed import wait
-from concat_cli.core.train.fold import choose_fold, fold_figures
 from concat_cli.core.train.loop import Fit, StageResult
-from concat_cli.core.train.queries import QueryBatch, class_statistics, query_batches
-from concat_cli.core.train.query_bank import Banks, QueryBank, check_bank, open_bank
-from concat_cli.core.train.refit import refitted
 from concat_cli.core.train.session import (
     Session,
     embed,
@@ -36,6 +30,13 @@ from concat_cli.core.train.session import (
     text_clip,
     trained_names,
 )
+from concat_cli.core.train.targets import trained_indices
+from concat_cli.methods.concat.build import Generator, build_generator
+from concat_cli.methods.concat.cycle import cycle_loss, moment_matching, query_contrast
+from concat_cli.methods.concat.fold import choose_fold, fold_figures
+from concat_cli.methods.concat.queries import QueryBatch, class_statistics, query_batches
+from concat_cli.methods.concat.query_bank import Banks, QueryBank, check_bank, open_bank
+from concat_cli.methods.concat.refit import refitted
 
 
 class GeneratorModule(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import config_of, part_of, restore_generator, restore_segmentor
+from concat_cli.core.build import config_of, part_of, restore_segmentor
 from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.prompts import check_words
 from concat_cli.core.config import Config, OptimConfig
@@ -16,11 +16,7 @@ from concat_cli.core.device import one_thread
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, taught
-from concat_cli.core.train.calibration import choose_offset, fold_generator
-from concat_cli.core.train.cat import open_banks
-from concat_cli.core.train.fold import choose_fold
 from concat_cli.core.train.loop import Fit, StageResult
-from concat_cli.core.train.query_bank import Banks
 from concat_cli.core.train.session import (
     Session,
     embed,
@@ -28,9 +24,14 @@ from concat_cli.core.train.session import (
     text_clip,
     trained_names,
 )
-from concat_cli.core.train.union import UnionModule, UnionTask, statistics_for
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import parse_vocabulary, written
+from concat_cli.methods.concat.build import restore_generator
+from concat_cli.methods.concat.calibration import choose_offset, fold_generator
+from concat_cli.methods.concat.cat import open_banks
+from concat_cli.methods.concat.fold import choose_fold
+from concat_cli.methods.concat.query_bank import Banks
+from concat_cli.methods.concat.union import UnionModule, UnionTask, statistics_for
 
 
 class FinetuneTask(UnionTask):

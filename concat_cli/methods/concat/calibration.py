@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import Generator, config_of, restore_generator
+from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import Weights, load_weights
 from concat_cli.core.config import CatConfig, Config, FinetuneConfig
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
-from concat_cli.core.train.fold import harmonic
-from concat_cli.core.train.query_bank import Banks
-from concat_cli.core.train.refit import fit_union, refitted
-from concat_cli.core.train.union import UnionModule, statistics_for
+from concat_cli.methods.concat.build import Generator, restore_generator
+from concat_cli.methods.concat.fold import harmonic
+from concat_cli.methods.concat.query_bank import Banks
+from concat_cli.methods.concat.refit import fit_union, refitted
+from concat_cli.methods.concat.union import UnionModule, statistics_for
 
 OFFSETS = 41  # candidates between 0 and 0.3 of the logit scale; the fold, whose queries have been
 # trained, cannot tell that unseen classes are named too often, so none is below 0

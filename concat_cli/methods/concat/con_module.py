@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.config import AlignConfig, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses import dense
 from concat_cli.core.losses.alignment import aggregate
 from concat_cli.core.losses.classes import class_loss
 from concat_cli.core.losses.masks import mask_losses
 from concat_cli.core.losses.matcher import match
 from concat_cli.core.losses.points import PointSampling
-from concat_cli.core.losses.precision import full_precision
 from concat_cli.core.losses.token_bank import TokenBank
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.model.segmentor import QueryOutput, Segmentor, SegmentorOutput
 from concat_cli.core.train.contrast import contrast
 from concat_cli.core.train.distributed import mean_over_processes
+from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
 from concat_cli.core.train.teacher import SegmentTokens, Teacher, drawn_segments
-from concat_cli.core.train.truth import truth_losses
+from concat_cli.methods.concat import token_losses as dense
+from concat_cli.methods.concat.truth import truth_losses
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
 
@@ -226,34 +224,3 @@ def noised(masks: Tensor, valid: Tensor) -> Denoising:
     """Truth masks (B, M, H, W) at stride 8 with about a third of the cells left out."""
     small = F.avg_pool2d(masks.float(), 8)
     return Denoising(small * (torch.rand_like(small) > 0.3), valid)
-
-
-def with_slots(batch: Batch, least: int) -> Batch:
-    """The batch with at least so many slots for segments; every process needs the same number of
-    crops, and a batch without any segment still needs a slot."""
-    missing = max(least, 1) - batch.labels.shape[1]
-    if missing <= 0:
-        return batch
-    return replace(batch, labels=F.pad(batch.labels, (0, missing), value=-1))
-
-
-def trained_labels(labels: Tensor, to_trained: Tensor) -> Tensor:
-    """Data-set class indices (B, N) -> indices among the trained classes, -1 for all others."""
-    return torch.where(labels >= 0, to_trained[labels.clamp(min=0)], -1)
-
-
-def void_of(batch: Batch, labels: Tensor) -> Tensor | None:
-    """Pixels (B, H, W) without a trained label inside the image, or None where there are none."""
-    known = F.pad(labels >= 0, (1, 0))  # slot 0 of the segment map is void
-    inside = known.gather(1, batch.segment_map.flatten(1).long()).view_as(batch.padding)
-    void = ~inside & ~batch.padding
-    return void if bool(void.any()) else None
-
-
-def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
-    """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
-    with full_precision(mask_logits):
-        inside = (mask_logits.detach() >= 0).float()
-        share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
-        on = torch.einsum("lbqhw,bhw->lbq", inside, share)
-        return on > most * inside.sum((-2, -1)).clamp(min=1)

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import Generator
 from concat_cli.core.config import FinetuneConfig
 from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.train.queries import (
+from concat_cli.methods.concat.build import Generator
+from concat_cli.methods.concat.queries import (
     ClassStatistics,
     QueryBatch,
     class_statistics,
@@ -21,7 +21,7 @@ from concat_cli.core.train.queries import (
     query_batches,
     residuals_of,
 )
-from concat_cli.core.train.query_bank import EMPTY, IGNORED, Banks
+from concat_cli.methods.concat.query_bank import EMPTY, IGNORED, Banks
 
 
 class UnionModule(nn.Module):

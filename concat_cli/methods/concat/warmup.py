@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +14,12 @@ from concat_cli.core.losses.masks import mask_losses
 from concat_cli.core.losses.points import PointSampling
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.train.con_module import noised, trained_labels, with_slots
 from concat_cli.core.train.distributed import mean_over_processes
+from concat_cli.core.train.images import ImageStage, ImageTask, fit_images
+from concat_cli.core.train.targets import trained_labels, with_slots
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.core.train.truth import truth_losses
+from concat_cli.methods.concat.con_module import noised
+from concat_cli.methods.concat.truth import truth_losses
 
 
 class WarmupModule(nn.Module):
@@ -76,3 +81,27 @@ class WarmupModule(nn.Module):
             "mask": self.masks * self.loss.mask * bce,
             "dice": self.masks * self.loss.dice * dice,
         }
+
+
+class WarmupTask(ImageTask):
+    """The same over the warm-up module, which has nothing to score or show."""
+
+    def score(self, step: int) -> dict[str, float]:
+        """Nothing: the query decoder is still random."""
+        return {}
+
+    def preview(self, path: Path) -> None:
+        """Nothing to show."""
+
+
+def warm_up(images: ImageStage, segmentor: Segmentor, teacher: Teacher | None) -> bool:
+    """The warm-up, where one is asked for and was not done yet; False if it was stopped."""
+    cfg = images.session.cfg
+    if not cfg.warmup.steps or images.stage.state.exists():
+        return True
+    module = WarmupModule(
+        segmentor, images.text, images.to_trained, cfg.loss, cfg.align, cfg.warmup, teacher
+    )
+    optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
+    task = WarmupTask(module, images.session, images.text, optim, images.train, images.by_category)
+    return fit_images(task, images.stage.inner("warmup"), images.meta).finished

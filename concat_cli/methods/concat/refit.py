@@ -11,8 +11,8 @@ from torch import Tensor
 from concat_cli.core.config import FinetuneConfig
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.train.query_bank import Banks
-from concat_cli.core.train.union import UnionModule, UnionTask
+from concat_cli.methods.concat.query_bank import Banks
+from concat_cli.methods.concat.union import UnionModule, UnionTask
 
 STEPS = 400
 LR = 1e-3

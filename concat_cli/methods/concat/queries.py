@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.build import Generator
-from concat_cli.core.train.query_bank import QueryBank
+from concat_cli.methods.concat.build import Generator
+from concat_cli.methods.concat.query_bank import QueryBank
 
 PER_CLASS = 512  # real queries a class mean is taken over, at most
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.clip.dense import TokenPath, dense_tokens
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.core.clip.kmeans import Clusters, kmeans
+from concat_cli.methods.clip_zss.dense_tokens import TokenPath, dense_tokens
+from concat_cli.methods.clip_zss.kmeans import Clusters, kmeans
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import build_student, build_synthesizer, check_student_start
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.pseudo_labels import fuse, pseudo_labels
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
-from concat_cli.core.infer.dense import DensePredictor
-from concat_cli.core.infer.render_labels import write_pseudo_preview
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.clip_zss_module import ClipZssModule, label_map, pseudo_options
-from concat_cli.core.train.con import (
-    ImageStage,
-    ImageTask,
-    micro_batches,
-    trained_indices,
-)
-from concat_cli.core.train.con_module import trained_labels
+from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import PICTURES
 from concat_cli.core.train.session import Session, open_session
+from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, check_student_start
+from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, pseudo_options
+from concat_cli.methods.clip_zss.predictor import DensePredictor
+from concat_cli.methods.clip_zss.preview import write_pseudo_preview
+from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
 
 
 class ClipZssTask(ImageTask):

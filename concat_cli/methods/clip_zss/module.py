@@ -13,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.clip.pseudo_labels import PseudoOptions, fuse, pseudo_labels
 from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.clip_zss import (
+from concat_cli.core.losses.token_bank import TokenBank
+from concat_cli.core.model.padding import map_size, resize_padding
+from concat_cli.core.train.contrast import contrast, feed, gathered
+from concat_cli.core.train.distributed import mean_over_processes
+from concat_cli.core.train.targets import trained_labels
+from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.losses import (
     centroids,
     pixel_cross_entropy,
     pixel_logits,
     pooled_by_cls,
     prototype_bce,
 )
-from concat_cli.core.losses.nel import nel, present_channels
-from concat_cli.core.losses.token_bank import TokenBank
-from concat_cli.core.model.padding import map_size, resize_padding
-from concat_cli.core.model.student import Student
-from concat_cli.core.model.synthesizer import Synthesizer
-from concat_cli.core.train.con_module import trained_labels
-from concat_cli.core.train.contrast import contrast, feed, gathered
-from concat_cli.core.train.distributed import mean_over_processes
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.nel import nel, present_channels
+from concat_cli.methods.clip_zss.pseudo_labels import PseudoOptions, fuse, pseudo_labels
+from concat_cli.methods.clip_zss.student import Student
+from concat_cli.methods.clip_zss.synthesizer import Synthesizer
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.focal import sigmoid_focal
 from concat_cli.core.losses.precision import as_float, full_precision
+from concat_cli.methods.zegformer.focal import sigmoid_focal
 
 
 class Nel(NamedTuple):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.build import Generator
-from concat_cli.core.train.queries import ClassStatistics, pseudo_queries
-from concat_cli.core.train.query_bank import QueryBank
+from concat_cli.methods.concat.build import Generator
+from concat_cli.methods.concat.queries import ClassStatistics, pseudo_queries
+from concat_cli.methods.concat.query_bank import QueryBank
 
 SAMPLES = 64  # pseudo queries behind a pseudo mean
 

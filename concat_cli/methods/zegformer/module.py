@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.config import LossConfig
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.classes import class_loss
-from concat_cli.core.losses.focal import match_whole_masks, whole_mask_losses
-from concat_cli.core.model.maskformer import MaskFormer
-from concat_cli.core.train.con_module import on_void, trained_labels, void_of, with_slots
 from concat_cli.core.train.distributed import mean_over_processes
+from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
+from concat_cli.methods.zegformer.focal import match_whole_masks, whole_mask_losses
+from concat_cli.methods.zegformer.maskformer import MaskFormer
 
 
 class ZegFormerModule(nn.Module):
@@ -62,18 +58,3 @@ class ZegFormerModule(nn.Module):
             "mask": self.loss.mask * mask,
             "dice": self.loss.dice * dice,
         }
-
-
-def merged_by_category(batch: Batch) -> Batch:
-    """The batch with the segments of a class of an image merged into the first of them."""
-    batch = with_slots(batch, 1)
-    slots = torch.arange(batch.labels.shape[1], device=batch.labels.device)
-    alike = batch.labels[:, :, None] == batch.labels[:, None, :]  # (B, N, N)
-    first = torch.where(alike, slots, len(slots)).amin(-1)  # (B, N), of the segments of its class
-    number = F.pad(first + 1, (1, 0)).to(batch.segment_map.dtype)  # slot 0 of the map is void
-    merged = number.gather(1, batch.segment_map.flatten(1).long())
-    return replace(
-        batch,
-        segment_map=merged.view_as(batch.segment_map),
-        labels=batch.labels.masked_fill(first != slots, -1),
-    )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from concat_cli.core.build import build_zegformer, check_start
+from concat_cli.core.build import check_start
 from concat_cli.core.config import Config
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.maskformer import MaskFormer
-from concat_cli.core.model.maskformer_pixel import GROUPS
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.con import ImageStage, micro_batches
-from concat_cli.core.train.con_module import ConModule
+from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.session import open_session, text_clip
-from concat_cli.core.train.zegformer_module import ZegFormerModule
+from concat_cli.methods.concat.con_module import ConModule
+from concat_cli.methods.concat.warmup import warm_up
+from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.maskformer import MaskFormer
+from concat_cli.methods.zegformer.maskformer_pixel import GROUPS
+from concat_cli.methods.zegformer.module import ZegFormerModule
 
 
 def train_zegformer(
@@ -44,7 +46,7 @@ def train_zegformer(
     )
     if isinstance(segmentor, MaskFormer):
         return images.fit(ZegFormerModule(segmentor, images.text, images.to_trained, cfg.loss))
-    if not images.warm_up(segmentor, None):
+    if not warm_up(images, segmentor, None):
         return images.unfinished()
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align))
 

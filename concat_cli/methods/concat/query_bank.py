@@ -25,7 +25,7 @@ from concat_cli.core.losses.classes import query_targets
 from concat_cli.core.losses.matcher import match
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.train.con_module import on_void, trained_labels, void_of, with_slots
+from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
 
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
 SYNC_EVERY = 16  # batches between two points that a killed pass can resume from

@@ -1,22 +1,19 @@
-"""Stage 1: the segmentor, trained on seen classes and aligned with CLIP (CON)."""
+"""Stages that learn from images: their task of the loop, and what they may learn from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from concat_cli.core.build import build_segmentor, check_start
-from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.tokens import TokenCache
-from concat_cli.core.config import Config, OptimConfig
+from concat_cli.core.clip.encoder import Clip
+from concat_cli.core.config import OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch, make_loader
 from concat_cli.core.data.transforms import Augment
@@ -27,18 +24,13 @@ from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.tasks import TASKS
-from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.runs import Run, StageDir
-from concat_cli.core.train.con_module import ConModule
+from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import write_preview
-from concat_cli.core.train.session import Session, embed, open_session
-from concat_cli.core.train.teacher import Teacher
-from concat_cli.core.train.warmup import WarmupModule
-from concat_cli.core.train.zegformer_module import ZegFormerModule, merged_by_category
+from concat_cli.core.train.session import Session, embed
+from concat_cli.core.train.targets import merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary
 
 
@@ -146,17 +138,6 @@ class ImageTask:
         )
 
 
-class WarmupTask(ImageTask):
-    """The same over the warm-up module, which has nothing to score or show."""
-
-    def score(self, step: int) -> dict[str, float]:
-        """Nothing: the query decoder is still random."""
-        return {}
-
-    def preview(self, path: Path) -> None:
-        """Nothing to show."""
-
-
 def micro_batches(optim: OptimConfig, processes: Processes) -> tuple[int, int]:
     """Images of one forward of one process, and how many forwards make a step."""
     each, left = divmod(optim.batch_size, processes.world)
@@ -200,57 +181,17 @@ class ImageStage:
         meta = session.meta(stage.stage, clip)
         return ImageStage(session, stage, meta, text, to_trained, train, by_category)
 
-    def warm_up(self, segmentor: Segmentor, teacher: Teacher | None) -> bool:
-        """The warm-up, where one is asked for and was not done yet; False if it was stopped."""
-        cfg = self.session.cfg
-        if not cfg.warmup.steps or self.stage.state.exists():
-            return True
-        module = WarmupModule(
-            segmentor, self.text, self.to_trained, cfg.loss, cfg.align, cfg.warmup, teacher
-        )
-        optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
-        task = WarmupTask(module, self.session, self.text, optim, self.train, self.by_category)
-        return _fit(task, self.stage.inner("warmup"), self.meta).finished
-
     def unfinished(self) -> StageResult:
         """The result of a stage that was stopped before its own first step."""
         return StageResult(self.stage.last, 0, 0.0, False, {})
 
-    def fit(self, module: ConModule | ZegFormerModule) -> StageResult:
+    def fit(self, module: nn.Module) -> StageResult:
         """Trains the module, or goes on with it."""
         session = self.session
         task = ImageTask(
             module, session, self.text, session.cfg.optim, self.train, self.by_category
         )
-        return _fit(task, self.stage, self.meta)
-
-
-def train_con(
-    cfg: Config,
-    run: Run,
-    *,
-    device: str = "auto",
-    fresh: bool = False,
-    progress: Progress = SILENT,
-) -> StageResult:
-    """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
-    session = open_session(cfg, device, progress)
-    micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
-    check_start(cfg.model)
-    clip = load_clip(cfg.clip, session.device)
-    cache = None
-    if cfg.align.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
-    teacher = Teacher(clip, cfg.align.crops, cache)
-    torch.manual_seed(cfg.optim.seed)
-    segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
-    session.place(segmentor)
-    images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)
-    if not images.warm_up(segmentor, teacher):
-        return images.unfinished()
-    return images.fit(
-        ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align, teacher)
-    )
+        return fit_images(task, self.stage, self.meta)
 
 
 def classes_digest(vocabulary: Vocabulary) -> str:
@@ -259,13 +200,7 @@ def classes_digest(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def trained_indices(is_seen: tuple[bool, ...], device: torch.device) -> Tensor:
-    """(all classes,) int64: the index among the seen classes, -1 for unseen ones."""
-    seen = torch.tensor(is_seen, device=device)
-    return torch.where(seen, seen.cumsum(0) - 1, -1)
-
-
-def _fit(task: ImageTask, stage: StageDir, meta: dict[str, Any]) -> StageResult:
+def fit_images(task: ImageTask, stage: StageDir, meta: dict[str, Any]) -> StageResult:
     session = task.session
     task.module.to(session.device)
     return Fit(

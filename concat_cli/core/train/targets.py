@@ -1,0 +1,64 @@
+"""What of a batch may be learned from: trained classes, their masks, and what is void."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from concat_cli.core.data.loader import Batch
+from concat_cli.core.losses.precision import full_precision
+
+
+def with_slots(batch: Batch, least: int) -> Batch:
+    """The batch with at least so many slots for segments; every process needs the same number of
+    crops, and a batch without any segment still needs a slot."""
+    missing = max(least, 1) - batch.labels.shape[1]
+    if missing <= 0:
+        return batch
+    return replace(batch, labels=F.pad(batch.labels, (0, missing), value=-1))
+
+
+def merged_by_category(batch: Batch) -> Batch:
+    """The batch with the segments of a class of an image merged into the first of them."""
+    batch = with_slots(batch, 1)
+    slots = torch.arange(batch.labels.shape[1], device=batch.labels.device)
+    alike = batch.labels[:, :, None] == batch.labels[:, None, :]  # (B, N, N)
+    first = torch.where(alike, slots, len(slots)).amin(-1)  # (B, N), of the segments of its class
+    number = F.pad(first + 1, (1, 0)).to(batch.segment_map.dtype)  # slot 0 of the map is void
+    merged = number.gather(1, batch.segment_map.flatten(1).long())
+    return replace(
+        batch,
+        segment_map=merged.view_as(batch.segment_map),
+        labels=batch.labels.masked_fill(first != slots, -1),
+    )
+
+
+def trained_indices(is_seen: tuple[bool, ...], device: torch.device) -> Tensor:
+    """(all classes,) int64: the index among the seen classes, -1 for unseen ones."""
+    seen = torch.tensor(is_seen, device=device)
+    return torch.where(seen, seen.cumsum(0) - 1, -1)
+
+
+def trained_labels(labels: Tensor, to_trained: Tensor) -> Tensor:
+    """Data-set class indices (B, N) -> indices among the trained classes, -1 for all others."""
+    return torch.where(labels >= 0, to_trained[labels.clamp(min=0)], -1)
+
+
+def void_of(batch: Batch, labels: Tensor) -> Tensor | None:
+    """Pixels (B, H, W) without a trained label inside the image, or None where there are none."""
+    known = F.pad(labels >= 0, (1, 0))  # slot 0 of the segment map is void
+    inside = known.gather(1, batch.segment_map.flatten(1).long()).view_as(batch.padding)
+    void = ~inside & ~batch.padding
+    return void if bool(void.any()) else None
+
+
+def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
+    """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
+    with full_precision(mask_logits):
+        inside = (mask_logits.detach() >= 0).float()
+        share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
+        on = torch.einsum("lbqhw,bhw->lbq", inside, share)
+        return on > most * inside.sum((-2, -1)).clamp(min=1)

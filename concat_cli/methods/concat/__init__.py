@@ -1,0 +1,62 @@
+"""CONCAT: conditional token alignment (CON), cycle transition (CAT), and union finetuning."""
+
+from __future__ import annotations
+
+from concat_cli.core.method import Method, Stage
+
+CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer")
+BANK = (
+    "data",
+    "clip",
+    "bank",
+    "loss.classes",
+    "loss.mask",
+    "loss.dice",
+    "loss.points",
+    "infer.size",
+    "infer.max_size",
+    "optim.seed",
+    "optim.precision",
+)
+METHOD = Method(
+    name="concat",
+    stages=(
+        Stage(
+            "con",
+            "train-con",
+            "Train the segmentor on seen classes (stage 1, CON).",
+            train="concat_cli.methods.concat.con:train_con",
+            plan="concat_cli.methods.concat.plan:con",
+            relevant=CON,
+            following="train-cat",
+        ),
+        Stage(
+            "cat",
+            "train-cat",
+            "Train the generator for unseen classes (stage 2, CAT).",
+            train="concat_cli.methods.concat.cat:train_cat",
+            plan="concat_cli.methods.concat.plan:cat",
+            relevant=(*BANK, "cat", "protocol"),
+            options=("weights",),
+            following="finetune",
+        ),
+        Stage(
+            "finetune",
+            "finetune",
+            "Teach it unseen classes, or any names (stage 3).",
+            train="concat_cli.methods.concat.finetune:finetune",
+            plan="concat_cli.methods.concat.plan:finetune",
+            relevant=(*BANK, "cat", "finetune", "infer", "protocol"),
+            options=("vocabulary", "weights", "force"),
+        ),
+    ),
+    reference="shapes",
+    restore="concat_cli.core.build:restore_segmentor",
+    predictor="concat_cli.methods.concat.predictor:open_predictor",
+    tasks="concat_cli.methods.concat:tasks",
+)
+
+
+def tasks(_: object) -> tuple[str, ...]:
+    """Everything: its queries are segments."""
+    return ("panoptic", "semantic", "instance")
