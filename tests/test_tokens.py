@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
+from mini import Heard
 
 from concat_cli.core.clip.tokens import (
     TokenCache,
@@ -188,3 +189,17 @@ def test_a_cache_that_cannot_be_written_is_a_user_error(clip, batch, tmp_path):
     cache = TokenCache(tmp_path, clip.identity, clip.embed_dim)
     with pytest.raises(UserError, match="Cannot write"):
         cache.segment_tokens(clip, images, segment_map, select)
+
+
+def test_the_cache_stops_growing_and_says_so(clip, batch, tmp_path):
+    images, *_ = batch
+    heard = Heard()
+    cache = TokenCache(tmp_path, clip.identity, clip.embed_dim, 3 * 4 * clip.embed_dim, heard)
+    for shift in range(4):  # eight views, none of which comes again
+        views = images.roll(shift + 1, -1)
+        torch.testing.assert_close(cache.image_tokens(clip, views), image_tokens(clip, views))
+    files = {path.suffix: path.stat().st_size for path in cache.folder.iterdir()}
+    assert files == {".keys": 3 * 16, ".tokens": 3 * 4 * clip.embed_dim} and len(cache) == 3
+    assert len(heard.lines) == 1 and "3 views" in heard.lines[0] and "online" in heard.lines[0]
+    assert cache.image_tokens(clip, images.roll(1, -1)).shape == (2, clip.embed_dim)
+    assert (cache.hits, cache.misses) == (2, 8)
