@@ -9,6 +9,7 @@ OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait make all times severa
 """
 
 import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -97,6 +98,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(
+        f"{platform.platform()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} "
+        f"threads, torch {torch.__version__}, transformers {transformers.__version__}"
+    )
     theirs = their_model()
     ours = our_model(theirs)
     for size in options.sizes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from clip_helpers import random_clip, write_model
@@ -9,15 +12,17 @@ from clip_helpers import random_clip, write_model
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import TEMPLATES, check_words
-from concat_cli.core.clip.tiny.captions import Concepts, all_captions, known_words
-from concat_cli.core.clip.tiny.train import contrastive_loss, evaluate
-from concat_cli.core.clip.tiny.views import Job, Sampler, draw_scenes, roughen, take_pictures
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.data.shapes import scene_seed
 from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "tiny_clip"))
+from captions import Concepts, all_captions, known_words
+from train import contrastive_loss, evaluate
+from views import Job, Sampler, draw_scenes, roughen, take_pictures
 
 SHIPPED = [pytest.param(name, id=name) for name in tiny.FILES]
 
@@ -108,7 +113,7 @@ def test_a_folder_without_weights_is_an_error(tmp_path):
 def test_missing_and_broken_tiny_weights(tmp_path):
     with pytest.raises(UserError, match="missing") as caught:
         tiny.load_tiny(tmp_path / "none.safetensors")
-    assert "tiny.train" in caught.value.hint
+    assert "make tiny-clip" in caught.value.hint
     (tmp_path / "cut.safetensors").write_bytes(tiny.FILES["tiny"].read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         tiny.load_tiny(tmp_path / "cut.safetensors")

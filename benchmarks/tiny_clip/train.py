@@ -1,7 +1,7 @@
 """Makes the built-in tiny CLIP, and scores it.
 
-    python -m concat_cli.core.clip.tiny.train              # about 10 minutes; `make tiny-clip`
-    python -m concat_cli.core.clip.tiny.train --evaluate   # zero-shot top-1 on held-out scenes
+    python benchmarks/tiny_clip/train.py              # about 10 minutes; `make tiny-clip`
+    python benchmarks/tiny_clip/train.py --evaluate   # zero-shot top-1 on held-out scenes
 
 It learns the whole built-in world, unseen classes included, as a web-scale CLIP has seen
 everything; its scenes are no data set's scenes. Written are `weights.safetensors` and, for the
@@ -23,14 +23,14 @@ from typing import Any, TypeVar
 import numpy as np
 import open_clip
 import torch
+from captions import Concepts, all_captions, known_words
 from torch import Tensor, nn
 from torch.nn import functional as F
+from views import Job, Sampler, Scenes, Views, draw_scenes, take_all
 
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import Clip, ClipIdentity, load_clip, quiet
 from concat_cli.core.clip.prompts import class_texts, encode_classes
-from concat_cli.core.clip.tiny.captions import Concepts, all_captions, known_words
-from concat_cli.core.clip.tiny.views import Job, Sampler, Scenes, Views, draw_scenes, take_all
 from concat_cli.core.clip.tokens import segment_tokens
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.data.shapes_split import CLASSES, DEFAULT_UNSEEN

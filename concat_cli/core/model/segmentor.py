@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.padding import map_size, resize_padding
+from concat_cli.core.model.layers import map_size, resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import (

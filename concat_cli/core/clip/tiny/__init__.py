@@ -1,7 +1,7 @@
 """The built-in tiny CLIP: where its files lie, and how its unused token rows are left out.
 
-A real open_clip model (`open_clip_config.json`) that has seen the built-in world only; `train.py`
-made the weights. Two things keep the files small: of the 49408 rows of the token table only those
+A real open_clip model (`open_clip_config.json`) that has seen the built-in world only; made by
+`make tiny-clip`. Two things keep the files small: of the 49408 rows of the token table only those
 of the captions' tokens are stored, and matrices are stored as int8 with a scale for each row.
 """
 
@@ -78,8 +78,7 @@ def load_tiny(path: Path) -> TinyWeights:
     if not path.is_file():
         raise UserError(
             f"The built-in CLIP's weights are missing: {path}.",
-            "Install the package again, or make them (about 10 minutes): "
-            "python -m concat_cli.core.clip.tiny.train",
+            "Install the package again, or make them in the repository: make tiny-clip.",
         )
     try:
         with safe_open(path, framework="pt") as file:
