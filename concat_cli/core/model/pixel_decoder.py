@@ -25,6 +25,8 @@ from concat_cli.core.model.layers import (
     zero_padding,
 )
 
+POINTS = 4  # read by a head at each level
+
 
 @dataclass(frozen=True)
 class PixelFeatures:
@@ -112,9 +114,9 @@ class FPNPixelDecoder(nn.Module):
 class DeformableLayer(nn.Module):
     """Deformable self-attention over all levels, then feed-forward, post-norm."""
 
-    def __init__(self, width: int, heads: int, ffn: int, points: int, sampler: Sampler) -> None:
+    def __init__(self, width: int, heads: int, ffn: int, sampler: Sampler) -> None:
         super().__init__()
-        self.attention = DeformableAttention(width, heads, 3, points, sampler)
+        self.attention = DeformableAttention(width, heads, 3, POINTS, sampler)
         self.feed_forward = FeedForward(width, ffn)
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward_norm = nn.LayerNorm(width)
@@ -155,7 +157,7 @@ class DeformablePixelDecoder(nn.Module):
     Args:
         channels: of the backbone's maps at strides 4, 8, 16, 32.
         width: D. mask_width: Dm. ffn: hidden width of the feed-forward blocks.
-        layers: encoder layers. points: read per head and level. groups: of the group norms.
+        layers: encoder layers, each of whose heads reads 4 points a level. groups: of the norms.
         sampler: how points are read (`deformable.py`).
     """
 
@@ -167,7 +169,6 @@ class DeformablePixelDecoder(nn.Module):
         heads: int = 8,
         ffn: int = 1024,
         layers: int = 6,
-        points: int = 4,
         groups: int = 32,
         sampler: Sampler = sample,
     ) -> None:
@@ -178,9 +179,9 @@ class DeformablePixelDecoder(nn.Module):
             NormedConvolution(c, width, 1, True, groups) for c in reversed(channels[1:])
         )
         self.level_embedding = nn.Parameter(torch.randn(3, width))
-        self.read_shape = (heads, 3, points) if layers else (1, 3, 1)
+        self.read_shape = (heads, 3, POINTS) if layers else (1, 3, 1)
         self.layers = nn.ModuleList(
-            DeformableLayer(width, heads, ffn, points, sampler) for _ in range(layers)
+            DeformableLayer(width, heads, ffn, sampler) for _ in range(layers)
         )
         self.lateral = NormedConvolution(channels[0], width, 1, False, groups)
         self.smooth = NormedConvolution(width, width, 3, False, groups)
