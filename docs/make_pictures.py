@@ -31,6 +31,7 @@ OUT = Path(__file__).parent / "pictures"
 SIZE = (384, 448)  # height and width of a scene
 SEEDS = (226, 105)  # chosen for the classes they hold, before any prediction
 WORLD = (180, 48, 256, 94, 191, 190, 50, 232)
+SCENE = 145  # what the README's first command looks at, of the size of the built-in world
 WIDTH = 1600  # of a picture at most
 LIMIT = 390_000  # bytes of a picture at most
 SIGN = "* "  # stands before the names of unseen classes
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
+    Image.fromarray(draw_scene(SCENE).image).save(args.out / "scene.png")
     save(world_picture(WORLD), args.out / "world.webp")
     predictor = Predictor.load(args.weights, device="cpu")
     save(prediction_picture(predictor, args.seeds), args.out / "prediction.webp")

@@ -1,4 +1,4 @@
-"""Fills the generated blocks of README.md and docs/results.md: figures, the tree, the examples.
+"""Fills the generated blocks of the README and of the pages in docs/: figures, tree, examples.
 
     python docs/make_readme.py            # rewrites what stands between the marks
     python docs/make_readme.py --check    # exit code 1 if a block is not up to date
@@ -26,8 +26,8 @@ from concat_cli.examples import EXAMPLES
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-PAGES = (ROOT / "README.md", DOCS / "results.md")
-TREE = ("concat_cli", "configs", "benchmarks", "docs")  # and tests, in one line
+PAGES = (ROOT / "README.md", *(DOCS / f"{name}.md" for name in ("results", "code", "commands")))
+TREE = ("concat_cli", "benchmarks", "docs")  # and tests, in one line
 COLUMN = 32  # of the tree's second column
 MISSING = "not measured yet"
 REFERENCE = ("shapes-default", "shapes-1", "shapes-2")
@@ -155,11 +155,17 @@ def scores_table(folder: Path) -> str:
     found = {name: scores(folder, name) for name in REFERENCE}
     there = {name: one for name, one in found.items() if one is not None} or found
     splits = ", ".join(name.removeprefix("shapes-") for name in there)
-    what = f"reference `configs/shapes.yaml`, splits: {splits}"
+    what = f"reference `shapes`, splits: {splits}"
     lines.append(row(what, "`make reference`", list(there.values())))
     for cell, what in SHORT.items():
         lines.append(row(f"ablation: {what}", "`make ablation`", ablation.get(cell, [None])))
     return "\n".join(lines)
+
+
+def summary_table(folder: Path) -> str:
+    """The few rows that the README shows."""
+    kept = ("| run ", "|---", "| demo", "| reference", "| ablation: CON")
+    return "\n".join(row for row in scores_table(folder).splitlines() if row.startswith(kept))
 
 
 def ablation_table(folder: Path) -> str:
@@ -265,6 +271,7 @@ def filled(text: str, folder: Path) -> str:
     """The text with every block between its marks made anew."""
     blocks = {
         "scores": scores_table(folder),
+        "summary": summary_table(folder),
         "figures": figures_table(folder),
         "ablation": ablation_table(folder),
         "compare": compare_table(folder),

@@ -94,9 +94,15 @@ def test_each_concat_line_parses_and_its_keys_exist(words: list[str]) -> None:
         load_config(ROOT / config if config else None, params["overrides"] or ())
 
 
-def test_the_first_block_is_the_two_commands() -> None:
-    first = [shlex.split(line, comments=True) for line in blocks(README, "sh")[0].splitlines()]
-    assert first == [["make", "demo"], ["make", "test"]]
+def test_the_readme_is_short_and_begins_with_what_takes_seconds() -> None:
+    text = README.read_text("utf-8")
+    assert len(text.splitlines()) <= 200 and len(text.encode()) <= 14_000
+    first, second = (
+        [shlex.split(line, comments=True) for line in block.splitlines()]
+        for block in blocks(README, "sh")[:2]
+    )
+    assert first[-1][:2] == ["concat", "predict"] and (ROOT / first[-1][2]).is_file()
+    assert second == [["make", "demo"], ["make", "test"]]
 
 
 def test_make_targets_and_scripts_exist() -> None:
@@ -143,7 +149,7 @@ def test_configuration_keys_exist(page: Path) -> None:
 
 def test_generated_blocks_are_up_to_date() -> None:
     maker = script("make_readme")
-    for page in (README, ROOT / "docs" / "results.md"):
+    for page in maker.PAGES:
         text = page.read_text("utf-8")
         assert maker.filled(text, ROOT / "docs" / "results") == text, "python docs/make_readme.py"
 
