@@ -43,6 +43,7 @@ class Package:
                 self.functions[node.name] = name
             if isinstance(node, ast.ClassDef):
                 self.classes[node.name].attributes |= dict(self._declared(node))
+        self.classes[ROOT].attributes |= dict(_of_methods(nodes))
         self.sections = {
             key: name
             for key, name in self.classes[ROOT].attributes.items()
@@ -191,6 +192,17 @@ class Reader:
             case ast.NamedExpr(value=value):
                 return self.type_of(value, known)
         return None
+
+
+def _of_methods(nodes: list[ast.AST]) -> Iterator[tuple[str, str]]:
+    """The methods' own sections, as each tells them: sections={"name": "module:Class"}."""
+    for node in nodes:
+        match node:
+            case ast.keyword(arg="sections", value=ast.Dict(keys=keys, values=values)):
+                for key, value in zip(keys, values, strict=True):
+                    match key, value:
+                        case ast.Constant(value=str(name)), ast.Constant(value=str(path)):
+                            yield name, path.partition(":")[2]
 
 
 def _own(node: ast.AST) -> str | None:

@@ -32,6 +32,9 @@ class Task:
         one, other = self.session.cfg, image.size
         two = replace(one.a, lr=1)
         if (three := two).steps: return image.lr
+METHOD = Method(sections={"c": "package.module:CConfig"})
+class CConfig:
+    unread: int = 0
 def plain(session: Session):
     return session.cfg.own(BConfig).beta
 """
@@ -86,4 +89,6 @@ def test_a_planted_key_is_found(package: Package) -> None:
 
 def test_reads_are_followed() -> None:
     """Through attributes, several names at once, replace, := and own; not on other things."""
-    assert Package([SMALL]).dead() == ["AConfig.lr", "AConfig.size", "BConfig.lr"]
+    assert Package([SMALL]).dead() == [
+        "AConfig.lr", "AConfig.size", "BConfig.lr", "CConfig.unread",
+    ]  # fmt: skip
