@@ -48,10 +48,20 @@ def test_every_data_file_is_packaged(packaged: set[str]) -> None:
         "concat_cli/core/evaluate/report.schema.json",
         "concat_cli/core/clip/tiny/open_clip_config.json",
         "concat_cli/core/clip/tiny/weights.safetensors",
+        "concat_cli/configs/demo.yaml",
+        "concat_cli/py.typed",
     ],
 )
 def test_what_runs_without_a_download_is_packaged(packaged: set[str], name: str) -> None:
     assert name in packaged
+
+
+def test_every_shipped_configuration_is_packaged(packaged: set[str]) -> None:
+    """The folder `configs` of the checkout is the package's own."""
+    names = {path.name for path in (ROOT / "configs").glob("*.yaml")}
+    assert len(names) > 10 and names == {
+        path.rpartition("/")[2] for path in packaged if path.startswith("concat_cli/configs/")
+    }
 
 
 def test_built_in_weights_are_small() -> None:
@@ -64,6 +74,19 @@ def test_built_in_weights_are_small() -> None:
 def test_the_command_is_installed() -> None:
     scripts = metadata.distribution("concat-seg").entry_points
     assert {e.name: e.value for e in scripts} == {"concat": "concat_cli.app:main"}
+
+
+def test_the_oldest_versions_are_those_that_are_allowed() -> None:
+    """constraints/oldest.txt, with which `.ci/oldest` runs, and pyproject.toml."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = (ROOT / "constraints" / "oldest.txt").read_text(encoding="utf-8")
+    pinned = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    allowed = dict(line.split(">=") for line in project["dependencies"])
+    assert pinned.keys() == allowed.keys()
+    for name, version in allowed.items():
+        parts = [*version.split("."), "0"]
+        assert pinned[name].split(".")[: len(parts)] in (parts[:-1], parts), name
 
 
 def test_no_dependency_comes_from_a_url() -> None:

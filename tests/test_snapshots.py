@@ -65,7 +65,8 @@ STAGES: dict[str, tuple[str, str, str, list[str] | None]] = {
 }
 NEEDS = {"cat": "con", "finetune": "cat"}
 FIGURES = ("panoptic", "semantic", "instance", "intervals", "calibration", "diagnostics")
-RTOL = 2e-3
+RTOL = 2e-3  # of sums; another torch draws some numbers and rounds in another way
+OTHER_TORCH = 20  # times as much
 NOISE = 3e-4  # times the root of the number of values: Adam moves those without a gradient too
 
 
@@ -115,10 +116,13 @@ def trained(stage: str) -> dict[str, Any]:
     run(command, "--name", name, "--device", "cpu", *given)
     path = Path("runs", name, folder)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    tensors, digest = load_file(path / "last.safetensors"), hashlib.sha256()
-    for key in tensors:
-        digest.update(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode())
-        digest.update(tensors[key].contiguous().numpy().tobytes())
+    stored = load_file(path / "last.safetensors")
+    # in an order that does not depend on the version of safetensors: by size of type, then name
+    tensors = dict(sorted(stored.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    digest = hashlib.sha256()
+    for key, value in tensors.items():
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
     return {
         "digest": digest.hexdigest(),
         "losses": [{k: v for k, v in r.items() if k != "seconds"} for r in rows if "loss" in r],
@@ -199,12 +203,13 @@ def apart(found: Any, wanted: Any, rel: float, absolute: float, path: str = "") 
 def test_a_stage(world: None, recorded: dict[str, Any], stage: str) -> None:
     found, wanted = trained(stage), recorded["stages"][stage]
     assert list(found["tensors"]) == list(wanted["tensors"])
+    apart_by = 1 if recorded["fingerprint"]["torch"] == torch.__version__ else OTHER_TORCH
     for name, (shape, magnitude, total) in wanted["tensors"].items():
         own = found["tensors"][name]
         assert own[0] == shape, name
-        slack = RTOL * magnitude + NOISE * max(1, int(np.prod(shape))) ** 0.5
+        slack = apart_by * RTOL * magnitude + NOISE * max(1, int(np.prod(shape))) ** 0.5
         assert abs(own[1] - magnitude) <= slack and abs(own[2] - total) <= slack, (name, own)
-    assert apart(found["losses"], wanted["losses"], 1e-2, 1e-3) == []
+    assert apart(found["losses"], wanted["losses"], 5 * apart_by * RTOL, 1e-3) == []
 
 
 def test_predict(world: None, recorded: dict[str, Any]) -> None:
@@ -219,10 +224,9 @@ def test_predict(world: None, recorded: dict[str, Any]) -> None:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", SCORED)
-def test_evaluate(world: None, recorded: dict[str, Any], stage: str) -> None:
-    found, wanted = scored(stage), recorded["evaluate"][stage]
-    assert apart(found, wanted, 1e-2, 5e-3) == []
+def test_evaluate(world: None, recorded: dict[str, Any]) -> None:
+    """The built-in weights; what hardly trained ones are sure of is rounding (see `test_bits`)."""
+    assert apart(scored("built-in"), recorded["evaluate"]["built-in"], 1e-2, 5e-3) == []
 
 
 def test_bits(world: None, recorded: dict[str, Any]) -> None:
