@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,3 +146,10 @@ def scene(labels: list[int], size: int = 8, seed: int = 0) -> Sample:
     image = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
     crowd = np.zeros(len(labels), bool)
     return Sample(image, segment_map, np.array(labels, np.int64), crowd, seed, f"{seed}.png")
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for processes to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -25,6 +25,7 @@ from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.optim import MovingAverage, lr_factor, parameter_groups
 from concat_cli.core.train.targets import (
+    Truth,
     on_void,
     trained_indices,
     trained_labels,
@@ -33,7 +34,7 @@ from concat_cli.core.train.targets import (
 )
 from concat_cli.core.train.teacher import SegmentTokens, drawn_segments
 from concat_cli.methods.concat.con import train_con
-from concat_cli.methods.concat.truth import truth_losses
+from concat_cli.methods.concat.con_module import TruthModule
 
 CPU = torch.device("cpu")
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
@@ -128,7 +129,7 @@ class Regression(nn.Module):
         torch.manual_seed(0)
         self.linear = nn.Linear(3, 1)
 
-    def forward(self, batch: Rows, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Rows, counts: object) -> dict[str, Tensor]:
         found = self.linear(batch.x)[:, 0]
         return {"fit": (found - batch.x.sum(1)).square().mean(), "small": 0.01 * found.abs().mean()}
 
@@ -146,6 +147,9 @@ class RegressionTask:
             rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
             yield [Rows(part) for part in rows.chunk(self.parts)]
             step += 1
+
+    def counts(self, batch: Rows) -> dict[str, Tensor]:
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "lr": 0.1, "weight_decay": 0.0}]
@@ -222,9 +226,8 @@ def test_clipping(tmp_path):
 
 
 def test_the_segmentor_accumulates(mini_world, tmp_path):
-    """8 images in one forward or in two of 4. Each forward divides by its own number of segments,
-    as in Mask2Former, samples its own points, and does not have the other's negatives: the terms
-    agree within 15%, those without a normaliser or negatives within 1%."""
+    """8 images in one forward or in two of 4: each forward samples its own points and knows its
+    own void; see `test_train_accumulation` for all that is exact."""
     rows = []
     for per_device in (8, 4):
         cfg = mini_config(
@@ -340,10 +343,10 @@ def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
     rows, slots = (torch.tensor(x) for x in ([0, 0, 1, 1], [0, 1, 0, 1]))
     tokens = F.normalize(torch.randn(4, 12), dim=-1)
     target = SegmentTokens(rows, slots, torch.ones(4, dtype=torch.bool), tokens)
-    losses = truth_losses(
-        segmentor, segmentor.features(batch.images, None), torch.randn(5, 12), batch.labels,
-        batch.masks(), None, target, replace(cfg.align, detach=detach),
-    )  # fmt: skip
+    align = replace(cfg.align, detach=detach)
+    module = TruthModule(segmentor, torch.randn(5, 12), torch.arange(5), cfg.loss, align)
+    maps, truth = segmentor.features(batch.images, None), Truth.of(batch, module.to_trained)
+    losses = module.truth_losses(maps, truth, target, module.alone(batch))
     losses["truth_align"].backward(retain_graph=True)
     assert segmentor.projector.last.weight.grad.any()
     assert all(p.grad is None for p in segmentor.backbone.parameters()) == detach
@@ -355,8 +358,7 @@ def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     """It can happen where crops are small: nothing to learn, nothing to break."""
     from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.train.teacher import Teacher
-    from concat_cli.methods.concat.con_module import ConModule
-    from concat_cli.methods.concat.warmup import WarmupModule
+    from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
     cfg, clip = mini_run.cfg, load_clip(mini_run.cfg.clip)
     nothing = replace(scene([], 64), segment_map=np.zeros((64, 64), np.int32))

@@ -25,6 +25,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.losses.classes import class_loss
 from concat_cli.core.runs import Run
 from concat_cli.core.train.targets import merged_by_category, trained_indices
+from concat_cli.methods.concat import con
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.zegformer import train as zegformer
 from concat_cli.methods.zegformer.build import build_zegformer, restore_zegformer

@@ -24,6 +24,15 @@ def query_targets(matched: Tensor, labels: Tensor, queries: int, classes: int) -
     return slots[..., :queries]
 
 
+def expected_weight(segments: Tensor, queries: int, no_object: float) -> Tensor:
+    """What a layer's weights in `class_loss` sum up to, (), if none is ignored.
+
+    segments: (B,), how many segments with a label each image has.
+    """
+    matched = segments.clamp(max=queries).sum()
+    return matched + no_object * (queries * len(segments) - matched)
+
+
 def class_loss(
     class_logits: Tensor,
     matched: Tensor,
@@ -40,8 +49,8 @@ def class_loss(
         labels: (B, N), -1 for padding.
         no_object: weight of queries without a segment.
         ignore: (B, Q) or (L, B, Q) bool, queries mostly on void: no target unless matched.
-        average: mean of a tensor over the processes; with it the weighted mean is that of the
-            whole batch, however it is split.
+        average: brings the sum of a layer's weights to the whole batch, however it is split; see
+            `Count.of_whole`.
     """
     queries, classes = class_logits.shape[2], class_logits.shape[3] - 1
     targets = query_targets(matched, labels, queries, classes)

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from concat_cli.core.losses.alignment import Negatives, info_nce
 from concat_cli.core.losses.token_bank import TokenBank
-from concat_cli.core.train.distributed import gather_rows, mean_over_processes, process_rank
+from concat_cli.core.train.distributed import (
+    Count,
+    gather_rows,
+    mean_over_processes,
+    process_rank,
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """queries, tokens (M, E), paired by row; valid (M,) bool; groups (M,) int64: nothing of a row's
+    own group (classes, image ids; -1: none) is among its negatives. M is equal in all processes."""
+
+    queries: Tensor
+    tokens: Tensor
+    valid: Tensor
+    groups: Tensor
 
 
 def contrast(
-    queries: Tensor,
-    tokens: Tensor,
-    valid: Tensor,
-    groups: Tensor,
-    bank: TokenBank,
-    temperature: float,
+    rows: Rows, temperature: float, count: Count | None = None, bank: TokenBank | None = None
 ) -> Tensor:
     """InfoNCE against the tokens of every process and of the bank, which is fed afterwards.
 
-    Arguments as of `info_nce`: queries, tokens (M, E), valid, groups (M,). Nothing of a row's own
-    group is among its negatives, and the bank holds earlier steps only.
+    count: of rows, where the forwards of a step may differ in them. The negatives are those of the
+    forward at hand: a batch that is split over several has fewer of its own.
     """
-    every = gathered(tokens, groups, valid)
-    others = every.without_rows(process_rank() * len(tokens), len(tokens))
-    count = mean_over_processes(valid.sum().float())
-    negatives = others.joined(bank.negatives())
-    loss = info_nce(queries, tokens, valid, temperature, groups, negatives, count)
-    feed(bank, every)
+    every = gathered(rows.tokens, rows.groups, rows.valid)
+    negatives = every.without_rows(process_rank() * len(rows.tokens), len(rows.tokens))
+    own = rows.valid.sum().float()
+    number = mean_over_processes(own) if count is None else count.of_whole(own)
+    if bank is not None:
+        negatives = negatives.joined(bank.negatives())
+    loss = info_nce(
+        rows.queries, rows.tokens, rows.valid, temperature, rows.groups, negatives, number
+    )
+    if bank is not None:
+        feed(bank, every)
     return loss
 
 

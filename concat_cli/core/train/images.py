@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.preview import write_preview
 from concat_cli.core.train.session import Session, embed
-from concat_cli.core.train.targets import merged_by_category, trained_indices
+from concat_cli.core.train.targets import ImageModule, merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary
 
 
@@ -82,6 +82,10 @@ class ImageTask:
             stream = map(merged_by_category, stream)
         while True:
             yield list(islice(stream, parts))
+
+    def counts(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What the module counts in a batch."""
+        return self.module.counts(batch) if isinstance(self.module, ImageModule) else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Mask2Former's groups, and one of the learned logit scale [ours]."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import TokenCache, image_tokens, segment_tokens
 from concat_cli.core.data.loader import Batch
+from concat_cli.core.train.targets import Truth
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,12 @@ class Teacher:
         return image_tokens(self.clip, batch.images, batch.padding)
 
     @torch.no_grad()
-    def segments(self, batch: Batch, labels: Tensor, masks: Tensor) -> SegmentTokens:
+    def segments(self, truth: Truth) -> SegmentTokens:
         """CLS tokens of at most `crops` segments an image, drawn at random where there are more.
 
-        labels (B, N), -1 for segments that must not be looked at; masks (B, N, H, W).
+        Segments without a label are not looked at.
         """
+        batch, labels, masks = truth.batch, truth.labels, truth.masks
         count = min(self.crops, labels.shape[1])
         segment = drawn_segments(labels, count)
         image = torch.arange(len(labels), device=labels.device)[:, None].expand_as(segment)

@@ -21,7 +21,7 @@ from concat_cli.core.device import one_thread
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
-from concat_cli.core.train.distributed import wait
+from concat_cli.core.train.distributed import Counts, wait
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.session import (
     Session,
@@ -68,7 +68,7 @@ class GeneratorModule(nn.Module):
         self.register_buffer("place", kept.cumsum(0) - 1, persistent=False)  # among the kept
         self._segmentor = (segmentor.requires_grad_(False).eval(),)  # no part of the state
 
-    def forward(self, batch: QueryBatch, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: QueryBatch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name; one pseudo query is made for every real one, of its class."""
         cfg, (segmentor,) = self.cfg, self._segmentor
         noise = self.generator.sample_noise(len(batch.classes))
@@ -110,6 +110,10 @@ class GeneratorTask:
         """Real queries with a segment, and empty ones."""
         cfg = self.cfg
         return query_batches(self.banks.train, self.rows, cfg.batch, cfg.negatives, cfg.seed, start)
+
+    def counts(self, batch: QueryBatch) -> dict[str, Tensor]:
+        """Nothing: a step is one forward, the same in every process."""
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All of the generator, without weight decay [PADing]."""

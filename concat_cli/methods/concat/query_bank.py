@@ -25,7 +25,7 @@ from concat_cli.core.losses.classes import query_targets
 from concat_cli.core.losses.matcher import match
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
+from concat_cli.core.train.targets import Truth, on_void
 
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
 SYNC_EVERY = 16  # batches between two points that a killed pass can resume from
@@ -152,20 +152,19 @@ def describe(
     segmentor: Segmentor, batch: Batch, text: Tensor, to_trained: Tensor, cfg: Config
 ) -> tuple[Tensor, Tensor]:
     """Final vision queries (B, Q, D) of a batch and what each holds, (B, Q): see `QueryBank`."""
-    batch = with_slots(batch, 1)
-    labels = trained_labels(batch.labels, to_trained)
-    masks = batch.masks() & (labels >= 0)[..., None, None]
-    padding = batch.padding if bool(batch.padding.any()) else None
-    out = segmentor(batch.images, padding, text, last_only=True)
+    truth = Truth.of(batch, to_trained)
+    labels = truth.labels
+    out = segmentor(batch.images, truth.padding, text, last_only=True)
     grid = _grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
     weights = (cfg.loss.classes, cfg.loss.mask, cfg.loss.dice)
-    matched = match(out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, grid)
+    matched = match(
+        out.class_logits, out.mask_logits, labels, truth.masks, labels >= 0, weights, grid
+    )
     queries, classes = out.class_logits.shape[2], out.class_logits.shape[3] - 1
     held = query_targets(matched, labels, queries, classes)[0]
     held = held.masked_fill(held == classes, EMPTY)
-    void = void_of(batch, labels)
-    if void is not None:
-        astray = on_void(out.mask_logits, void, cfg.bank.void_share)[0] & (held == EMPTY)
+    if truth.void is not None:
+        astray = on_void(out.mask_logits, truth.void, cfg.bank.void_share)[0] & (held == EMPTY)
         held = held.masked_fill(astray, IGNORED)
     return out.vision_queries[-1].half(), held
 

@@ -44,9 +44,9 @@ def fit_union(
     """Union finetuning without a run folder, for what is thrown away again."""
     task = UnionTask(module, banks, without, cfg)
     optimiser, batches = task.optimiser(), task.batches(0)
-    for step in range(cfg.steps):
+    for _ in range(cfg.steps):
         (batch,) = next(batches)
-        loss = module(batch.to(module.text.device), step)["union"]
+        loss = module(batch.to(module.text.device))["union"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from concat_cli.core.config import FinetuneConfig
 from concat_cli.core.model.projector import Classifier, Projector
+from concat_cli.core.train.distributed import Counts
 from concat_cli.methods.concat.build import Generator
 from concat_cli.methods.concat.queries import (
     ClassStatistics,
@@ -73,7 +74,7 @@ class UnionModule(nn.Module):
         self.classifier.requires_grad_(False)
         self.classifier.no_object.requires_grad_(self.cfg.no_object)
 
-    def forward(self, batch: QueryBatch, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: QueryBatch, counts: Counts | None = None) -> dict[str, Tensor]:
         """The loss of real and pseudo queries together."""
         no_object = len(self.text)
         classes = batch.classes.masked_fill(batch.classes == EMPTY, no_object)
@@ -118,6 +119,10 @@ class UnionTask:
     def batches(self, start: int) -> Iterator[list[QueryBatch]]:
         """Real queries in the bank's own proportion of segments to none."""
         return query_batches(self.banks.train, self.rows, self.cfg.batch, 0, self.cfg.seed, start)
+
+    def counts(self, batch: QueryBatch) -> dict[str, Tensor]:
+        """Nothing: a step is one forward, the same in every process."""
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What learns, without weight decay for Adam."""
