@@ -384,7 +384,7 @@ class Together:
         return both
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
-        return self.gather_rows(value).mean()
+        return self.gather_rows(value[None]).mean(0)
 
     def process_rank(self) -> int:
         return self.own.rank

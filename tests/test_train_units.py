@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,18 +13,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import metrics, mini_config, scene
+from mini import Heard, metrics, mini_config, scene
 from torch import Tensor, nn
 
+import concat_cli
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
-from concat_cli.core.config import OptimConfig
+from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.clip.tokens import TokenCache
+from concat_cli.core.config import ClipConfig, OptimConfig
 from concat_cli.core.data.loader import collate
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.optim import MovingAverage, lr_factor, parameter_groups
+from concat_cli.core.train.session import Session
 from concat_cli.core.train.targets import (
     Truth,
     on_void,
@@ -356,7 +361,6 @@ def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
 
 def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     """It can happen where crops are small: nothing to learn, nothing to break."""
-    from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.train.teacher import Teacher
     from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
@@ -375,3 +379,50 @@ def test_an_image_of_void_alone_gives_finite_losses(mini_run):
         torch.stack(list(losses.values())).sum().backward()
         assert all(bool(torch.isfinite(value)) for value in losses.values())
         assert losses.get("mask", torch.zeros(())) == 0
+
+
+@pytest.mark.parametrize(
+    ("run", "device", "native", "expected"),
+    [
+        (torch.bfloat16, "cuda", True, torch.bfloat16),
+        (torch.float16, "cuda", True, torch.float16),
+        (torch.bfloat16, "cuda", False, torch.float16),
+        (None, "cuda", True, None),
+        (torch.bfloat16, "cpu", True, None),
+        (torch.float16, "mps", True, None),
+    ],
+)
+def test_the_teacher_is_as_precise_as_the_student(run, device, native, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
+    surroundings: Any = (None, None, torch.device(device), run, Processes(), SILENT)
+    assert Session(*surroundings).teacher_dtype is expected
+
+
+def test_half_precision_is_of_images_alone_and_has_a_cache_of_its_own(tmp_path):
+    said, whole = Heard(), load_clip(ClipConfig())
+    half = load_clip(ClipConfig(), dtype=torch.bfloat16, progress=said)
+    assert said.lines == ["CLIP encodes images in bfloat16"] and half.identity == whole.identity
+    images = torch.rand(2, 3, 64, 64)
+    a, b = whole.encode_image(images), half.encode_image(images)
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, rtol=0, atol=0.02)
+    assert torch.equal(whole.encode_text(["a ring"]), half.encode_text(["a ring"]))
+    folders = {
+        TokenCache(tmp_path, clip.identity, clip.embed_dim, clip.dtype).folder
+        for clip in (whole, half)
+    }
+    assert len(folders) == 2
+
+
+def test_no_tensor_is_doubled_on_its_device():
+    """MPS has no float64: a tensor is brought to the CPU first."""
+    root, doubled = Path(concat_cli.__file__).parent, 0
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            call = node.func if isinstance(node, ast.Call) else None
+            if isinstance(call, ast.Attribute) and call.attr == "double":
+                doubled += 1
+                assert ast.unparse(call.value).endswith(".cpu()"), f"{path}:{call.lineno}"
+            if isinstance(node, ast.Call) and "torch.float64" in ast.unparse(node):
+                assert "cpu" in ast.unparse(node), f"{path}:{node.lineno}"
+    assert doubled

@@ -109,15 +109,23 @@ def _valid_sizes(images: Tensor, padding: Tensor | None) -> list[tuple[int, int]
 
 
 class TokenCache:
-    """CLS tokens on disk, addressed by the content of the view: CLIP weights, pixels, mask.
+    """CLS tokens on disk, addressed by the content of the view (pixels, mask), by CLIP's weights
+    and by the precision that it encodes in.
 
     A view that augmentation changes is another view, so a cached token is never the wrong one; each
     is computed once. Rows are only ever appended, each writer to files of its own: several
     processes may share a folder, and a killed one loses at most the row that it was writing.
     """
 
-    def __init__(self, folder: Path, identity: ClipIdentity, embed_dim: int) -> None:
-        self.folder = Path(folder) / "tokens" / identity.sha256[:40]
+    def __init__(
+        self,
+        folder: Path,
+        identity: ClipIdentity,
+        embed_dim: int,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        precision = "" if dtype is None else f"-{str(dtype).removeprefix('torch.')}"
+        self.folder = Path(folder) / "tokens" / f"{identity.sha256[:40]}{precision}"
         self.embed_dim = embed_dim
         self.hits = self.misses = 0
         self._identity = identity

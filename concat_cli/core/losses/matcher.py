@@ -95,7 +95,7 @@ def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
     """
     costs = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST)
     costs = costs.masked_fill(~wanted[None, :, None], torch.inf)  # one copy carries both
-    return torch.from_numpy(_assign(costs.double().cpu().numpy())).to(wanted.device)
+    return torch.from_numpy(_assign(costs.cpu().double().numpy())).to(wanted.device)
 
 
 def _assign(costs: np.ndarray) -> np.ndarray:

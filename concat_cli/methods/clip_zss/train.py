@@ -82,7 +82,9 @@ def train_clip_zss(
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_student_start(cfg.clip_zss)
     looks = cfg.clip_zss.glm > 0 or cfg.clip_zss.pseudo or preview is not None
-    clip = load_clip(cfg.clip, session.device, image_tower=looks)
+    clip = load_clip(
+        cfg.clip, session.device, looks, dtype=session.teacher_dtype, progress=progress
+    )
     if looks:
         session.place(clip.model.visual)
     if preview is not None:
@@ -120,7 +122,7 @@ def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
         return None
     cache = None
     if cfg.clip_zss.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     return Teacher(clip, 1, cache)
 
 

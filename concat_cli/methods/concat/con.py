@@ -32,10 +32,10 @@ def train_con(
     session = open_session(cfg, device, progress)
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_start(cfg.model)
-    clip = load_clip(cfg.clip, session.device)
+    clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
     cache = None
     if cfg.align.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     teacher = Teacher(clip, cfg.align.crops, cache)
     torch.manual_seed(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
