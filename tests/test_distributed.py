@@ -43,13 +43,13 @@ def work(rank: int, port: int, cfg: Config, folder: Path) -> None:
     }  # fmt: skip
     torch.set_num_threads(1)
     run, modules = Run("two", folder / "runs"), []
-    whole = images.fit_images
+    whole = images.Fit
 
     def noted(task: images.ImageTask, *arguments: Any) -> Any:
         modules.append(task.module)
         return whole(task, *arguments)
 
-    images.fit_images = noted
+    images.Fit = noted
     con.train_con(cfg, run, device="cpu")
     train_cat(cfg, run, device="cpu")
     finetune(cfg, run, device="cpu")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import free_port, mini_config, scene
+from mini import alone, free_port, mini_config, scene
 from torch import Tensor, nn
 
 from concat_cli.core.build import build_segmentor
@@ -24,7 +24,6 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.losses import masks
 from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.query_decoder import Denoising
-from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train import distributed, teacher
 from concat_cli.core.train.distributed import Count, Processes
@@ -196,9 +195,8 @@ def gradients(
     )
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     fit = Fit(
-        task, optim, StageDir(folder, "con"), device=torch.device("cpu"), dtype=None, meta=META,
-        progress=SILENT, processes=processes,
-        optimiser=torch.optim.SGD(task.parameter_groups()),
+        task, optim, StageDir(folder, "con"), alone(processes), META,
+        torch.optim.SGD(task.parameter_groups()),
     )  # fmt: skip
     exchanged: list[int] = []
     if processes.world > 1:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import Heard, metrics, mini_config, scene
+from mini import Heard, alone, metrics, mini_config, scene
 from torch import Tensor, nn
 
 import concat_cli
@@ -179,10 +179,7 @@ def fit(task: RegressionTask, folder: Path, **keys: Any) -> StageDir:
     optim = OptimConfig(
         **({"steps": 6, "warmup": 2, "log_every": 1, "preview_every": 0, "clip_norm": 1e9} | keys)
     )
-    Fit(
-        task, optim, stage, device=CPU, dtype=None, meta=META, progress=SILENT,
-        processes=Processes(),
-    ).run()  # fmt: skip
+    Fit(task, optim, stage, alone(), META).run()
     return stage
 
 

@@ -18,10 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from concat_cli.core.checkpoint import load_state, save_state, save_weights
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import (
-    Processes,
     any_process,
     mean_over_processes,
     of_the_step,
@@ -29,6 +27,7 @@ from concat_cli.core.train.distributed import (
     wait,
 )
 from concat_cli.core.train.optim import MovingAverage, lr_factor
+from concat_cli.core.train.session import Session
 
 _NOT_FINITE = (
     "Lower optim.lr, or set optim.precision=fp32. The last saved step is kept; the same command "
@@ -109,34 +108,31 @@ class _Stop:
 
 
 class Fit:
-    """One run of the loop over one task; `run()` does it."""
+    """One run of the loop over one task; `run()` does it. meta: the facts of its weights files."""
 
     def __init__(
         self,
         task: Task,
         optim: OptimConfig,
         stage: StageDir,
-        *,
-        device: torch.device,
-        dtype: torch.dtype | None,
+        session: Session,
         meta: dict[str, Any],
-        progress: Progress,
-        processes: Processes,
         optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
         self.task, self.optim, self.stage, self.meta = task, optim, stage, meta
-        self.device, self.dtype, self.progress, self.processes = device, dtype, progress, processes
+        self.device, self.dtype = session.device, session.dtype
+        self.progress, self.processes = session.progress, session.processes
         self.optimiser = optimiser or torch.optim.AdamW(
-            task.parameter_groups(), fused=device.type == "cuda"
+            task.parameter_groups(), fused=self.device.type == "cuda"
         )
         self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]
         self.average = MovingAverage(task.module, optim.ema) if optim.ema else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.step, self.best, self.trained_seconds = 0, float("-inf"), 0.0
         self.scored = -1  # the step of the newest figures
         self.figures: dict[str, float] = {}
         self.model: nn.Module = task.module
-        if processes.world > 1:
+        if self.processes.world > 1:
             self.model = DistributedDataParallel(
                 task.module, find_unused_parameters=True, broadcast_buffers=False
             )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from concat_cli.core.config import LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.classes import class_loss, expected_weight
+from concat_cli.core.losses.masks import class_loss, expected_weight
 from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.targets import ImageModule, Truth, on_void
 from concat_cli.methods.zegformer.focal import match_whole_masks, whole_mask_losses
