@@ -116,9 +116,8 @@ def predictors(options: argparse.Namespace) -> tuple[Predictor, FixedCrops]:
     """CONCAT and ZegFormer with the same vocabulary, CLIP and number of queries."""
     device, _ = choose_device(options.device)
     cfg: Config = load_config(options.config, [])
-    clip = load_clip(
-        ClipConfig(model=options.clip, pretrained="random"), device, half=device.type == "cuda"
-    )
+    half = torch.float16 if device.type == "cuda" else None
+    clip = load_clip(ClipConfig(model=options.clip, pretrained="random"), device, dtype=half)
     dtype, _ = choose_precision("auto" if device.type == "cuda" else "fp32", device)
     seen = CLASSES - UNSEEN
     vocabulary = Vocabulary(

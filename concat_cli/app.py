@@ -26,11 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 _COMMANDS = {
-    "train-con": train.train_con,
-    "train-cat": train.train_cat,
-    "finetune": train.finetune,
-    "train-zegformer": train.train_zegformer,
-    "train-clip-zss": train.train_clip_zss,
+    **train.training_commands(),
     "evaluate": use.evaluate,
     "predict": use.predict,
     "compare": compare,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from concat_cli.core.config import Config, ShapesConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.prepare_shapes import prepare_shapes
-from concat_cli.core.progress import Silent
+from concat_cli.core.progress import SILENT, Silent
 from concat_cli.core.runs import Run, StageDir
+from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.session import Session
 from concat_cli.methods.concat.query_bank import QueryBank
 
 T = TypeVar("T")
@@ -145,3 +148,16 @@ def scene(labels: list[int], size: int = 8, seed: int = 0) -> Sample:
     image = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
     crowd = np.zeros(len(labels), bool)
     return Sample(image, segment_map, np.array(labels, np.int64), crowd, seed, f"{seed}.png")
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for processes to meet at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def alone(processes: Processes = Processes()) -> Session:  # noqa: B008
+    """The surroundings of a loop that needs neither data nor configuration."""
+    nothing: Any = None
+    return Session(nothing, nothing, torch.device("cpu"), None, processes, SILENT)

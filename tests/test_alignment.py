@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.alignment import Negatives, aggregate, info_nce
-from concat_cli.core.losses.token_bank import TokenBank
+from concat_cli.core.losses.alignment import Negatives, TokenBank, aggregate, info_nce
 
 
 def rows(count: int, seed: int, width: int = 6) -> Tensor:

@@ -25,7 +25,7 @@ from concat_cli.core.train import plan
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.images import micro_batches
 from concat_cli.methods.clip_zss.build import build_student
-from concat_cli.methods.concat.build import build_generator
+from concat_cli.methods.concat.generator import build_generator
 from concat_cli.methods.zegformer.build import build_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"

@@ -7,7 +7,7 @@ import torch
 from mini import scene
 
 from concat_cli.core.data.loader import collate
-from concat_cli.methods.concat import token_losses as dense
+from concat_cli.methods.concat import con_module as dense
 
 
 def test_coverage_and_classes_of_tokens():
@@ -53,8 +53,11 @@ def test_token_losses_are_naive_means():
         terms.append((loss, bool(valid[b, t])))
     everywhere = torch.stack([loss for loss, _ in terms]).mean()
     inside = torch.stack([loss for loss, ok in terms if ok]).mean()
-    torch.testing.assert_close(dense.objectness_loss(logits, target, None, 5.0), everywhere)
-    torch.testing.assert_close(dense.objectness_loss(logits, target, valid, 5.0), inside)
+    classes = torch.zeros(2, 5, dtype=torch.int64)
+    for usable, expected in ((torch.ones_like(valid), everywhere), (valid, inside)):
+        targets = dense.TokenTargets(target, usable, classes)
+        found = dense.objectness_loss(logits, targets, 5.0, usable.sum())
+        torch.testing.assert_close(found, expected)
     class_logits, classes = torch.randn(2, 5, 4), torch.tensor([[0, -1, 2, 1, -1], [-1] * 5])
     naive = [
         -class_logits[b, t].log_softmax(-1)[classes[b, t]]
@@ -62,11 +65,7 @@ def test_token_losses_are_naive_means():
         if classes[b, t] >= 0
     ]
     torch.testing.assert_close(
-        dense.token_class_loss(class_logits, classes), torch.stack(naive).mean()
+        dense.token_class_loss(class_logits, classes, torch.tensor(3)), torch.stack(naive).mean()
     )
-    assert dense.token_class_loss(class_logits, torch.full((2, 5), -1)) == 0
-    halves = [
-        dense.token_class_loss(class_logits[i : i + 1], classes[i : i + 1], lambda n: n * 0 + 1.5)
-        for i in range(2)
-    ]  # two processes that have 3 tokens together
-    torch.testing.assert_close(sum(halves) / 2, torch.stack(naive).mean())
+    nothing = torch.full((2, 5), -1)
+    assert dense.token_class_loss(class_logits, nothing, torch.tensor(1)) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from mini import flat_state, metrics, mini_config, same
+from mini import flat_state, free_port, metrics, mini_config, same
 
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import Config, OptimConfig
@@ -44,13 +43,13 @@ def work(rank: int, port: int, cfg: Config, folder: Path) -> None:
     }  # fmt: skip
     torch.set_num_threads(1)
     run, modules = Run("two", folder / "runs"), []
-    whole = images.fit_images
+    whole = images.Fit
 
     def noted(task: images.ImageTask, *arguments: Any) -> Any:
         modules.append(task.module)
         return whole(task, *arguments)
 
-    images.fit_images = noted
+    images.Fit = noted
     con.train_con(cfg, run, device="cpu")
     train_cat(cfg, run, device="cpu")
     finetune(cfg, run, device="cpu")
@@ -91,12 +90,6 @@ def score(run: Run, rank: int = 0, world: int = 1, gather: Any = lambda value: [
     predictor = Predictor.load(weights, info.vocabulary, "cpu", infer=infer)
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
     return evaluate_model(predictor, dataset, rank=rank, world=world, gather=gather)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

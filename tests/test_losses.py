@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.classes import class_loss, query_targets
-from concat_cli.core.losses.masks import mask_losses, point_bce, point_dice
-from concat_cli.core.losses.points import (
+from concat_cli.core.losses.masks import (
     PointSampling,
+    class_loss,
+    mask_losses,
+    point_bce,
+    point_dice,
+    query_targets,
     random_points,
     sample_at,
     sample_masks,

@@ -28,13 +28,12 @@ from concat_cli.core.runs import Run
 from concat_cli.core.train import teacher
 from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.methods.concat import con_module
+from concat_cli.methods.concat import con_module, query_bank
 from concat_cli.methods.concat.cat import train_cat
 from concat_cli.methods.concat.con import train_con
-from concat_cli.methods.concat.con_module import ConModule
+from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 from concat_cli.methods.concat.finetune import finetune
 from concat_cli.methods.concat.query_bank import EMPTY, IGNORED, describe
-from concat_cli.methods.concat.warmup import WarmupModule
 
 QUICK = ("optim.steps=2", "warmup.steps=1", "cat.steps=2", "cat.eval_every=1", "finetune.steps=2")
 
@@ -162,9 +161,9 @@ def test_the_warm_up_takes_an_unseen_segment_for_void(world):
     assert same(found, trained(world.warmup(), world.voided())) == []
 
 
-def test_the_query_bank_takes_an_unseen_segment_for_void(world):
-    segmentor = world.con().segmentor.eval()
-    cfg = replace(world.cfg, bank=replace(world.cfg.bank, void_share=0.01))
+def test_the_query_bank_takes_an_unseen_segment_for_void(world, monkeypatch):
+    segmentor, cfg = world.con().segmentor.eval(), world.cfg
+    monkeypatch.setattr(query_bank, "VOID_SHARE", 0.01)
     queries, held = describe(segmentor, world.batch, world.text, world.to_trained, cfg)
     for other in (world.relabelled(), world.voided()):
         again = describe(segmentor, other, world.text, world.to_trained, cfg)
@@ -191,8 +190,8 @@ def test_where_unseen_segments_could_have_been_used(world, monkeypatch):
     spy(con_module, "match")
     spy(con_module, "mask_losses")
     spy(con_module, "class_loss")
-    spy(con_module.dense, "token_classes")
-    spy(con_module.dense, "seed_tokens")
+    spy(con_module, "token_classes")
+    spy(con_module, "seed_tokens")
     spy(teacher, "segment_tokens")
     spy(Teacher, "segments")
     module = world.con()

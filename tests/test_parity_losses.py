@@ -8,10 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from concat_cli.core.losses.classes import class_loss
-from concat_cli.core.losses.masks import mask_losses
+from concat_cli.core.losses.masks import PointSampling, class_loss, mask_losses, uncertain_points
 from concat_cli.core.losses.matcher import match, match_costs
-from concat_cli.core.losses.points import PointSampling, uncertain_points
 
 peer = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
 
@@ -37,7 +35,7 @@ class Fixed:
         self.mask_logits = 4 * torch.randn(2, batch, QUERIES, 16, 16, generator=g)
         self.shared = torch.rand(1, 3 * POINTS, 2, generator=g)
         monkeypatch.setattr(peer.torch, "rand", self.rand)
-        monkeypatch.setattr("concat_cli.core.losses.points.random_points", self.points)
+        monkeypatch.setattr("concat_cli.core.losses.masks.random_points", self.points)
 
     def rand(self, rows: int, count: int, two: int, **options: object) -> Tensor:
         """Stands for torch.rand: the first points of one list, whichever rows are asked for."""

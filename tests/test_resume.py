@@ -25,12 +25,13 @@ from concat_cli.core.config_file import dump_yaml
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train.targets import trained_indices
+from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.session import Session
 from concat_cli.methods.concat.cat import train_cat
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import ConModule
 from concat_cli.methods.concat.finetune import finetune
-from concat_cli.methods.concat.query_bank import QueryBank, open_bank
+from concat_cli.methods.concat.query_bank import BankWriter, QueryBank
 
 TEN = ("optim.steps=10", "optim.save_every=5", "warmup.steps=4", "optim.eval_every=5")
 CPU = torch.device("cpu")
@@ -315,15 +316,13 @@ def small_bank(folder: Path, mini_run, identity: str = "a", progress=None) -> Qu
     info = read_dataset_info(Path(cfg.data.root))
     weights = load_weights(mini_run.run.weights_of("con"))
     assert config_of(weights).model == cfg.model
-    indices = trained_indices(info.vocabulary.is_seen, CPU)
     text = torch.nn.functional.normalize(torch.ones(38, 38) + torch.eye(38, 38), dim=-1)
     width = weights.tensors["segmentor.classifier.no_object"].shape[0]
     text = torch.nn.functional.pad(text, (0, width - 38))
-    return open_bank(
-        folder, restore_segmentor(weights), text, indices,
-        PanopticDataset(info.part("train"), info.vocabulary), cfg, identity, augmented=True,
-        progress=progress or Heard(),
-    )  # fmt: skip
+    session = Session(cfg, info, CPU, None, Processes(), progress or Heard())
+    dataset = PanopticDataset(info.part("train"), info.vocabulary)
+    writer = BankWriter(session, restore_segmentor(weights), text, identity)
+    return writer.open(folder, dataset, augmented=True)
 
 
 def test_the_bank_resumes(mini_run, tmp_path):

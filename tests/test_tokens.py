@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_written_is_a_user_error(clip, batch, tmp_path):
 def test_the_cache_stops_growing_and_says_so(clip, batch, tmp_path):
     images, *_ = batch
     heard = Heard()
-    cache = TokenCache(tmp_path, clip.identity, clip.embed_dim, 3 * 4 * clip.embed_dim, heard)
+    cache = TokenCache(tmp_path, clip.identity, clip.embed_dim, None, 3 * 4 * clip.embed_dim, heard)
     for shift in range(4):  # eight views, none of which comes again
         views = images.roll(shift + 1, -1)
         torch.testing.assert_close(cache.image_tokens(clip, views), image_tokens(clip, views))

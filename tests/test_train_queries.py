@@ -11,31 +11,44 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import mini_config, planted_bank
+from mini import alone, mini_config, planted_bank
 from torch import Tensor, nn
 
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import CatConfig, FinetuneConfig, OptimConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import StageDir
-from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit
-from concat_cli.methods.concat.build import build_generator
-from concat_cli.methods.concat.calibration import _sweep, choose_offset, recognition
-from concat_cli.methods.concat.cat import Banks, GeneratorModule, GeneratorTask
+from concat_cli.methods.concat.cat import (
+    Banks,
+    GeneratorModule,
+    GeneratorTask,
+    choose_fold,
+    fold_figures,
+    harmonic,
+)
 from concat_cli.methods.concat.cycle import cycle_loss
-from concat_cli.methods.concat.fold import choose_fold, fold_figures, harmonic
-from concat_cli.methods.concat.queries import (
+from concat_cli.methods.concat.generator import build_generator
+from concat_cli.methods.concat.query_bank import (
+    EMPTY,
+    IGNORED,
+    QueryBank,
+    check_bank,
     class_statistics,
     pseudo_queries,
     query_batches,
     residuals_of,
 )
-from concat_cli.methods.concat.query_bank import EMPTY, IGNORED, QueryBank, check_bank
-from concat_cli.methods.concat.refit import refitted
-from concat_cli.methods.concat.union import UnionModule, UnionTask, statistics_for
+from concat_cli.methods.concat.union import (
+    UnionModule,
+    UnionTask,
+    _sweep,
+    choose_offset,
+    recognition,
+    refitted,
+    statistics_for,
+)
 
 CPU = torch.device("cpu")
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
@@ -80,16 +93,16 @@ def test_a_bank_with_nothing_to_learn_from():
         check_bank(nothing, mini_config(Path("x")).bank)
 
 
-def generator(kind: str = "mlp") -> nn.Module:
+SMALL = CatConfig(layers=1, primitives=4, heads=2, ffn=8, batch=24, negatives=6)
+
+
+def generator() -> nn.Module:
     torch.manual_seed(0)
-    return build_generator(
-        CatConfig(generator=kind, hidden=16, layers=1, primitives=4, heads=2, ffn=8), 5, 8
-    ).eval()
+    return build_generator(SMALL, 5, 8).eval()
 
 
-@pytest.mark.parametrize("kind", ["mlp", "primitives"])
-def test_pseudo_queries(kind):
-    made_by = generator(kind)
+def test_pseudo_queries():
+    made_by = generator()
     text = F.normalize(torch.randn(3, 5), dim=-1)
     source = torch.Generator().manual_seed(1)
     made = pseudo_queries(made_by, text, 7, source=source)
@@ -202,7 +215,7 @@ def test_choosing_the_offset_never_learns_from_the_fold():
     queries = np.where(np.isin(train.classes, fold)[..., None], np.nan, train.queries)
     banks = Banks(QueryBank(queries.astype(np.float16), train.classes), dev)
     text = F.normalize(torch.randn(8, 12), dim=-1)
-    for made_by in (None, build_generator(CatConfig(generator="mlp", hidden=8), 12, 8)):
+    for made_by in (None, build_generator(SMALL, 12, 8)):
         segmentor = planted_segmentor()
         before = [p.clone() for p in segmentor.projector.parameters()]
         cfg = FinetuneConfig(steps=20, batch=64, pseudo_per_class=4)
@@ -277,10 +290,7 @@ def test_what_finetuning_may_change(tmp_path, layers, no_object, expected, optim
     task = UnionTask(module, banks, (), cfg)
     before = {k: v.clone() for k, v in module.state_dict().items()}
     optim = OptimConfig(steps=3, warmup=0, schedule="constant", preview_every=0)
-    Fit(
-        task, optim, StageDir(tmp_path, "finetune"), device=CPU, dtype=None, meta=META,
-        progress=SILENT, processes=Processes(), optimiser=task.optimiser(),
-    ).run()  # fmt: skip
+    Fit(task, optim, StageDir(tmp_path, "finetune"), alone(), META, task.optimiser()).run()
     after = module.state_dict()
     assert {k for k in before if not torch.equal(before[k], after[k])} == expected
     saved = load_weights(tmp_path / "last.safetensors").tensors
@@ -315,14 +325,14 @@ def test_the_union_loss_is_the_weighted_cross_entropy():
 
 def test_the_generators_task_leaves_the_fold_out():
     torch.manual_seed(0)
-    cfg = CatConfig(generator="mlp", hidden=16, batch=24, negatives=6)
+    cfg = SMALL
     bank = planted_bank()
     segmentor: Any = nn.ModuleDict({"projector": Projector(8, 12), "classifier": Classifier(12)})
     segmentor.projector, segmentor.classifier = segmentor["projector"], segmentor["classifier"]
     module = GeneratorModule(
         build_generator(cfg, 12, 8), segmentor, F.normalize(torch.randn(6, 12), dim=-1), cfg
     )
-    task = GeneratorTask(module, Banks(bank, planted_bank(seed=1)), (1, 3), (1, 3), cfg)
+    task = GeneratorTask(module, Banks(bank, planted_bank(seed=1)), (1, 3), (1, 3))
     stream = task.batches(0)
     for _ in range(5):
         (batch,) = next(stream)

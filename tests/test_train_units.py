@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -12,19 +13,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import metrics, mini_config, scene
+from mini import Heard, alone, metrics, mini_config, scene
 from torch import Tensor, nn
 
+import concat_cli
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
-from concat_cli.core.config import OptimConfig
+from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.clip.tokens import TokenCache
+from concat_cli.core.config import ClipConfig, OptimConfig
 from concat_cli.core.data.loader import collate
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.optim import MovingAverage, lr_factor, parameter_groups
+from concat_cli.core.train.session import Session
 from concat_cli.core.train.targets import (
+    Truth,
     on_void,
     trained_indices,
     trained_labels,
@@ -33,7 +39,7 @@ from concat_cli.core.train.targets import (
 )
 from concat_cli.core.train.teacher import SegmentTokens, drawn_segments
 from concat_cli.methods.concat.con import train_con
-from concat_cli.methods.concat.truth import truth_losses
+from concat_cli.methods.concat.con_module import TruthModule
 
 CPU = torch.device("cpu")
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
@@ -128,7 +134,7 @@ class Regression(nn.Module):
         torch.manual_seed(0)
         self.linear = nn.Linear(3, 1)
 
-    def forward(self, batch: Rows, step: int) -> dict[str, Tensor]:
+    def forward(self, batch: Rows, counts: object) -> dict[str, Tensor]:
         found = self.linear(batch.x)[:, 0]
         return {"fit": (found - batch.x.sum(1)).square().mean(), "small": 0.01 * found.abs().mean()}
 
@@ -146,6 +152,9 @@ class RegressionTask:
             rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
             yield [Rows(part) for part in rows.chunk(self.parts)]
             step += 1
+
+    def counts(self, batch: Rows) -> dict[str, Tensor]:
+        return {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "lr": 0.1, "weight_decay": 0.0}]
@@ -170,10 +179,7 @@ def fit(task: RegressionTask, folder: Path, **keys: Any) -> StageDir:
     optim = OptimConfig(
         **({"steps": 6, "warmup": 2, "log_every": 1, "preview_every": 0, "clip_norm": 1e9} | keys)
     )
-    Fit(
-        task, optim, stage, device=CPU, dtype=None, meta=META, progress=SILENT,
-        processes=Processes(),
-    ).run()  # fmt: skip
+    Fit(task, optim, stage, alone(), META).run()
     return stage
 
 
@@ -222,9 +228,8 @@ def test_clipping(tmp_path):
 
 
 def test_the_segmentor_accumulates(mini_world, tmp_path):
-    """8 images in one forward or in two of 4. Each forward divides by its own number of segments,
-    as in Mask2Former, samples its own points, and does not have the other's negatives: the terms
-    agree within 15%, those without a normaliser or negatives within 1%."""
+    """8 images in one forward or in two of 4: each forward samples its own points and knows its
+    own void; see `test_train_accumulation` for all that is exact."""
     rows = []
     for per_device in (8, 4):
         cfg = mini_config(
@@ -340,10 +345,10 @@ def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
     rows, slots = (torch.tensor(x) for x in ([0, 0, 1, 1], [0, 1, 0, 1]))
     tokens = F.normalize(torch.randn(4, 12), dim=-1)
     target = SegmentTokens(rows, slots, torch.ones(4, dtype=torch.bool), tokens)
-    losses = truth_losses(
-        segmentor, segmentor.features(batch.images, None), torch.randn(5, 12), batch.labels,
-        batch.masks(), None, target, replace(cfg.align, detach=detach),
-    )  # fmt: skip
+    align = replace(cfg.align, detach=detach)
+    module = TruthModule(segmentor, torch.randn(5, 12), torch.arange(5), cfg.loss, align)
+    maps, truth = segmentor.features(batch.images, None), Truth.of(batch, module.to_trained)
+    losses = module.truth_losses(maps, truth, target, module.alone(batch))
     losses["truth_align"].backward(retain_graph=True)
     assert segmentor.projector.last.weight.grad.any()
     assert all(p.grad is None for p in segmentor.backbone.parameters()) == detach
@@ -353,10 +358,8 @@ def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
 
 def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     """It can happen where crops are small: nothing to learn, nothing to break."""
-    from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.train.teacher import Teacher
-    from concat_cli.methods.concat.con_module import ConModule
-    from concat_cli.methods.concat.warmup import WarmupModule
+    from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
     cfg, clip = mini_run.cfg, load_clip(mini_run.cfg.clip)
     nothing = replace(scene([], 64), segment_map=np.zeros((64, 64), np.int32))
@@ -373,3 +376,50 @@ def test_an_image_of_void_alone_gives_finite_losses(mini_run):
         torch.stack(list(losses.values())).sum().backward()
         assert all(bool(torch.isfinite(value)) for value in losses.values())
         assert losses.get("mask", torch.zeros(())) == 0
+
+
+@pytest.mark.parametrize(
+    ("run", "device", "native", "expected"),
+    [
+        (torch.bfloat16, "cuda", True, torch.bfloat16),
+        (torch.float16, "cuda", True, torch.float16),
+        (torch.bfloat16, "cuda", False, torch.float16),
+        (None, "cuda", True, None),
+        (torch.bfloat16, "cpu", True, None),
+        (torch.float16, "mps", True, None),
+    ],
+)
+def test_the_teacher_is_as_precise_as_the_student(run, device, native, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
+    surroundings: Any = (None, None, torch.device(device), run, Processes(), SILENT)
+    assert Session(*surroundings).teacher_dtype is expected
+
+
+def test_half_precision_is_of_images_alone_and_has_a_cache_of_its_own(tmp_path):
+    said, whole = Heard(), load_clip(ClipConfig())
+    half = load_clip(ClipConfig(), dtype=torch.bfloat16, progress=said)
+    assert said.lines == ["CLIP encodes images in bfloat16"] and half.identity == whole.identity
+    images = torch.rand(2, 3, 64, 64)
+    a, b = whole.encode_image(images), half.encode_image(images)
+    assert not torch.equal(a, b)
+    torch.testing.assert_close(a, b, rtol=0, atol=0.02)
+    assert torch.equal(whole.encode_text(["a ring"]), half.encode_text(["a ring"]))
+    folders = {
+        TokenCache(tmp_path, clip.identity, clip.embed_dim, clip.dtype).folder
+        for clip in (whole, half)
+    }
+    assert len(folders) == 2
+
+
+def test_no_tensor_is_doubled_on_its_device():
+    """MPS has no float64: a tensor is brought to the CPU first."""
+    root, doubled = Path(concat_cli.__file__).parent, 0
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            call = node.func if isinstance(node, ast.Call) else None
+            if isinstance(call, ast.Attribute) and call.attr == "double":
+                doubled += 1
+                assert ast.unparse(call.value).endswith(".cpu()"), f"{path}:{call.lineno}"
+            if isinstance(node, ast.Call) and "torch.float64" in ast.unparse(node):
+                assert "cpu" in ast.unparse(node), f"{path}:{node.lineno}"
+    assert doubled

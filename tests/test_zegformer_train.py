@@ -22,9 +22,10 @@ from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError
-from concat_cli.core.losses.classes import class_loss
+from concat_cli.core.losses.masks import class_loss
 from concat_cli.core.runs import Run
 from concat_cli.core.train.targets import merged_by_category, trained_indices
+from concat_cli.methods.concat import con
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.zegformer import train as zegformer
 from concat_cli.methods.zegformer.build import build_zegformer, restore_zegformer
@@ -54,7 +55,7 @@ def clip_of(cfg: ClipConfig) -> Clip:
 def one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in CLIP is loaded once: half of what two steps take."""
     monkeypatch.setattr(zegformer, "text_clip", lambda cfg, device: clip_of(cfg.clip))
-    monkeypatch.setattr(con, "load_clip", lambda cfg, device: clip_of(cfg))
+    monkeypatch.setattr(con, "load_clip", lambda cfg, device, **_: clip_of(cfg))
 
 
 # --- targets ----------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
-"""The commands that train: CONCAT's three stages, ZegFormer and CLIP-ZSS."""
+"""The commands that train, made from the table of stages."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,133 +24,88 @@ from concat_cli.commands.options import (
     open_run,
 )
 from concat_cli.console import Console, duration, relative
+from concat_cli.core.method import Stage, loaded, stages
 
 if TYPE_CHECKING:
-    from concat_cli.core.config import Config
-    from concat_cli.core.runs import Run
     from concat_cli.core.train.loop import StageResult
 
+Vocabulary = Annotated[Path | None, typer.Option(help="Teach these names instead: a class a line.")]
+Preview = Annotated[
+    Path | None, typer.Option(help="Only write pictures of what is learned from to this PNG.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="With --dry-run: every key as well.")]
 
-def train_con(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    name: Name = None,
-    device: DeviceOption = Device.auto,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train the segmentor on seen classes (stage 1, CON)."""
+
+def _parameter(name: str, kind: Any, default: Any = None) -> Parameter:
+    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
+
+
+SHARED = (
+    _parameter("overrides", Overrides),
+    _parameter("config", ConfigFile),
+    _parameter("name", Name),
+    _parameter("device", DeviceOption, Device.auto),
+    _parameter("fresh", Fresh, False),
+    _parameter("dry_run", DryRun, False),
+    _parameter("verbose", Verbose, False),
+)
+OWN = {  # of `Stage.options`
+    "weights": _parameter("weights", WeightsFile),
+    "vocabulary": _parameter("vocab", Vocabulary),
+    "force": _parameter("force", Force, False),
+    "preview": _parameter("preview", Preview),
+}
+
+
+def training_commands() -> dict[str, Callable[..., None]]:
+    """A function for each stage of each method, by the name of its command."""
+    return {stage.command: _command(stage) for _, stage in stages()}
+
+
+def _command(stage: Stage) -> Callable[..., None]:
+    """Typer reads the options off the signature, and the help off the docstring."""
+
+    def command(**given: Any) -> None:
+        _train(stage, given)
+
+    own = [OWN[name] for name in stage.options]
+    command.__dict__["__signature__"] = Signature([*SHARED, *own])
+    command.__doc__ = stage.help
+    return command
+
+
+def _train(stage: Stage, given: dict[str, Any]) -> None:
     console = Console()
-    cfg, run = open_run("con", config, name, overrides, console)
-    if dry_run:
-        return show_plan(console, "con", cfg, run)
-    from concat_cli.methods.concat.con import train_con as train
-
-    console.say(f"train-con · run {run.name} · seen classes of {cfg.data.root}")
-    result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
-    show_result(console, result, [f"concat train-cat --name {run.name}"])
-
-
-def train_cat(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    name: Name = None,
-    weights: WeightsFile = None,
-    device: DeviceOption = Device.auto,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train the generator for unseen classes (stage 2, CAT)."""
-    console = Console()
-    cfg, run = open_run("cat", config, name, overrides, console)
-    if dry_run:
-        return show_plan(console, "cat", cfg, run, weights)
-    from concat_cli.methods.concat.cat import train_cat as train
-
-    console.say(f"train-cat · run {run.name}")
-    result = train(
-        cfg, run, weights=weights, device=device.value, fresh=fresh, progress=console.progress
-    )
-    show_result(console, result, [f"concat finetune --name {run.name}"])
-
-
-def finetune(
-    overrides: Overrides = None,
-    vocab: Annotated[
-        Path | None, typer.Option(help="Teach these names instead: a class a line.")
-    ] = None,
-    config: ConfigFile = None,
-    name: Name = None,
-    weights: WeightsFile = None,
-    device: DeviceOption = Device.auto,
-    fresh: Fresh = False,
-    force: Force = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Teach it unseen classes, or any names (stage 3)."""
-    console = Console()
-    cfg, run = open_run("finetune", config, name, overrides, console)
-    if dry_run:
+    cfg, run = open_run(stage.name, given["config"], given["name"], given["overrides"], console)
+    own = {name: given[OWN[name].name] for name in stage.options}
+    vocabulary, preview = own.get("vocabulary"), own.get("preview")
+    if given["dry_run"]:
+        from concat_cli.core.config_file import dump_yaml
         from concat_cli.core.runs import taught
+        from concat_cli.core.train.plan import describe
 
-        stage = "finetune" if vocab is None else taught(vocab)
-        return show_plan(console, stage, cfg, run, weights, vocab)
-    from concat_cli.methods.concat.finetune import finetune as train
-
-    console.say(f"finetune · run {run.name} · {vocab or 'the unseen classes of the data set'}")
-    result = train(
-        cfg, run, vocabulary=vocab, weights=weights, device=device.value, fresh=fresh,
-        force=force, progress=console.progress,
-    )  # fmt: skip
-    after = "evaluate" if vocab is None else f"predict photo.jpg --vocab {vocab}"
-    show_result(console, result, [f"concat {after} --name {run.name}"])
-
-
-def train_zegformer(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    name: Name = None,
-    device: DeviceOption = Device.auto,
-    fresh: Fresh = False,
-    dry_run: DryRun = False,
-) -> None:
-    """Train ZegFormer: segments first, then their names."""
-    console = Console()
-    cfg, run = open_run("zegformer", config, name, overrides, console)
-    if dry_run:
-        return show_plan(console, "zegformer", cfg, run)
-    from concat_cli.methods.zegformer.train import train_zegformer as train
-
-    console.say(f"train-zegformer · run {run.name} · seen classes of {cfg.data.root}")
-    result = train(cfg, run, device=device.value, fresh=fresh, progress=console.progress)
-    show_result(console, result, [f"concat evaluate --name {run.name}"])
-
-
-def train_clip_zss(
-    overrides: Overrides = None,
-    config: ConfigFile = None,
-    name: Name = None,
-    device: DeviceOption = Device.auto,
-    fresh: Fresh = False,
-    preview: Annotated[
-        Path | None, typer.Option(help="Only write pictures of the pseudo labels to this PNG.")
-    ] = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Train CLIP-ZSS: a dense encoder taught by CLIP."""
-    console = Console()
-    cfg, run = open_run("clip_zss", config, name, overrides, console)
-    if dry_run:
-        return show_plan(console, "clip_zss", cfg, run)
-    from concat_cli.methods.clip_zss.train import train_clip_zss as train
-
-    console.say(f"train-clip-zss · run {run.name} · seen classes of {cfg.data.root}")
-    result = train(
-        cfg, run, device=device.value, fresh=fresh, preview=preview, progress=console.progress
+        part = stage.name if vocabulary is None else taught(vocabulary)
+        plan = describe(part, cfg, run, weights=own.get("weights"), vocabulary=vocabulary)
+        if given["verbose"]:
+            console.text(dump_yaml(cfg, full=True))
+        console.table(["what", "value"], plan.items())
+        return console.say("dry run: nothing was written; --verbose shows every key")
+    told = f"data {cfg.data.root}" if vocabulary is None else f"names of {vocabulary}"
+    console.say(f"{stage.command} · run {run.name} · {told}")
+    result: StageResult = loaded(stage.train)(
+        cfg,
+        run,
+        device=given["device"].value,
+        fresh=given["fresh"],
+        progress=console.progress,
+        **own,
     )
     if preview is not None:
         return console.done({"pictures": relative(preview)})
-    show_result(console, result, [f"concat evaluate --name {run.name}"])
+    after = stage.following
+    if vocabulary is not None:
+        after = f"predict photo.jpg --vocab {vocabulary}"
+    show_result(console, result, [f"concat {after} --name {run.name}"])
 
 
 def show_result(console: Console, result: StageResult, following: list[str]) -> None:
@@ -181,21 +138,3 @@ def shown_figures(figures: dict[str, float]) -> dict[str, object]:
 def resume_command() -> str:
     """This process's command line; --fresh is left out, it would start again."""
     return shlex.join(["concat", *(word for word in sys.argv[1:] if word != "--fresh")])
-
-
-def show_plan(
-    console: Console,
-    stage: str,
-    cfg: Config,
-    run: Run,
-    weights: Path | None = None,
-    vocabulary: Path | None = None,
-) -> None:
-    """What a stage would do: every key, the sizes, what it needs, what it would write."""
-    from concat_cli.core.config_file import dump_yaml
-    from concat_cli.core.train.plan import describe
-
-    console.text(dump_yaml(cfg, full=True))
-    plan = describe(stage, cfg, run, weights=weights, vocabulary=vocabulary)
-    console.table(["what", "value"], plan.items())
-    console.say("dry run: nothing was written")

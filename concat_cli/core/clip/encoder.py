@@ -49,7 +49,7 @@ class Clip(nn.Module):
         identity: ClipIdentity,
         known_words: frozenset[str] | None = None,
         image_tower: bool = True,
-        half: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         size, config = model.visual.image_size, model.visual.preprocess_cfg
@@ -60,7 +60,7 @@ class Clip(nn.Module):
         self.identity = identity
         self.known_words = known_words
         self.has_image_tower = image_tower
-        self.half_precision = half
+        self.dtype = dtype
         self._tokenize = tokenize
         if not image_tower:
             del model.visual
@@ -99,7 +99,7 @@ class Clip(nn.Module):
     def encode_normalised(self, images: Tensor) -> Tensor:
         """(B, 3, image_size, image_size) already normalised -> (B, E)."""
         assert self.has_image_tower, "loaded without the image tower"
-        with self._precision():
+        with self.precision():
             features = self.model.encode_image(images)
         return F.normalize(features.float(), dim=-1)
 
@@ -109,31 +109,31 @@ class Clip(nn.Module):
         parts = []
         for i in range(0, len(texts), _TEXT_BATCH):
             tokens = self._tokenize(texts[i : i + _TEXT_BATCH]).to(self.device)
-            with self._precision():
+            with torch.autocast(self.device.type, enabled=False):
                 features = self.model.encode_text(tokens)
             parts.append(F.normalize(features.float(), dim=-1))
         return torch.cat(parts)
 
-    def _precision(self) -> torch.autocast:
-        """The teacher's own precision, whatever autocast the caller runs in."""
-        return torch.autocast(self.device.type, torch.float16, enabled=self.half_precision)
+    def precision(self) -> torch.autocast:
+        """The image tower's own precision, whatever autocast the caller runs in. Texts, which are
+        cached and seldom encoded, always have fp32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
 
 def load_clip(
     cfg: ClipConfig,
     device: torch.device | str = "cpu",
     image_tower: bool = True,
-    half: bool = False,
+    dtype: torch.dtype | None = None,
     progress: Progress = SILENT,
     tiny_files: Mapping[str, Path] = tiny.FILES,
 ) -> Clip:
     """Loads the teacher; without `image_tower` no image weights are kept.
 
-    `half`: fp16 encoders, on CUDA only. `tiny_files`: weights of the built-in models. UserError if
-    the model or its weights cannot be had.
+    `dtype`: of the image tower; None: fp32. `tiny_files`: weights of the built-in models.
+    UserError if the model or its weights cannot be had.
     """
     device = torch.device(device)
-    assert not half or device.type == "cuda", "half precision is for CUDA"
     words = None
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -149,10 +149,10 @@ def load_clip(
             tokenize = tokenizer(cfg)
     if cfg.pretrained == RANDOM and cfg.model not in tiny.FILES:
         progress.say(f"CLIP {cfg.model} has random weights, as clip.pretrained=random asks.")
-    if half:
-        progress.say("CLIP encodes in fp16: the device supports it.")
+    if dtype is not None and image_tower:
+        progress.say(f"CLIP encodes images in {str(dtype).removeprefix('torch.')}")
     identity = ClipIdentity(cfg.model, cfg.pretrained, hash_weights(model))
-    return Clip(model, tokenize, identity, words, image_tower, half).to(device)
+    return Clip(model, tokenize, identity, words, image_tower, dtype).to(device)
 
 
 def hash_weights(model: nn.Module) -> str:

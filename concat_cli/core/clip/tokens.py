@@ -111,7 +111,8 @@ def _valid_sizes(images: Tensor, padding: Tensor | None) -> list[tuple[int, int]
 
 
 class TokenCache:
-    """CLS tokens on disk, addressed by the content of the view: CLIP weights, pixels, mask.
+    """CLS tokens on disk, addressed by the content of the view (pixels, mask), by CLIP's weights
+    and by the precision that it encodes in.
 
     A view that augmentation changes is another view, so a cached token is never the wrong one; each
     is computed once. Rows are only ever appended, each writer to files of its own: several
@@ -128,10 +129,12 @@ class TokenCache:
         folder: Path,
         identity: ClipIdentity,
         embed_dim: int,
+        dtype: torch.dtype | None = None,
         most: int = MOST,
         progress: Progress = SILENT,
     ) -> None:
-        self.folder = Path(folder) / "tokens" / identity.sha256[:40]
+        precision = "" if dtype is None else f"-{str(dtype).removeprefix('torch.')}"
+        self.folder = Path(folder) / "tokens" / f"{identity.sha256[:40]}{precision}"
         self.embed_dim = embed_dim
         self.hits = self.misses = 0
         self._identity, self._progress = identity, progress

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from concat_cli.core.losses.points import sample_at, sample_masks
+from concat_cli.core.losses.masks import sample_at, sample_masks
 from concat_cli.core.losses.precision import as_float, full_precision
 
 # Stands for a cost that is not finite: never preferred, yet small enough for the other costs to
@@ -95,7 +95,7 @@ def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
     """
     costs = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST)
     costs = costs.masked_fill(~wanted[None, :, None], torch.inf)  # one copy carries both
-    return torch.from_numpy(_assign(costs.double().cpu().numpy())).to(wanted.device)
+    return torch.from_numpy(_assign(costs.cpu().double().numpy())).to(wanted.device)
 
 
 def _assign(costs: np.ndarray) -> np.ndarray:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -66,6 +66,40 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+class Count(NamedTuple):
+    """How many of something losses are a mean over, as a mean over the processes: in the forwards
+    at hand, and in all forwards of the step. Divided by `whole`, the losses of a batch that is
+    split over forwards and processes add up to those of the whole batch."""
+
+    here: Tensor
+    whole: Tensor
+
+    def of_whole(self, found: Tensor) -> Tensor:
+        """The like for a denominator that a forward finds out only with its results, such as the
+        weights of all queries but those on void: its mean over the processes, brought to the whole
+        batch by this count. Exact in one forward, or where the two are proportional."""
+        return mean_over_processes(found) * (self.whole / self.here)
+
+
+Counts = Mapping[str, Count]
+
+
+def of_the_step(forwards: Sequence[Mapping[str, Tensor]]) -> list[Counts]:
+    """The counts of this process's forwards of a step, by name -> those of the whole batch.
+
+    Nothing is counted as less than one in the whole batch, so that it can be divided by.
+    """
+    names = list(forwards[0])
+    if not names:
+        return [{} for _ in forwards]
+    own = torch.stack([torch.stack([each[name].float() for name in names]) for each in forwards])
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    here = mean_over_processes(own)  # (forwards, names)
+    whole = here.mean(0).clamp(min=1 / (world * len(forwards)))
+    here = here.clamp(min=1 / (world * len(forwards)))
+    return [{n: Count(row[i], whole[i]) for i, n in enumerate(names)} for row in here]
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,16 +22,19 @@ from concat_cli.core.evaluate.instance import InstanceQuality
 from concat_cli.core.evaluate.panoptic import Quality
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.semantic import SemanticQuality
+from concat_cli.core.files import atomic_path
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.render import Drawing, side_by_side, stack
 from concat_cli.core.infer.tasks import TASKS
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.optim import parameter_groups
-from concat_cli.core.train.preview import write_preview
 from concat_cli.core.train.session import Session, embed
-from concat_cli.core.train.targets import merged_by_category, trained_indices
+from concat_cli.core.train.targets import ImageModule, merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary
+
+PICTURES = 4  # of a preview
 
 
 class ImageTask:
@@ -82,6 +85,10 @@ class ImageTask:
             stream = map(merged_by_category, stream)
         while True:
             yield list(islice(stream, parts))
+
+    def counts(self, batch: Batch) -> Mapping[str, Tensor]:
+        """What the module counts in a batch."""
+        return self.module.counts(batch) if isinstance(self.module, ImageModule) else {}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Mask2Former's groups, and one of the learned logit scale [ours]."""
@@ -185,13 +192,23 @@ class ImageStage:
         """The result of a stage that was stopped before its own first step."""
         return StageResult(self.stage.last, 0, 0.0, False, {})
 
-    def fit(self, module: nn.Module) -> StageResult:
-        """Trains the module, or goes on with it."""
-        session = self.session
-        task = ImageTask(
-            module, session, self.text, session.cfg.optim, self.train, self.by_category
-        )
-        return fit_images(task, self.stage, self.meta)
+    def fit(
+        self,
+        module: nn.Module,
+        task: type[ImageTask] = ImageTask,
+        optim: OptimConfig | None = None,
+        part: str = "",
+    ) -> StageResult:
+        """Trains the module, or goes on with it.
+
+        task: what it is trained as. optim: by default that of the configuration. part: of the
+        stage with a loop of its own, such as a warm-up.
+        """
+        session, optim = self.session, optim or self.session.cfg.optim
+        module.to(session.device)
+        made = task(module, session, self.text, optim, self.train, self.by_category)
+        stage = self.stage.inner(part) if part else self.stage
+        return Fit(made, optim, stage, session, self.meta).run()
 
 
 def classes_digest(vocabulary: Vocabulary) -> str:
@@ -200,16 +217,18 @@ def classes_digest(vocabulary: Vocabulary) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def fit_images(task: ImageTask, stage: StageDir, meta: dict[str, Any]) -> StageResult:
-    session = task.session
-    task.module.to(session.device)
-    return Fit(
-        task,
-        task.optim,
-        stage,
-        device=session.device,
-        dtype=session.dtype,
-        meta=meta,
-        progress=session.progress,
-        processes=session.processes,
-    ).run()
+def write_preview(predictor: Predictor, dataset: PanopticDataset, path: Path) -> None:
+    """Writes image, truth and prediction of the first images of a data set, a row each."""
+    samples = [dataset[index] for index in range(min(PICTURES, len(dataset)))]
+    predictions = predictor.predict_batch([sample.image for sample in samples])
+    rows = [
+        side_by_side(
+            sample.image,
+            Drawing.of_sample(sample, dataset.vocabulary),
+            Drawing.of_prediction(prediction),
+        )
+        for sample, prediction in zip(samples, predictions, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        stack(rows).save(temporary, format="PNG")

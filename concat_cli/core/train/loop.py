@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,16 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from concat_cli.core.checkpoint import load_state, save_state, save_weights
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import (
-    Processes,
     any_process,
     mean_over_processes,
+    of_the_step,
     share_from_main,
     wait,
 )
 from concat_cli.core.train.optim import MovingAverage, lr_factor
+from concat_cli.core.train.session import Session
 
 _NOT_FINITE = (
     "Lower optim.lr, or set optim.precision=fp32. The last saved step is kept; the same command "
@@ -35,7 +36,8 @@ _NOT_FINITE = (
 
 
 class Task(Protocol):
-    """What a stage gives the loop. The module's forward(batch, step) returns weighted losses."""
+    """What a stage gives the loop. The module's forward(batch, counts) returns weighted losses,
+    divided by what `counts` says of the whole batch of the step."""
 
     @property
     def module(self) -> nn.Module:
@@ -44,6 +46,11 @@ class Task(Protocol):
 
     def batches(self, start: int) -> Iterator[list[Any]]:
         """Endless list of micro-batches, one list a step, from step `start` on."""
+        ...
+
+    def counts(self, batch: Any) -> Mapping[str, Tensor]:
+        """What the losses of a batch are means over, by name; () each, known before the forward.
+        Empty for steps of one forward that every process does alike."""
         ...
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -101,34 +108,31 @@ class _Stop:
 
 
 class Fit:
-    """One run of the loop over one task; `run()` does it."""
+    """One run of the loop over one task; `run()` does it. meta: the facts of its weights files."""
 
     def __init__(
         self,
         task: Task,
         optim: OptimConfig,
         stage: StageDir,
-        *,
-        device: torch.device,
-        dtype: torch.dtype | None,
+        session: Session,
         meta: dict[str, Any],
-        progress: Progress,
-        processes: Processes,
         optimiser: torch.optim.Optimizer | None = None,
     ) -> None:
         self.task, self.optim, self.stage, self.meta = task, optim, stage, meta
-        self.device, self.dtype, self.progress, self.processes = device, dtype, progress, processes
+        self.device, self.dtype = session.device, session.dtype
+        self.progress, self.processes = session.progress, session.processes
         self.optimiser = optimiser or torch.optim.AdamW(
-            task.parameter_groups(), fused=device.type == "cuda"
+            task.parameter_groups(), fused=self.device.type == "cuda"
         )
         self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]
         self.average = MovingAverage(task.module, optim.ema) if optim.ema else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype is torch.float16)
         self.step, self.best, self.trained_seconds = 0, float("-inf"), 0.0
         self.scored = -1  # the step of the newest figures
         self.figures: dict[str, float] = {}
         self.model: nn.Module = task.module
-        if processes.world > 1:
+        if self.processes.world > 1:
             self.model = DistributedDataParallel(
                 task.module, find_unused_parameters=True, broadcast_buffers=False
             )
@@ -176,13 +180,16 @@ class Fit:
         torch.manual_seed(self.optim.seed * 1_000_003 + self.step)
         self.task.module.train()
         self.optimiser.zero_grad(set_to_none=True)
+        micro_batches = [batch.to(self.device) for batch in micro_batches]
+        counts = of_the_step([self.task.counts(batch) for batch in micro_batches])
         sums: dict[str, Tensor] = {}
-        for batch in micro_batches:
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                losses: dict[str, Tensor] = self.model(batch.to(self.device), self.step)
-            self._check_finite(losses, batch)
-            total = torch.stack(list(losses.values())).sum() / len(micro_batches)
-            self.scaler.scale(total).backward()
+        for number, batch in enumerate(micro_batches, 1):
+            with self._summed_up(last=number == len(micro_batches)):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    losses: dict[str, Tensor] = self.model(batch, counts[number - 1])
+                self._check_finite(losses, batch)
+                total = torch.stack(list(losses.values())).sum() / len(micro_batches)
+                self.scaler.scale(total).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
         self.scaler.unscale_(self.optimiser)
@@ -197,6 +204,11 @@ class Fit:
         self.step += 1
         if self.step % self.optim.log_every == 0 or self.step == self.optim.steps:
             self._log(sums, norm, factor)
+
+    def _summed_up(self, last: bool) -> AbstractContextManager[object]:
+        """Processes exchange their gradients once a step, with the last forward's."""
+        waits = not last and isinstance(self.model, DistributedDataParallel)
+        return self.model.no_sync() if waits else nullcontext()
 
     def _check_finite(self, losses: dict[str, Tensor], batch: Any) -> None:
         values = torch.stack([v.detach() for v in losses.values()])

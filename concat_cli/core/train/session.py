@@ -39,6 +39,15 @@ class Session:
     processes: Processes
     progress: Progress
 
+    @property
+    def teacher_dtype(self) -> torch.dtype | None:
+        """What CLIP's image tower computes in beside the student: half precision where the run
+        trains in it on a CUDA GPU, of the run's own kind where the GPU has that natively."""
+        if self.dtype is None or self.device.type != "cuda":
+            return None
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return self.dtype if native else torch.float16
+
     def open_stage(
         self, stage: StageDir, *, fresh: bool = False, inputs: dict[str, str] | None = None
     ) -> StageDir:

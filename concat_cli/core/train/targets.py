@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.precision import full_precision
+from concat_cli.core.train.distributed import Counts, of_the_step
 
 
 def with_slots(batch: Batch, least: int) -> Batch:
@@ -62,3 +64,69 @@ def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
         share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
         on = torch.einsum("lbqhw,bhw->lbq", inside, share)
         return on > most * inside.sum((-2, -1)).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What may be learned from a batch: all else is void.
+
+    labels: (B, N) among the trained classes, -1 for none.
+    """
+
+    batch: Batch
+    labels: Tensor
+
+    @staticmethod
+    def of(batch: Batch, to_trained: Tensor, slots: int = 1) -> Truth:
+        """The truth of a batch, with at least so many slots for segments."""
+        batch = with_slots(batch, slots)
+        return Truth(batch, trained_labels(batch.labels, to_trained))
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """(B, N, H, W) bool, of the segments with a label."""
+        return self.batch.masks() & (self.labels >= 0)[..., None, None]
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """(B, H, W) bool, None where nothing is padded."""
+        return self.batch.padding if bool(self.batch.padding.any()) else None
+
+    @cached_property
+    def void(self) -> Tensor | None:
+        """See `void_of`."""
+        return void_of(self.batch, self.labels)
+
+    @property
+    def segments(self) -> Tensor:
+        """(B,) int64, how many segments with a label each image has."""
+        return (self.labels >= 0).sum(1)
+
+
+class ImageModule(nn.Module):
+    """What an image task trains, and what it may know of classes.
+
+    Its forward(batch, counts) gives weighted losses by name; without counts, the batch is a whole
+    one. What a batch holds is counted before the forward, in `counts`.
+
+    Args:
+        text: (K, E) embeddings of the classes that may be trained on, and of no other.
+        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
+            class must not be trained on: its pixels are void.
+    """
+
+    text: Tensor
+    to_trained: Tensor
+
+    def __init__(self, text: Tensor, to_trained: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("to_trained", to_trained, persistent=False)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What the losses of a batch are means over, by name: (); see `Task.counts`."""
+        return {"segments": (trained_labels(batch.labels, self.to_trained) >= 0).sum()}
+
+    def alone(self, batch: Batch) -> Counts:
+        """The counts of a batch that is a whole one."""
+        return of_the_step([self.counts(batch)])[0]

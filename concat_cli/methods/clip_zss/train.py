@@ -16,10 +16,9 @@ from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
-from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
+from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.optim import parameter_groups
-from concat_cli.core.train.preview import PICTURES
 from concat_cli.core.train.session import Session, open_session
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
@@ -82,7 +81,9 @@ def train_clip_zss(
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_student_start(cfg.clip_zss)
     looks = cfg.clip_zss.glm > 0 or cfg.clip_zss.pseudo or preview is not None
-    clip = load_clip(cfg.clip, session.device, image_tower=looks)
+    clip = load_clip(
+        cfg.clip, session.device, looks, dtype=session.teacher_dtype, progress=progress
+    )
     if looks:
         session.place(clip.model.visual)
     if preview is not None:
@@ -102,16 +103,7 @@ def train_clip_zss(
         cfg.clip_zss,
         _teacher(cfg, clip),
     )
-    return Fit(
-        ClipZssTask(module.to(session.device), session, images.text, cfg.optim, images.train),
-        cfg.optim,
-        images.stage,
-        device=session.device,
-        dtype=session.dtype,
-        meta=images.meta,
-        progress=progress,
-        processes=session.processes,
-    ).run()
+    return images.fit(module, ClipZssTask)
 
 
 def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
@@ -120,7 +112,7 @@ def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
         return None
     cache = None
     if cfg.clip_zss.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     return Teacher(clip, 1, cache)
 
 

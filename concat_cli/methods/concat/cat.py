@@ -1,27 +1,29 @@
-"""Stage 2: the generator of pseudo vision queries (CAT), trained on the query bank."""
+"""Stage 2: the generator of pseudo vision queries (CAT), trained on the query bank.
+
+Seen classes set aside as pseudo-unseen, the fold, choose its number of steps without unseen
+classes. The segmentor has trained on them, so what the fold says is an approximation.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.build import config_of, restore_segmentor
-from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
-from concat_cli.core.clip.encoder import Clip
+from concat_cli.core.checkpoint import check_clip, check_stage, load_weights
 from concat_cli.core.config import CatConfig, Config, OptimConfig
-from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.device import one_thread
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
-from concat_cli.core.train.distributed import wait
+from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.session import (
     Session,
@@ -30,13 +32,21 @@ from concat_cli.core.train.session import (
     text_clip,
     trained_names,
 )
-from concat_cli.core.train.targets import trained_indices
-from concat_cli.methods.concat.build import Generator, build_generator
 from concat_cli.methods.concat.cycle import cycle_loss, moment_matching, query_contrast
-from concat_cli.methods.concat.fold import choose_fold, fold_figures
-from concat_cli.methods.concat.queries import QueryBatch, class_statistics, query_batches
-from concat_cli.methods.concat.query_bank import Banks, QueryBank, check_bank, open_bank
-from concat_cli.methods.concat.refit import refitted
+from concat_cli.methods.concat.generator import Generator, build_generator
+from concat_cli.methods.concat.query_bank import (
+    Banks,
+    BankTask,
+    ClassStatistics,
+    QueryBank,
+    QueryBatch,
+    class_statistics,
+    open_banks,
+    pseudo_queries,
+    query_batches,
+)
+
+SAMPLES = 64  # pseudo queries behind a pseudo mean
 
 
 class GeneratorModule(nn.Module):
@@ -68,9 +78,14 @@ class GeneratorModule(nn.Module):
         self.register_buffer("place", kept.cumsum(0) - 1, persistent=False)  # among the kept
         self._segmentor = (segmentor.requires_grad_(False).eval(),)  # no part of the state
 
-    def forward(self, batch: QueryBatch, step: int) -> dict[str, Tensor]:
+    @property
+    def segmentor(self) -> Segmentor:
+        """The frozen one."""
+        return self._segmentor[0]
+
+    def forward(self, batch: QueryBatch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name; one pseudo query is made for every real one, of its class."""
-        cfg, (segmentor,) = self.cfg, self._segmentor
+        cfg, segmentor = self.cfg, self.segmentor
         noise = self.generator.sample_noise(len(batch.classes))
         made = self.generator(self.text[batch.classes], noise)
         losses = {}
@@ -88,18 +103,17 @@ class GeneratorModule(nn.Module):
         return losses
 
 
-class GeneratorTask:
-    """A task of the loop over the query bank; classes in `without` are left out of training."""
+class GeneratorTask(BankTask):
+    """A task of the loop over the query bank.
+
+    fold: classes that pseudo queries are judged on. without: classes left out of training.
+    """
 
     def __init__(
-        self,
-        module: GeneratorModule,
-        banks: Banks,
-        fold: tuple[int, ...],
-        without: tuple[int, ...],
-        cfg: CatConfig,
+        self, module: GeneratorModule, banks: Banks, fold: tuple[int, ...], without: tuple[int, ...]
     ) -> None:
-        self.module, self.banks, self.fold, self.cfg = module, banks, fold, cfg
+        super().__init__(banks)
+        self.module, self.fold, self.cfg = module, fold, module.cfg
         classes = len(module.text)
         self.rows = banks.train.held(without)
         self.real = class_statistics(banks.train, classes)
@@ -115,14 +129,9 @@ class GeneratorTask:
         """All of the generator, without weight decay [PADing]."""
         return [{"params": list(self.module.parameters()), "lr": self.cfg.lr, "weight_decay": 0.0}]
 
-    def describe(self, batch: QueryBatch) -> str:
-        """A batch of the bank has no names."""
-        return f"{len(batch.real)} queries of the bank"
-
     def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The frozen segmentor and the generator: one file is enough for what follows."""
-        (segmentor,) = self.module._segmentor
-        frozen = {f"segmentor.{k}": v for k, v in segmentor.state_dict().items()}
+        frozen = {f"segmentor.{k}": v for k, v in self.module.segmentor.state_dict().items()}
         return frozen | {k: v for k, v in state.items() if k.startswith("generator.")}
 
     def score(self, step: int) -> dict[str, float]:
@@ -133,42 +142,6 @@ class GeneratorTask:
         return fold_figures(
             self.module.generator, self.module.text, self.fold, self.real, queries, classes
         )
-
-    def preview(self, path: Path) -> None:
-        """Nothing to show."""
-
-
-def open_banks(
-    session: Session, run: Run, weights: Weights, segmentor: Segmentor, text: Tensor
-) -> Banks:
-    """Opens the banks under `runs/<name>/bank/`, writing what is not there."""
-    cfg, info = session.cfg, session.info
-    to_trained = trained_indices(info.vocabulary.is_seen, session.device)
-
-    def bank(part: str, augmented: bool) -> QueryBank:
-        writes = session.processes.is_main
-        if not writes:
-            wait()  # until the first process has written it
-        found = open_bank(
-            run.path / "bank" / part,
-            segmentor,
-            text,
-            to_trained,
-            PanopticDataset(info.part(part), info.vocabulary),
-            cfg,
-            str(weights.meta.get("segmentor", weights.sha256)),
-            augmented=augmented,
-            writes=writes,
-            dtype=session.dtype,
-            progress=session.progress,
-        )
-        if writes:
-            wait()
-        return found
-
-    train = bank("train", augmented=True)
-    check_bank(train, cfg.bank)
-    return Banks(train, bank("dev", augmented=False) if "dev" in info.parts else train)
 
 
 def train_cat(
@@ -189,73 +162,62 @@ def train_cat(
     check_clip(source, clip.identity)
     stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})
     segmentor = session.place(restore_segmentor(source))
-    text = embed(clip, session.info.vocabulary.seen_only(), cfg, session.device)
+    seen = session.info.vocabulary.seen_only()
+    text = embed(clip, seen, cfg, session.device)
     banks = open_banks(session, run, source, segmentor, text)
-    fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
-    steps, figures = cfg.cat.steps, dict[str, float]()
-    if fold and cfg.cat.steps:
-        names = ", ".join(session.info.vocabulary.seen_only().names[c] for c in fold)
-        progress.say(f"choosing the number of steps on seen classes set aside: {names}")
-        inner = stage.inner("fold")
-        judge = segmentor
-        if cfg.cat.refit_projector:  # the cycle must not know the fold either
-            judge = copy.deepcopy(segmentor)
-            judge.projector, _ = refitted(segmentor, text, fold, banks, cfg.finetune)
-        chosen = _fit(session, clip, source, judge, text, banks, fold, fold, steps, inner)
-        if not chosen.finished:
-            return replace(chosen, weights=stage.last, steps=0)
-        steps, figures = _best_step(inner)
-        progress.say(f"best after {steps} steps ({figures['score']:.3f}); training on all classes")
-    result = _fit(session, clip, source, segmentor, text, banks, (), fold, steps, stage)
-    return replace(result, figures=figures)
-
-
-def _fit(
-    session: Session,
-    clip: Clip,
-    source: Weights,
-    segmentor: Segmentor,
-    text: Tensor,
-    banks: Banks,
-    without: tuple[int, ...],
-    fold: tuple[int, ...],
-    steps: int,
-    stage: StageDir,
-) -> StageResult:
-    cfg = session.cfg
-    torch.manual_seed(cfg.cat.seed)
-    generator = build_generator(cfg.cat, text.shape[1], cfg.model.width).to(session.device)
-    module = GeneratorModule(generator, segmentor, text, cfg.cat, without)
-    task = GeneratorTask(module, banks, fold, without, cfg.cat)
-    optim = OptimConfig(
-        steps=steps,
-        lr=cfg.cat.lr,
-        weight_decay=0.0,
-        clip_norm=float("inf"),
-        warmup=0,
-        schedule="constant",  # a step means the same with and without the fold
-        eval_every=cfg.cat.eval_every if without else 0,
-        save_every=max(1, cfg.cat.eval_every),
-        seed=cfg.cat.seed,
-    )
-    facts = session.meta(
+    meta = session.meta(
         "cat",
         clip,
         trained=trained_names(source, session.info.vocabulary),
         segmentor=source.meta.get("segmentor", source.sha256),
     )
-    fit = Fit(
-        task,
-        optim,
-        stage,
-        device=session.device,
-        dtype=None,
-        meta=facts,
-        progress=session.progress,
-        processes=session.processes,
-    )
-    with one_thread():
-        return fit.run()
+    fitter = _Fitter(replace(session, dtype=None), meta, segmentor, text, banks)
+    fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
+    steps, figures = cfg.cat.steps, dict[str, float]()
+    if fold and cfg.cat.steps:
+        names = ", ".join(seen.names[c] for c in fold)
+        progress.say(f"choosing the number of steps on seen classes set aside: {names}")
+        inner = stage.inner("fold")
+        chosen = fitter.fit(inner, steps, fold, without=fold)
+        if not chosen.finished:
+            return replace(chosen, weights=stage.last, steps=0)
+        steps, figures = _best_step(inner)
+        progress.say(f"best after {steps} steps ({figures['score']:.3f}); training on all classes")
+    return replace(fitter.fit(stage, steps, fold), figures=figures)
+
+
+@dataclass(frozen=True)
+class _Fitter:
+    """Trains a generator, with the fold or without it."""
+
+    session: Session
+    meta: dict[str, Any]
+    segmentor: Segmentor
+    text: Tensor
+    banks: Banks
+
+    def fit(
+        self, stage: StageDir, steps: int, fold: tuple[int, ...], without: tuple[int, ...] = ()
+    ) -> StageResult:
+        cfg = self.session.cfg
+        torch.manual_seed(cfg.cat.seed)
+        generator = build_generator(cfg.cat, self.text.shape[1], cfg.model.width)
+        generator.to(self.session.device)
+        module = GeneratorModule(generator, self.segmentor, self.text, cfg.cat, without)
+        optim = OptimConfig(
+            steps=steps,
+            lr=cfg.cat.lr,
+            weight_decay=0.0,
+            clip_norm=float("inf"),
+            warmup=0,
+            schedule="constant",  # a step means the same with and without the fold
+            eval_every=cfg.cat.eval_every if without else 0,
+            save_every=max(1, cfg.cat.eval_every),
+            seed=cfg.cat.seed,
+        )
+        task = GeneratorTask(module, self.banks, fold, without)
+        with one_thread():
+            return Fit(task, optim, stage, self.session, self.meta).run()
 
 
 def _best_step(stage: StageDir) -> tuple[int, dict[str, float]]:
@@ -263,3 +225,69 @@ def _best_step(stage: StageDir) -> tuple[int, dict[str, float]]:
     scored = [row for row in stage.read_metrics() if "dev" in row]
     best = int(np.argmax([row["dev"]["score"] for row in scored]))
     return scored[best]["step"], scored[best]["dev"]
+
+
+def choose_fold(bank: QueryBank, classes: int, size: int, seed: int) -> tuple[int, ...]:
+    """Indices of `size` trained classes that the bank holds; never more than half of them."""
+    held = np.asarray(bank.classes).reshape(-1)
+    present = [c for c in range(classes) if np.count_nonzero(held == c) >= 2]
+    rng = np.random.Generator(np.random.PCG64([seed, classes]))
+    return tuple(sorted(rng.permutation(present)[: min(size, len(present) // 2)].tolist()))
+
+
+def harmonic(a: float, b: float) -> float:
+    """2ab / (a + b), 0 where both are 0."""
+    return 2 * a * b / (a + b) if a + b > 0 else 0.0
+
+
+@torch.no_grad()
+def fold_figures(
+    generator: Generator,
+    text: Tensor,
+    fold: tuple[int, ...],
+    real: ClassStatistics,
+    queries: Tensor,
+    classes: Tensor,
+) -> dict[str, float]:
+    """How well pseudo queries of the fold stand for real ones.
+
+    text (K, E) of the trained classes; real: statistics of train queries, fold included; queries
+    (N, D) with classes (N,): of dev. Real queries of dev are given the class of the nearest mean
+    (cosine around the common mean), pseudo means for the fold and real ones for the rest: accuracy
+    on the fold, on the rest, and `score`, their harmonic mean. `distance`: of pseudo to real means
+    of the fold, in units of the mean distance between real means. `nearest`: share of pseudo means
+    whose nearest real mean is that of their own class. `spread`: of pseudo to real queries.
+    """
+    device = text.device
+    source = torch.Generator(device="cpu").manual_seed(0)
+    chosen = torch.tensor(fold, device=device)
+    made = pseudo_queries(generator, text[chosen], SAMPLES, source=source)  # (F, S, D)
+    centre, means = real.mean.to(device), real.means.to(device)
+    mixed = means.clone()
+    mixed[chosen] = made.mean(1)
+    there = real.counts.to(device) > 0
+    similarity = _cosine(queries.to(device) - centre, mixed - centre)
+    found = similarity.masked_fill(~there, -2.0).argmax(-1)
+    right = found == classes.to(device)
+    in_fold = torch.isin(classes.to(device), chosen)
+    on_fold, on_rest = (_mean(right[part]) for part in (in_fold, ~in_fold))
+    own = _cosine(made.mean(1) - centre, means - centre).masked_fill(~there, -2.0)
+    gaps = torch.cdist(means[there], means[there])
+    apart = gaps.sum() / max(1, gaps.numel() - len(gaps))
+    spread = (made - made.mean(1, keepdim=True)).square().mean().sqrt()
+    return {
+        "score": harmonic(on_fold, on_rest),
+        "fold_accuracy": on_fold,
+        "rest_accuracy": on_rest,
+        "distance": float((made.mean(1) - means[chosen]).norm(dim=-1).mean() / apart.clamp(1e-6)),
+        "nearest": _mean(own.argmax(-1) == chosen),
+        "spread": float(spread / real.std.to(device).square().mean().sqrt()),
+    }
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).T
+
+
+def _mean(hits: Tensor) -> float:
+    return float(hits.float().mean()) if hits.numel() else 0.0

@@ -1,7 +1,11 @@
-"""Stage 1: the segmentor, trained on seen classes and aligned with CLIP (CON)."""
+"""Stage 1: the segmentor, trained on seen classes and aligned with CLIP (CON).
+
+Before it comes, if asked for, a warm-up of the backbone on true masks of seen classes [ours].
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,14 +14,14 @@ from concat_cli.core.build import build_segmentor, check_start
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config
+from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import ImageStage, micro_batches
+from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.session import open_session
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.methods.concat.con_module import ConModule
-from concat_cli.methods.concat.warmup import warm_up
+from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
 
 def train_con(
@@ -32,10 +36,10 @@ def train_con(
     session = open_session(cfg, device, progress)
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_start(cfg.model)
-    clip = load_clip(cfg.clip, session.device)
+    clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
     cache = None
     if cfg.align.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     teacher = Teacher(clip, cfg.align.crops, cache)
     torch.manual_seed(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
@@ -46,3 +50,26 @@ def train_con(
     return images.fit(
         ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align, teacher)
     )
+
+
+class WarmupTask(ImageTask):
+    """The same over the warm-up module, which has nothing to score or show."""
+
+    def score(self, step: int) -> dict[str, float]:
+        """Nothing: the query decoder is still random."""
+        return {}
+
+    def preview(self, path: Path) -> None:
+        """Nothing to show."""
+
+
+def warm_up(images: ImageStage, segmentor: Segmentor, teacher: Teacher | None) -> bool:
+    """The warm-up, where one is asked for and was not done yet; False if it was stopped."""
+    cfg = images.session.cfg
+    if not cfg.warmup.steps or images.stage.state.exists():
+        return True
+    module = WarmupModule(
+        segmentor, images.text, images.to_trained, cfg.loss, cfg.align, cfg.warmup, teacher
+    )
+    optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
+    return images.fit(module, WarmupTask, optim, "warmup").finished

@@ -1,43 +1,38 @@
-"""Stage 1 as one module: a batch in, weighted losses out (segmentation, CON, and our options)."""
+"""CON as modules: a batch in, weighted losses out (segmentation, alignment, and our options)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from concat_cli.core.config import AlignConfig, LossConfig
+from concat_cli.core.config import AlignConfig, BackboneWarmupConfig, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.alignment import aggregate
-from concat_cli.core.losses.classes import class_loss
-from concat_cli.core.losses.masks import mask_losses
+from concat_cli.core.losses.alignment import TokenBank, aggregate
+from concat_cli.core.losses.masks import PointSampling, class_loss, expected_weight, mask_losses
 from concat_cli.core.losses.matcher import match
-from concat_cli.core.losses.points import PointSampling
-from concat_cli.core.losses.token_bank import TokenBank
+from concat_cli.core.model.padding import resize_padding
+from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import Denoising
-from concat_cli.core.model.segmentor import QueryOutput, Segmentor, SegmentorOutput
-from concat_cli.core.train.contrast import contrast
-from concat_cli.core.train.distributed import mean_over_processes
-from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
-from concat_cli.core.train.teacher import SegmentTokens, Teacher, drawn_segments
-from concat_cli.methods.concat import token_losses as dense
-from concat_cli.methods.concat.truth import truth_losses
+from concat_cli.core.model.segmentor import DenseOutput, QueryOutput, Segmentor
+from concat_cli.core.train.distributed import Count, Counts
+from concat_cli.core.train.targets import ImageModule, Truth, on_void
+from concat_cli.core.train.teacher import Rows, SegmentTokens, Teacher, contrast, drawn_segments
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
+TOKEN_STRIDE = 16  # of the map whose tokens queries are selected from
+TRUTH_STRIDE = 4  # at which true masks are averaged
 
 
-class ConModule(nn.Module):
-    """The segmentor with its losses.
+class TruthModule(ImageModule):
+    """The segmentor, and losses on features pooled under true masks, which need no queries [ours].
 
     Args:
-        text: (K, E) embeddings of the classes that may be trained on, and of no other.
-        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
-            class must not be trained on: its pixels are void.
+        text, to_trained: see `ImageModule`.
         teacher: gives CLS tokens; needed when an alignment weight is positive.
     """
-
-    text: Tensor
-    to_trained: Tensor
 
     def __init__(
         self,
@@ -48,23 +43,135 @@ class ConModule(nn.Module):
         align: AlignConfig,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__()
-        assert teacher is not None or not (align.image or align.instance)
+        super().__init__(text, to_trained)
         self.segmentor, self.loss, self.align = segmentor, loss, align
         self.points = PointSampling(loss.points, loss.oversample, loss.importance)
-        self.register_buffer("text", text, persistent=False)
-        self.register_buffer("to_trained", to_trained, persistent=False)
-        self.image_bank = TokenBank(align.bank if align.image else 0, text.shape[1])
-        self.segment_bank = TokenBank(align.bank if align.instance else 0, text.shape[1])
         self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Segments, and those of them that are shown to the teacher."""
+        segments = Truth.of(batch, self.to_trained).segments
+        return {"segments": segments.sum(), "crops": segments.clamp(max=self.align.crops).sum()}
+
+    def truth_losses(
+        self,
+        maps: tuple[list[Tensor], PixelFeatures],
+        truth: Truth,
+        target: SegmentTokens | None,
+        counts: Counts,
+    ) -> dict[str, Tensor]:
+        """Cross-entropy of true segments over the trained classes, and their weighted alignment.
+
+        maps: backbone and pixel features. target: CLS tokens of segments; None: no alignment.
+        """
+        labels, align = truth.labels, self.align
+        small = F.avg_pool2d(truth.masks.float(), TRUTH_STRIDE)
+        vision = self.segmentor.mask_queries(*maps, small, truth.padding)
+        semantic, logits = self.segmentor.classify(vision, self.text)
+        valid = labels >= 0
+        each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
+        losses = {"truth_class": each / counts["segments"].whole}
+        if target is not None:
+            if align.detach:
+                semantic = self.segmentor.projector(vision.detach())
+            groups = labels[target.image, target.segment].masked_fill(~target.valid, -1)
+            rows = Rows(semantic[target.image, target.segment], target.tokens, target.valid, groups)
+            losses["truth_align"] = align.instance * contrast(
+                rows, align.temperature, counts["crops"]
+            )
+        return losses
+
+
+class WarmupModule(TruthModule):
+    """Features pooled under true masks -> the class path -> cross-entropy over trained classes.
+
+    With instance alignment on, the pooled features are also aligned with the CLS tokens of their
+    masked segments. With `warmup.masks`, queries made of noised true masks also have to find those
+    masks again: features that are told apart by class alone merge what has no class yet.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        text: Tensor,
+        to_trained: Tensor,
+        loss: LossConfig,
+        align: AlignConfig,
+        warmup: BackboneWarmupConfig,
+        teacher: Teacher | None,
+    ) -> None:
+        super().__init__(segmentor, text, to_trained, loss, align, teacher)
+        self.masks = warmup.masks
+        self.aligns = warmup.align and align.instance > 0
+
+    def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
+        """Weighted losses by name."""
+        counts = counts or self.alone(batch)
+        truth = Truth.of(batch, self.to_trained, self.align.crops if self.aligns else 1)
+        (teacher,) = self._teacher
+        target = None
+        if self.aligns and teacher is not None:
+            target = teacher.segments(truth)
+        maps = self.segmentor.features(batch.images, truth.padding)
+        losses = self.truth_losses(maps, truth, target, counts)
+        return losses | (self._masks(maps[1], truth, counts) if self.masks else {})
+
+    def _masks(self, pixel: PixelFeatures, truth: Truth, counts: Counts) -> dict[str, Tensor]:
+        """BCE and dice of the masks that are found again."""
+        valid = truth.labels >= 0
+        logits = self.segmentor.query_decoder.masks_of(pixel, noised(truth.masks, valid))
+        own = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
+        own = own.masked_fill(~valid, -1)[None]  # (1, B, N)
+        count = counts["segments"].whole
+        bce, dice = mask_losses(logits[None], own, truth.masks, valid, count, self.points)
+        return {
+            "mask": self.masks * self.loss.mask * bce,
+            "dice": self.masks * self.loss.dice * dice,
+        }
+
+
+class ConModule(TruthModule):
+    """The segmentor with its losses.
+
+    Where a step takes several forwards, each is divided by the counts of all, so that they add up
+    to the losses of the whole batch. Two things are only known per forward: which queries lie on
+    void (the class loss takes their share to be alike in all forwards of a step), and the
+    negatives of the alignment, which are those of the forward and of the banks before it.
+    """
+
+    def __init__(
+        self,
+        segmentor: Segmentor,
+        text: Tensor,
+        to_trained: Tensor,
+        loss: LossConfig,
+        align: AlignConfig,
+        teacher: Teacher | None = None,
+    ) -> None:
+        assert teacher is not None or not (align.image or align.instance)
+        super().__init__(segmentor, text, to_trained, loss, align, teacher)
+        self.image_bank = TokenBank(align.bank if align.image else 0, text.shape[1])
+        self.segment_bank = TokenBank(align.bank if align.instance else 0, text.shape[1])
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Segments, weights of queries in the class loss, and tokens, where tokens are trained."""
+        truth, decoder = Truth.of(batch, self.to_trained), self.segmentor.query_decoder
+        found = super().counts(batch)
+        found["class"] = expected_weight(truth.segments, decoder.queries, self.loss.no_object)
+        if self.loss.denoising:
+            found["noised"] = truth.segments.clamp(max=self.loss.denoising).sum()
+        if decoder.objectness is not None:
+            height, width = batch.padding.shape[1:]
+            size = (height // TOKEN_STRIDE, width // TOKEN_STRIDE)
+            targets = TokenTargets.of(truth, size, self.loss.void_share)
+            found |= {"tokens": targets.valid.sum(), "dense": (targets.classes >= 0).sum()}
+        return found
+
+    def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name. Random numbers come from torch's global generator."""
-        batch = with_slots(batch, self.align.crops if self.align.instance else 1)
-        labels = trained_labels(batch.labels, self.to_trained)
-        masks = batch.masks() & (labels >= 0)[..., None, None]  # (B, N, H, W)
-        padding = batch.padding if bool(batch.padding.any()) else None
-        count = mean_over_processes((labels >= 0).sum().float()).clamp(min=1)
+        counts = counts or self.alone(batch)
+        truth = Truth.of(batch, self.to_trained, self.align.crops if self.align.instance else 1)
+        labels, masks = truth.labels, truth.masks
         # one set of points for all images, drawn before anything whose size depends on the batch:
         # matching does not depend on the split over processes
         coords = torch.rand(1, self.loss.points, 2, device=masks.device).expand(len(masks), -1, -1)
@@ -73,40 +180,52 @@ class ConModule(nn.Module):
         own_masks = masks[torch.arange(len(masks), device=masks.device)[:, None], chosen]
         noised = self._denoising(own_masks, own_labels)
         wants_tokens = self.segmentor.query_decoder.objectness is not None
-        out = self.segmentor(batch.images, padding, self.text, noised, dense=wants_tokens)
+        out = self.segmentor(batch.images, truth.padding, self.text, noised, dense=wants_tokens)
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
         matched = match(
             out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, coords
         )
-        void = void_of(batch, labels)
-        ignore = None if void is None else on_void(out.mask_logits, void, self.loss.void_share)
-        losses = self._segmentation(out, matched, labels, masks, ignore, count)
+        ignore = None
+        if truth.void is not None:
+            ignore = on_void(out.mask_logits, truth.void, self.loss.void_share)
+        count = counts["segments"].whole
+        every = Matched(matched, labels, masks, ignore, counts["class"], count)
+        losses = self._segmentation(out, every)
         if noised is not None and out.denoising is not None:
-            losses |= self._of_noised(out.denoising, own_labels, own_masks, count)
+            # each denoising query belongs to the segment it was made of
+            slots = torch.arange(own_labels.shape[1], device=labels.device).expand_as(own_labels)
+            own, empty = slots.masked_fill(own_labels < 0, -1), own_labels < 0
+            own, empty = (x[None].expand(len(out.class_logits), -1, -1) for x in (own, empty))
+            made = Matched(own, own_labels, own_masks, empty, counts["noised"], count)
+            terms = self._segmentation(out.denoising, made)
+            losses |= {f"denoising_{name}": value for name, value in terms.items()}
         if out.dense is not None:
-            losses |= self._of_tokens(out, labels, masks, void)
-        target = self._segment_tokens(batch, labels, masks)
-        if target is not None:
-            losses["align_instance"] = self._instance(out, matched, target, labels)
-        if self.loss.truth:
-            losses |= self._of_truth(out, labels, masks, padding, target)
-        if self.align.image:
-            losses["align_image"] = self._image(out, matched, batch)
+            losses |= self._of_tokens(out.dense, truth, counts)
+        (teacher,) = self._teacher
+        target = None
+        if self.align.instance and teacher is not None:
+            target = teacher.segments(truth)
+            losses["align_instance"] = self._instance(out, matched, target, truth, counts["crops"])
+        if self.loss.truth:  # the warm-up's losses, kept on beside the queries' own
+            kept = self.truth_losses((out.features, out.pixel), truth, target, counts)
+            losses |= {name: self.loss.truth * value for name, value in kept.items()}
+        if self.align.image and teacher is not None:
+            losses["align_image"] = self._image(out, matched, batch, teacher)
         return losses
 
-    def _segmentation(
-        self,
-        out: QueryOutput,
-        matched: Tensor,
-        labels: Tensor,
-        masks: Tensor,
-        ignore: Tensor | None,
-        count: Tensor,
-    ) -> dict[str, Tensor]:
+    def _segmentation(self, out: QueryOutput, found: Matched) -> dict[str, Tensor]:
         classes = class_loss(
-            out.class_logits, matched, labels, self.loss.no_object, ignore, mean_over_processes
+            out.class_logits,
+            found.matched,
+            found.labels,
+            self.loss.no_object,
+            found.ignore,
+            found.weight.of_whole,
         )
-        mask, dice = mask_losses(out.mask_logits, matched, masks, labels >= 0, count, self.points)
+        valid = found.labels >= 0
+        mask, dice = mask_losses(
+            out.mask_logits, found.matched, found.masks, valid, found.count, self.points
+        )
         return {
             "class": self.loss.classes * classes,
             "mask": self.loss.mask * mask,
@@ -123,79 +242,31 @@ class ConModule(nn.Module):
         """Queries made of noised truth masks, where they are switched on."""
         return noised(masks, labels >= 0) if self.loss.denoising else None
 
-    def _of_noised(
-        self, out: QueryOutput, labels: Tensor, masks: Tensor, count: Tensor
-    ) -> dict[str, Tensor]:
-        """Each denoising query belongs to the segment it was made of."""
-        slots = torch.arange(labels.shape[1], device=labels.device)
-        own = slots.expand_as(labels).masked_fill(labels < 0, -1)
-        own, empty = (x[None].expand(len(out.class_logits), -1, -1) for x in (own, labels < 0))
-        terms = self._segmentation(out, own, labels, masks, empty, count)
-        return {f"denoising_{name}": value for name, value in terms.items()}
-
-    def _of_tokens(
-        self, out: SegmentorOutput, labels: Tensor, masks: Tensor, void: Tensor | None
-    ) -> dict[str, Tensor]:
-        assert out.dense is not None
-        share = dense.coverage(masks, out.dense.size)
-        valid = None if out.dense.padding is None else ~out.dense.padding
-        seeds = dense.seed_tokens(share, labels)
-        if void is not None:
-            covered = dense.coverage(void[:, None], out.dense.size)[:, 0].flatten(1)
-            astray = covered > self.loss.void_share
-            known = ~astray | (seeds > 0)
-            valid = known if valid is None else known & valid
-        losses = {
-            "objectness": dense.objectness_loss(
-                out.dense.objectness, seeds, valid, SEED_WEIGHT, mean_over_processes
-            )
-        }
+    def _of_tokens(self, dense: DenseOutput, truth: Truth, counts: Counts) -> dict[str, Tensor]:
+        targets = TokenTargets.of(truth, dense.size, self.loss.void_share)
+        count = counts["tokens"].whole
+        losses = {"objectness": objectness_loss(dense.objectness, targets, SEED_WEIGHT, count)}
         if self.loss.dense:
-            classes = dense.token_classes(share, labels)
-            losses["dense"] = self.loss.dense * dense.token_class_loss(
-                out.dense.class_logits, classes, mean_over_processes
+            count = counts["dense"].whole
+            losses["dense"] = self.loss.dense * token_class_loss(
+                dense.class_logits, targets.classes, count
             )
         return losses
 
-    def _segment_tokens(self, batch: Batch, labels: Tensor, masks: Tensor) -> SegmentTokens | None:
-        """CLS tokens of the segments, where instance alignment is on."""
-        (teacher,) = self._teacher
-        if not self.align.instance or teacher is None:
-            return None
-        return teacher.segments(batch, labels, masks)
-
-    def _of_truth(
-        self,
-        out: SegmentorOutput,
-        labels: Tensor,
-        masks: Tensor,
-        padding: Tensor | None,
-        target: SegmentTokens | None,
-    ) -> dict[str, Tensor]:
-        """The warm-up's losses, kept on beside the queries' own."""
-        maps = (out.features, out.pixel)
-        losses = truth_losses(
-            self.segmentor, maps, self.text, labels, masks, padding, target, self.align
-        )
-        return {name: self.loss.truth * value for name, value in losses.items()}
-
     def _instance(
-        self, out: QueryOutput, matched: Tensor, target: SegmentTokens, labels: Tensor
+        self, out: QueryOutput, matched: Tensor, target: SegmentTokens, truth: Truth, count: Count
     ) -> Tensor:
         """Each matched semantic query against the CLS token of its masked, cropped segment."""
         query = matched[-1][target.image, target.segment]  # (M,), -1 where unmatched
         valid = target.valid & (query >= 0)
         semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)
-        groups = labels[target.image, target.segment].masked_fill(~valid, -1)
-        loss = contrast(
-            semantic, target.tokens, valid, groups, self.segment_bank, self.align.temperature
-        )
+        groups = truth.labels[target.image, target.segment].masked_fill(~valid, -1)
+        rows = Rows(semantic, target.tokens, valid, groups)
+        loss = contrast(rows, self.align.temperature, count, self.segment_bank)
         return self.align.instance * loss
 
-    def _image(self, out: QueryOutput, matched: Tensor, batch: Batch) -> Tensor:
+    def _image(self, out: QueryOutput, matched: Tensor, batch: Batch, teacher: Teacher) -> Tensor:
         """The aggregated semantic queries of an image against the CLS token of the full image."""
-        (teacher,) = self._teacher
-        assert teacher is not None
         tokens = teacher.images(batch)
         taken = torch.zeros(out.class_logits.shape[1:3], dtype=torch.long, device=tokens.device)
         taken.scatter_add_(1, matched[-1].clamp(min=0), (matched[-1] >= 0).long())
@@ -209,9 +280,9 @@ class ConModule(nn.Module):
             self.align.temperature,
         )
         valid = torch.ones_like(batch.image_ids, dtype=torch.bool)
-        groups = batch.image_ids  # another view of the same image is no negative
-        loss = contrast(whole, tokens, valid, groups, self.image_bank, self.align.temperature)
-        return self.align.image * loss
+        # another view of the same image is no negative
+        rows = Rows(whole, tokens, valid, batch.image_ids)
+        return self.align.image * contrast(rows, self.align.temperature, bank=self.image_bank)
 
     def _semantic(self, out: QueryOutput) -> Tensor:
         """Semantic queries (B, Q, E) of the last layer, cut from the decoder if so configured."""
@@ -220,7 +291,97 @@ class ConModule(nn.Module):
         return self.segmentor.projector(out.vision_queries[-1].detach())
 
 
+@dataclass(frozen=True)
+class Matched:
+    """What queries should be: matched (L, B, N) query per segment or -1, labels (B, N), masks
+    (B, N, H, W), ignore (..., B, Q) or None; the counts of their weights and of all segments."""
+
+    matched: Tensor
+    labels: Tensor
+    masks: Tensor
+    ignore: Tensor | None
+    weight: Count
+    count: Tensor
+
+
 def noised(masks: Tensor, valid: Tensor) -> Denoising:
     """Truth masks (B, M, H, W) at stride 8 with about a third of the cells left out."""
     small = F.avg_pool2d(masks.float(), 8)
     return Denoising(small * (torch.rand_like(small) > 0.3), valid)
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """What the T tokens should be that queries are selected from [ours].
+
+    seeds: (B, T) float, 1 at one token of each segment. valid: (B, T) bool, those with a target.
+    classes: (B, T) int64, -1 for none.
+    """
+
+    seeds: Tensor
+    valid: Tensor
+    classes: Tensor
+
+    @staticmethod
+    def of(truth: Truth, size: tuple[int, int], void_share: float) -> TokenTargets:
+        """The targets on a grid of tokens (h, w); void for more than `void_share` has none."""
+        share = coverage(truth.masks, size)
+        seeds = seed_tokens(share, truth.labels)
+        valid = torch.ones_like(seeds, dtype=torch.bool)
+        if truth.void is not None:
+            covered = coverage(truth.void[:, None], size)[:, 0].flatten(1)
+            valid = (covered <= void_share) | (seeds > 0)
+        pads = resize_padding(truth.padding, size)
+        valid = valid if pads is None else valid & ~pads.flatten(1)
+        return TokenTargets(seeds, valid, token_classes(share, truth.labels))
+
+
+def coverage(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """The share of each token's area that each segment covers.
+
+    masks (B, N, H, W) bool -> (B, N, h, w) float in 0-1.
+    """
+    return F.interpolate(masks.float(), size=size, mode="area")
+
+
+def token_classes(share: Tensor, labels: Tensor) -> Tensor:
+    """The class of the segment that fills more than half of a token, -1 where none does.
+
+    share (B, N, h, w), labels (B, N) with -1 for no segment -> (B, h*w) int64.
+    """
+    share = share.flatten(2).masked_fill((labels < 0)[..., None], 0.0)  # (B, N, T)
+    best, index = share.max(1)
+    return labels.gather(1, index).masked_fill(best <= 0.5, -1)
+
+
+def seed_tokens(share: Tensor, labels: Tensor) -> Tensor:
+    """One token per segment, the most interior one: the target of objectness.
+
+    share (B, N, h, w), labels (B, N) -> (B, h*w) float, 1 at such tokens.
+    """
+    around = F.avg_pool2d(share, 3, stride=1, padding=1)
+    wide = F.avg_pool2d(around, 3, stride=1, padding=1)
+    inner = (share + around + wide).flatten(2)  # (B, N, T): a small distance transform
+    seeds = inner.argmax(-1)  # (B, N)
+    target = torch.zeros_like(inner[:, 0])
+    return target.scatter_reduce(1, seeds, (labels >= 0).to(target.dtype), "amax")
+
+
+def objectness_loss(logits: Tensor, targets: TokenTargets, weight: float, count: Tensor) -> Tensor:
+    """BCE over tokens, positives weighted, divided by `count`; logits (B, T)."""
+    loss = F.binary_cross_entropy_with_logits(
+        logits.float(),
+        targets.seeds,
+        reduction="none",
+        pos_weight=logits.new_tensor(weight).float(),
+    )
+    return (loss * targets.valid).sum() / count
+
+
+def token_class_loss(class_logits: Tensor, classes: Tensor, count: Tensor) -> Tensor:
+    """Cross-entropy of tokens that lie in one segment, divided by `count`.
+
+    class_logits (B, T, K+1), classes (B, T) with -1 for void.
+    """
+    flat = class_logits.flatten(0, 1).float()
+    return F.cross_entropy(flat, classes.flatten(), ignore_index=-1, reduction="sum") / count

@@ -15,7 +15,7 @@ from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.device import one_thread
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.runs import Run, taught
+from concat_cli.core.runs import Run, StageDir, taught
 from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.session import (
     Session,
@@ -26,12 +26,10 @@ from concat_cli.core.train.session import (
 )
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import parse_vocabulary, written
-from concat_cli.methods.concat.build import restore_generator
-from concat_cli.methods.concat.calibration import choose_offset, fold_generator
-from concat_cli.methods.concat.cat import open_banks
-from concat_cli.methods.concat.fold import choose_fold
-from concat_cli.methods.concat.query_bank import Banks
-from concat_cli.methods.concat.union import UnionModule, UnionTask, statistics_for
+from concat_cli.methods.concat.cat import choose_fold
+from concat_cli.methods.concat.generator import Generator, restore_generator
+from concat_cli.methods.concat.query_bank import Banks, open_banks
+from concat_cli.methods.concat.union import UnionModule, UnionTask, choose_offset, statistics_for
 
 
 class FinetuneTask(UnionTask):
@@ -112,19 +110,9 @@ def finetune(
         schedule="constant",
         seed=cfg.finetune.seed,
     )
-    fit = Fit(
-        task,
-        optim,
-        stage,
-        device=session.device,
-        dtype=None,
-        meta=meta,
-        progress=progress,
-        processes=session.processes,
-        optimiser=task.optimiser(),
-    )
     with one_thread():
-        result = fit.run()
+        plain = replace(session, dtype=None)
+        result = Fit(task, optim, stage, plain, meta, task.optimiser()).run()
     return replace(result, figures=result.figures | figures)
 
 
@@ -183,3 +171,22 @@ def _calibrate(
     offset, figures = choose_offset(segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune)
     session.progress.say(f"seen logits are lowered by {offset:.2f} (chosen on dev and the fold)")
     return offset, figures | {"seen_offset": offset}
+
+
+def fold_generator(source: Weights, cfg: Config, progress: Progress) -> Generator:
+    """The generator that CAT trained without the fold, or aloud the final one, which saw it.
+
+    source: of stage `cat`; the other is looked for in `fold/` beside it, and taken only if it was
+    trained without the same fold.
+    """
+    path = StageDir(source.path.parent / "fold", "cat").weights
+    if path is not None:
+        weights = load_weights(path)
+        built = config_of(weights)
+        if (built.cat.fold, built.cat.seed, built.bank) == (cfg.cat.fold, cfg.cat.seed, cfg.bank):
+            return restore_generator(weights)
+    progress.say(
+        "calibrating with the final generator, as there is none without this fold beside "
+        f"{source.path}: it has seen the fold, so the offset is optimistic"
+    )
+    return restore_generator(source)

@@ -1,14 +1,15 @@
-"""Generators of pseudo vision queries: (text embedding, noise) -> vision query.
-
-Both share one interface: `forward(text (N, E), noise (N, noise_size)) -> (N, D)`, `noise_size`,
-`sample_noise` and `set_statistics`.
-"""
+"""The generator of pseudo vision queries: (text embedding, noise) -> vision query."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from concat_cli.core.build import clip_width_of, config_of, part_of
+from concat_cli.core.checkpoint import Weights
+from concat_cli.core.config import CatConfig
+from concat_cli.core.errors import UserError
 
 
 class OutputStatistics(nn.Module):
@@ -88,7 +89,7 @@ class _PrimitiveLayer(nn.Module):
         return self.norms[2](tokens + self.dropout(self.ffn(tokens)))
 
 
-class PrimitiveGenerator(nn.Module):
+class Generator(nn.Module):
     """A transformer decoder over learned primitives, as in PADing (CVPR 2023, sec. 3.2).
 
     Noise enters after cross-attention in every layer, before the norm, also at sampling time.
@@ -131,39 +132,19 @@ class PrimitiveGenerator(nn.Module):
         self.statistics.set(mean, std)
 
 
-class MlpGenerator(nn.Module):
-    """[text, noise] -> Linear -> LeakyReLU -> Dropout -> Linear, after ZS3Net's GMMN."""
+def build_generator(cfg: CatConfig, clip_width: int, width: int) -> Generator:
+    """A generator of vision queries of the given width from text embeddings of CLIP's width."""
+    if width % cfg.heads:
+        raise UserError(
+            f"cat.heads={cfg.heads} does not divide the width of the queries, {width}.",
+            "Take a number that does, such as 4.",
+        )
+    return Generator(clip_width, width, cfg.layers, cfg.primitives, cfg.heads, cfg.ffn, cfg.dropout)
 
-    def __init__(
-        self,
-        text_width: int,
-        width: int,
-        hidden: int = 512,
-        noise_width: int = 32,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.noise_size = noise_width
-        self.first = nn.Linear(text_width + noise_width, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear(hidden, width)
-        self.statistics = OutputStatistics(width)
-        # Variances are kept through the layers: the output starts with a spread of about 1.
-        nn.init.kaiming_normal_(self.first.weight, a=0.2, nonlinearity="leaky_relu")
-        nn.init.kaiming_normal_(self.last.weight, nonlinearity="linear")
-        nn.init.zeros_(self.first.bias)
-        nn.init.zeros_(self.last.bias)
 
-    def forward(self, text: Tensor, noise: Tensor) -> Tensor:
-        """Text embeddings (N, E) and noise (N, noise_size) -> pseudo vision queries (N, D)."""
-        both = torch.cat([_unit_variance(text), noise], dim=-1)
-        hidden = self.dropout(F.leaky_relu(self.first(both), 0.2))
-        return self.statistics(self.last(hidden))
-
-    def sample_noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
-        """N(0, 1) noise (rows, noise_size) on the module's device."""
-        return _normal(rows, self.noise_size, self.last.weight.device, generator)
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Starts the output near real queries of this mean and spread, (D,) each."""
-        self.statistics.set(mean, std)
+def restore_generator(weights: Weights) -> Generator:
+    """The generator of a weights file of stage `cat` or `finetune`, in evaluation mode."""
+    cfg = config_of(weights)
+    generator = build_generator(cfg.cat, clip_width_of(weights), cfg.model.width)
+    generator.load_state_dict(part_of(weights, "generator"))
+    return generator.eval()

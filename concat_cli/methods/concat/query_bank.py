@@ -1,6 +1,7 @@
 """The query bank: what the frozen segmentor's queries are for every training image, on disk.
 
-CAT and finetuning look only at queries, so the images are passed through the segmentor once.
+CAT and finetuning look only at queries, so the images are passed through the segmentor once. Both
+train on batches of the bank, and on pseudo queries of the generator.
 """
 
 from __future__ import annotations
@@ -13,21 +14,28 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import BankConfig, Config
 from concat_cli.core.data.dataset import PanopticDataset, Sample
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import Augment, resize_short
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json
-from concat_cli.core.losses.classes import query_targets
+from concat_cli.core.losses.masks import query_targets
 from concat_cli.core.losses.matcher import match
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
+from concat_cli.core.runs import Run
+from concat_cli.core.train.distributed import wait
+from concat_cli.core.train.session import Session
+from concat_cli.core.train.targets import Truth, on_void, trained_indices
+from concat_cli.methods.concat.generator import Generator
 
+PER_CLASS = 512  # real queries a class mean is taken over, at most
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
+VOID_SHARE = 0.5  # a query that lies on void for more than this share is ignored
 SYNC_EVERY = 16  # batches between two points that a killed pass can resume from
 FLUSHED = "bank.json"
 
@@ -71,67 +79,100 @@ class Banks:
     dev: QueryBank
 
 
-def open_bank(
-    folder: Path,
-    segmentor: Segmentor,
-    text: Tensor,
-    to_trained: Tensor,
-    dataset: PanopticDataset,
-    cfg: Config,
-    identity: str,
-    *,
-    augmented: bool,
-    writes: bool = True,
-    dtype: torch.dtype | None = None,
-    progress: Progress = SILENT,
-) -> QueryBank:
-    """The bank in `folder`; written, or resumed where a killed pass left off, if it must be.
+def open_banks(
+    session: Session, run: Run, weights: Weights, segmentor: Segmentor, text: Tensor
+) -> Banks:
+    """Opens the banks under `runs/<name>/bank/`, writing what is not there."""
+    info, identity = session.info, str(weights.meta.get("segmentor", weights.sha256))
+    writer = BankWriter(session, segmentor, text, identity)
 
-    Args:
-        text: (K, E) of the trained classes; to_trained: see `ConModule`.
-        identity: of the weights; a bank of others is written anew.
-        augmented: training views, `bank.views` of them; else the plain images once.
-        writes: False in a process that only reads what another one has finished.
+    def bank(part: str, augmented: bool) -> QueryBank:
+        writes = session.processes.is_main
+        if not writes:
+            wait()  # until the first process has written it
+        dataset = PanopticDataset(info.part(part), info.vocabulary)
+        found = writer.open(run.path / "bank" / part, dataset, augmented, writes)
+        if writes:
+            wait()
+        return found
+
+    train = bank("train", augmented=True)
+    check_bank(train, session.cfg.bank)
+    return Banks(train, bank("dev", augmented=False) if "dev" in info.parts else train)
+
+
+@dataclass(frozen=True)
+class BankWriter:
+    """Passes images through a segmentor.
+
+    text: (K, E) of the trained classes. identity: of the weights; a bank of others is written anew.
     """
-    images = min(len(dataset), cfg.bank.images or len(dataset))
-    rows = images * (cfg.bank.views if augmented else 1)
-    shape = (rows, segmentor.query_decoder.queries, segmentor.query_decoder.width)
-    facts = {
-        "weights": identity,
-        "shape": list(shape),
-        "part": str(dataset.part.index),
-        "augmented": augmented,
-        "trained": to_trained.tolist(),
-        "segments": dataset.digest(),
-        "config": _facts(cfg),
-    }
-    done = _done(folder, facts)
-    assert writes or done == rows, f"{folder} is not finished"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not done:  # what is about to be overwritten must not be taken for complete
-            (folder / FLUSHED).unlink(missing_ok=True)
-        mode = "r+" if done else "w+"
-        queries = np.lib.format.open_memmap(folder / "queries.npy", mode, np.float16, shape)
-        classes = np.lib.format.open_memmap(folder / "classes.npy", mode, np.int16, shape[:2])
-    except OSError as error:
-        raise write_error(folder, error) from error
-    if done < rows:
-        views = _views(dataset, cfg, images, rows, done, augmented)
-        device = text.device
-        total = -(-(rows - done) // cfg.infer.batch)
-        row = done
-        for number, batch in enumerate(progress.track(views, f"bank {folder.name}", total), 1):
+
+    session: Session
+    segmentor: Segmentor
+    text: Tensor
+    identity: str
+
+    def open(
+        self, folder: Path, dataset: PanopticDataset, augmented: bool, writes: bool = True
+    ) -> QueryBank:
+        """The bank in `folder`; written, or resumed where a killed pass left off, if it must be.
+
+        Args:
+            augmented: training views, `bank.views` of them; else the plain images once.
+            writes: False in a process that only reads what another one has finished.
+        """
+        cfg, decoder = self.session.cfg, self.segmentor.query_decoder
+        to_trained = trained_indices(self.session.info.vocabulary.is_seen, self.text.device)
+        images = min(len(dataset), cfg.bank.images or len(dataset))
+        rows = images * (cfg.bank.views if augmented else 1)
+        shape = (rows, decoder.queries, decoder.width)
+        facts = {
+            "weights": self.identity,
+            "shape": list(shape),
+            "part": str(dataset.part.index),
+            "augmented": augmented,
+            "trained": to_trained.tolist(),
+            "segments": dataset.digest(),
+            "config": _facts(cfg),
+        }
+        done = _done(folder, facts)
+        assert writes or done == rows, f"{folder} is not finished"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not done:  # what is about to be overwritten must not be taken for complete
+                (folder / FLUSHED).unlink(missing_ok=True)
+            mode = "r+" if done else "w+"
+            queries = np.lib.format.open_memmap(folder / "queries.npy", mode, np.float16, shape)
+            classes = np.lib.format.open_memmap(folder / "classes.npy", mode, np.int16, shape[:2])
+        except OSError as error:
+            raise write_error(folder, error) from error
+        bank = QueryBank(queries, classes)
+        if done < rows:
+            views = _views(dataset, cfg, range(done, rows), images, augmented)
+            total = -(-(rows - done) // cfg.infer.batch)
+            views = self.session.progress.track(views, f"bank {folder.name}", total)
+            for number, row in enumerate(self._written(bank, views, to_trained, done), 1):
+                if number % SYNC_EVERY == 0 or row == rows:
+                    queries.flush()
+                    classes.flush()
+                    write_json(folder / FLUSHED, facts | {"done": row})
+        return bank
+
+    def _written(
+        self, bank: QueryBank, views: Iterator[Batch], to_trained: Tensor, row: int
+    ) -> Iterator[int]:
+        """Fills the bank from a row on; yields the row after each batch."""
+        device, dtype = self.text.device, self.session.dtype
+        for batch in views:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                found = describe(segmentor, batch.to(device), text, to_trained, cfg)
-            queries[row : row + len(batch)] = found[0].cpu().numpy()
-            classes[row : row + len(batch)] = found[1].cpu().numpy()
+                found = describe(
+                    self.segmentor, batch.to(device), self.text, to_trained, self.session.cfg
+                )
+            bank.queries[row : row + len(batch)] = found[0].cpu().numpy()
+            bank.classes[row : row + len(batch)] = found[1].cpu().numpy()
             row += len(batch)
-            if number % SYNC_EVERY == 0 or row == rows:
-                queries.flush()
-                classes.flush()
-                write_json(folder / FLUSHED, facts | {"done": row})
-    return QueryBank(queries, classes)
+            yield row
 
 
 def _facts(cfg: Config) -> list[Any]:
@@ -139,7 +180,7 @@ def _facts(cfg: Config) -> list[Any]:
     data, loss = cfg.data, cfg.loss
     side = [] if data.scale_side == "long" else [data.scale_side]  # banks without it stay valid
     return [
-        [cfg.bank.views, cfg.bank.images, cfg.bank.void_share],
+        [cfg.bank.views, cfg.bank.images, VOID_SHARE],
         [data.crop, data.flip, data.scale_min, data.scale_max, data.colour, cfg.optim.seed, *side],
         [loss.classes, loss.mask, loss.dice, loss.points],
         [cfg.infer.size, cfg.infer.max_size],
@@ -152,20 +193,19 @@ def describe(
     segmentor: Segmentor, batch: Batch, text: Tensor, to_trained: Tensor, cfg: Config
 ) -> tuple[Tensor, Tensor]:
     """Final vision queries (B, Q, D) of a batch and what each holds, (B, Q): see `QueryBank`."""
-    batch = with_slots(batch, 1)
-    labels = trained_labels(batch.labels, to_trained)
-    masks = batch.masks() & (labels >= 0)[..., None, None]
-    padding = batch.padding if bool(batch.padding.any()) else None
-    out = segmentor(batch.images, padding, text, last_only=True)
+    truth = Truth.of(batch, to_trained)
+    labels = truth.labels
+    out = segmentor(batch.images, truth.padding, text, last_only=True)
     grid = _grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
     weights = (cfg.loss.classes, cfg.loss.mask, cfg.loss.dice)
-    matched = match(out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, grid)
+    matched = match(
+        out.class_logits, out.mask_logits, labels, truth.masks, labels >= 0, weights, grid
+    )
     queries, classes = out.class_logits.shape[2], out.class_logits.shape[3] - 1
     held = query_targets(matched, labels, queries, classes)[0]
     held = held.masked_fill(held == classes, EMPTY)
-    void = void_of(batch, labels)
-    if void is not None:
-        astray = on_void(out.mask_logits, void, cfg.bank.void_share)[0] & (held == EMPTY)
+    if truth.void is not None:
+        astray = on_void(out.mask_logits, truth.void, VOID_SHARE)[0] & (held == EMPTY)
         held = held.masked_fill(astray, IGNORED)
     return out.vision_queries[-1].half(), held
 
@@ -178,9 +218,9 @@ def _grid(points: int, device: torch.device) -> Tensor:
 
 
 def _views(
-    dataset: PanopticDataset, cfg: Config, images: int, rows: int, start: int, augmented: bool
+    dataset: PanopticDataset, cfg: Config, rows: range, images: int, augmented: bool
 ) -> Iterator[Batch]:
-    """Batches of the rows from `start` on: view v of image i is row v * images + i."""
+    """Batches of these rows: view v of image i is row v * images + i."""
     augment = Augment(cfg.data) if augmented and cfg.bank.views > 1 else None
 
     def view(row: int) -> Sample:
@@ -189,8 +229,8 @@ def _views(
             return resize_short(sample, cfg.infer.size, cfg.infer.max_size)
         return augment(sample, np.random.Generator(np.random.PCG64([cfg.optim.seed, row])))
 
-    for first in range(start, rows, cfg.infer.batch):
-        block = range(first, min(first + cfg.infer.batch, rows))
+    for first in range(0, len(rows), cfg.infer.batch):
+        block = rows[first : first + cfg.infer.batch]
         yield collate([view(row) for row in block], [row % images for row in block])
 
 
@@ -213,3 +253,106 @@ def check_bank(bank: QueryBank, cfg: BankConfig) -> None:
             f"{len(bank.empty())} without; CAT needs both.",
             "train stage 1 longer (optim.steps), or use more images (bank.images).",
         )
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """real (N, D) with classes (N,), index among the trained classes or EMPTY; empty (U, D)."""
+
+    real: Tensor
+    classes: Tensor
+    empty: Tensor
+
+    def to(self, device: torch.device) -> QueryBatch:
+        """The batch on `device`."""
+        return QueryBatch(self.real.to(device), self.classes.to(device), self.empty.to(device))
+
+
+def query_batches(
+    bank: QueryBank, rows: np.ndarray, count: int, empty: int, seed: int, start: int
+) -> Iterator[list[QueryBatch]]:
+    """Endless steps: `count` queries of the flat indices `rows`, and `empty` without a segment.
+
+    What step t holds depends on (seed, t) alone.
+    """
+    nothing = bank.empty()
+    step = start
+    while True:
+        rng = np.random.Generator(np.random.PCG64([seed, step]))
+        real, classes = bank.take(np.sort(rng.choice(rows, count)))
+        unmatched = torch.empty(0, bank.width)
+        if empty:
+            unmatched, _ = bank.take(np.sort(rng.choice(nothing, empty)))
+        yield [QueryBatch(real, classes, unmatched)]
+        step += 1
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Of real queries: means (K, D) of each class, how many were looked at (K,), and the mean (D,)
+    and standard deviation (D,) over all."""
+
+    means: Tensor
+    counts: Tensor
+    mean: Tensor
+    std: Tensor
+
+
+def class_statistics(
+    bank: QueryBank, classes: int, without: tuple[int, ...] = (), seed: int = 0
+) -> ClassStatistics:
+    """Statistics over at most PER_CLASS queries of each class; zero means for classes left out."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    held = bank.held(without)
+    of = np.asarray(bank.classes).reshape(-1)[held]
+    chosen = [rng.permutation(held[of == c])[:PER_CLASS] for c in range(classes)]
+    queries, found = bank.take(np.sort(np.concatenate(chosen)))
+    member = F.one_hot(found, classes).float()  # (N, K)
+    counts = member.sum(0)
+    means = member.T @ queries / counts.clamp(min=1)[:, None]
+    return ClassStatistics(means, counts, queries.mean(0), queries.std(0).clamp(min=1e-4))
+
+
+def pseudo_queries(
+    generator: Generator,
+    text: Tensor,
+    each: int,
+    residuals: Tensor | None = None,
+    source: torch.Generator | None = None,
+) -> Tensor:
+    """`each` pseudo vision queries of every class: (K, each, D), from embeddings text (K, E).
+
+    With `residuals` (R, D), real queries minus their class means: the noise is by analogy, the
+    generated mean of a class plus residuals drawn at random [ours].
+    """
+    noise = generator.sample_noise(len(text) * each, source)
+    made = generator(text.repeat_interleave(each, 0), noise).unflatten(0, (len(text), each))
+    if residuals is None:
+        return made
+    where = residuals.device if source is None else source.device
+    drawn = torch.randint(len(residuals), made.shape[:2], generator=source, device=where)
+    return made.mean(1, keepdim=True) + residuals[drawn.to(residuals.device)]
+
+
+def residuals_of(queries: Tensor, classes: Tensor, statistics: ClassStatistics) -> Tensor:
+    """Queries (N, D) that hold a segment minus the mean of their class: (R, D)."""
+    held = classes >= 0
+    return queries[held] - statistics.means.to(queries)[classes[held]]
+
+
+class BankTask:
+    """What the tasks of the loop over the query bank have in common."""
+
+    def __init__(self, banks: Banks) -> None:
+        self.banks = banks
+
+    def counts(self, batch: QueryBatch) -> dict[str, Tensor]:
+        """Nothing: a step is one forward, the same in every process."""
+        return {}
+
+    def describe(self, batch: QueryBatch) -> str:
+        """A batch of the bank has no names."""
+        return f"{len(batch.real)} queries of the bank"
+
+    def preview(self, path: Path) -> None:
+        """Nothing to show."""

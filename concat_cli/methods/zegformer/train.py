@@ -12,8 +12,8 @@ from concat_cli.core.runs import Run
 from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.session import open_session, text_clip
+from concat_cli.methods.concat.con import warm_up
 from concat_cli.methods.concat.con_module import ConModule
-from concat_cli.methods.concat.warmup import warm_up
 from concat_cli.methods.zegformer.build import build_zegformer
 from concat_cli.methods.zegformer.maskformer import MaskFormer
 from concat_cli.methods.zegformer.maskformer_pixel import GROUPS
