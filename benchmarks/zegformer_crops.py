@@ -42,8 +42,8 @@ from concat_cli.core.infer.predictor import Predictor, row_of
 from concat_cli.core.infer.restore import restore
 from concat_cli.core.progress import SILENT
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.methods.zegformer.crops import encode_segments
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
+from concat_cli.methods.zegformer.image_branch import encode_segments
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 LIMIT = 1e-3  # the largest difference that counts as none
 UNSEEN = CLASSES.names[::5]  # of random weights
@@ -100,10 +100,8 @@ class Parts:
     ) -> ZegFormerPredictor:
         """One of them, with keys of `ZegFormerConfig`."""
         infer = replace(self.infer, batch=batch or self.infer.batch)
-        return kind(
-            self.model, self.text, self.vocabulary, infer, zegformer=replace(self.way, **keys),
-            clip=self.clip, image_text=self.image_text,
-        )  # fmt: skip
+        naming = Naming(replace(self.way, **keys), self.clip, self.image_text)
+        return kind(self.model, self.text, self.vocabulary, infer, naming=naming)
 
 
 def loaded(path: Path) -> Parts:
@@ -114,7 +112,7 @@ def loaded(path: Path) -> Parts:
         cache_dir=None, progress=SILENT,
     )  # fmt: skip
     cfg = config_of(weights)
-    way = replace(cfg.zegformer, branch="fusion")
+    way = replace(cfg.own(ZegFormerConfig), branch="fusion")
     image_text = text_embeddings(
         found.clip,
         found.vocabulary,

@@ -28,9 +28,9 @@ from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss import module as clip_zss_module
 from concat_cli.methods.clip_zss import train as clip_zss
-from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, restore_student
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, labels_at
 from concat_cli.methods.clip_zss.pseudo_labels import PseudoLabels
+from concat_cli.methods.clip_zss.student import build_student, build_synthesizer, restore_student
 from concat_cli.methods.clip_zss.train import train_clip_zss
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -203,7 +203,7 @@ class World:
         )
 
     def module(self, *keys: str) -> ClipZssModule:
-        cfg = mini_config(self.root, *SMALL, "clip_zss.dropout=0", *keys).clip_zss
+        cfg = mini_config(self.root, *SMALL, "clip_zss.dropout=0", *keys).own(ClipZssConfig)
         torch.manual_seed(0)
         student = build_student(cfg, 128)
         synthesizer = build_synthesizer(cfg, 128)
@@ -263,7 +263,7 @@ def test_without_pseudo_labels_it_is_the_baseline(world, monkeypatch):
     def nothing(clip: Clip, images: Tensor, *_: Any) -> PseudoLabels:
         count = torch.zeros(len(images), dtype=torch.int64)
         nowhere = torch.full(images[:, 0].shape, -1)
-        return PseudoLabels(nowhere, count, torch.zeros(len(images), 4, 128))
+        return PseudoLabels(nowhere, count)
 
     monkeypatch.setattr(clip_zss_module, "pseudo_labels", nothing)
     for switch in ("centroids", "synthesizer"):
@@ -283,7 +283,7 @@ def test_pseudo_labels_are_asked_for_where_nothing_is_known(world, monkeypatch):
         labels = torch.where(free, 0, -1)
         labels[1:] = -1
         count = torch.tensor([1, 0, 0, 0, 0, 0])
-        return PseudoLabels(labels, count, torch.zeros(len(images), 4, 128))
+        return PseudoLabels(labels, count)
 
     monkeypatch.setattr(clip_zss_module, "pseudo_labels", square)
     module = world.module(*SWITCHES["centroids"])

@@ -28,8 +28,8 @@ from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.methods.clip_zss.build import build_student
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
+from concat_cli.methods.clip_zss.student import build_student
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 WORLD = {"train": 3, "dev": 1, "val": 8, "size": 64}
 SMALL = ("infer.size=64", "infer.min_score=0.3")
@@ -311,9 +311,7 @@ def test_clips_image_encoder_counts_where_it_runs() -> None:
     own = 3 * 5 + 5
     tower = sum(p.numel() for p in clip.model.visual.parameters())
     for branch, expected in (("segment", own), ("image", own + tower), ("fusion", own + tower)):
-        predictor = ZegFormerPredictor(
-            model, text, names, InferConfig(), zegformer=ZegFormerConfig(branch=branch), clip=clip,
-            image_text=text,
-        )  # fmt: skip
+        naming = Naming(ZegFormerConfig(branch=branch), clip, text)
+        predictor = ZegFormerPredictor(model, text, names, InferConfig(), naming=naming)
         assert parameters(predictor) == expected
         assert predictor.needs_clip_image == (branch != "segment")

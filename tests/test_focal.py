@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from concat_cli.core.losses.classes import class_loss
-from concat_cli.methods.zegformer.focal import (
+from concat_cli.core.losses.masks import sigmoid_focal
+from concat_cli.methods.zegformer.losses import (
     focal_costs,
     match_whole_masks,
-    sigmoid_focal,
     whole_mask_costs,
     whole_mask_losses,
 )

@@ -21,7 +21,7 @@ from concat_cli.core.config_file import to_dict
 from concat_cli.core.infer.outputs import RawOutput
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.maskformer import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 TRAINED, HIDDEN, NEW = "solid star", "dotted star", "striped zebra"  # HIDDEN: of the data set

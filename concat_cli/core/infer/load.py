@@ -20,7 +20,7 @@ from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.stages import ZEGFORMER_TRAINED
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.clip_zss.predictor import DensePredictor
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 
 def load_predictor(
@@ -71,7 +71,7 @@ def load_predictor(
                 found.clip, found.vocabulary, cfg.clip, zegformer, cache_dir, progress
             )
         clip = found.clip if looks else None
-        return ZegFormerPredictor(*common, zegformer=zegformer, clip=clip, image_text=image_text)
+        return ZegFormerPredictor(*common, naming=Naming(zegformer, clip, image_text))
     return Predictor(*common)
 
 

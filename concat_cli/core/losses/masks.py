@@ -1,4 +1,4 @@
-"""Mask losses of matched queries: BCE and dice on sampled points (Mask2Former)."""
+"""Mask losses of matched queries: BCE and dice on sampled points (Mask2Former); focal loss."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from concat_cli.core.losses.points import (
 )
 from concat_cli.core.losses.precision import full_precision
 
+ALPHA = 0.25  # of focal losses: weight of positive pixels; that of negative ones is 1 - ALPHA
+
 
 def point_bce(logits: Tensor, truth: Tensor) -> Tensor:
     """Mean BCE of each mask over its points: (M,) from two of (M, P)."""
@@ -25,6 +27,15 @@ def point_dice(logits: Tensor, truth: Tensor) -> Tensor:
     probability = logits.sigmoid()
     overlap = 2 * (probability * truth).sum(-1)
     return 1 - (overlap + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
+
+
+def sigmoid_focal(logits: Tensor, truth: Tensor) -> Tensor:
+    """-alpha_t (1 - p_t)^2 log(p_t) of each element, truth in {0, 1} (RetinaNet, gamma = 2)."""
+    probability = logits.sigmoid()
+    wrong = probability + truth - 2 * probability * truth  # 1 - p_t
+    weight = 1 - ALPHA + (2 * ALPHA - 1) * truth
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return weight * wrong.square() * entropy
 
 
 def mask_losses(

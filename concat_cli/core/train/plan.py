@@ -24,12 +24,9 @@ from concat_cli.core.train.session import check_world, draws_shapes
 from concat_cli.core.vocabulary_file import parse_vocabulary
 from concat_cli.core.weights_from import hub
 from concat_cli.core.weights_from.start import start_backbone, start_segmentor
-from concat_cli.methods.clip_zss.build import build_student
-from concat_cli.methods.clip_zss.student import Student
+from concat_cli.methods.clip_zss.student import Student, build_student
 from concat_cli.methods.concat.build import build_generator
-from concat_cli.methods.zegformer.build import build_zegformer
-from concat_cli.methods.zegformer.maskformer import MaskFormer
-from concat_cli.methods.zegformer.train import check_keys
+from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
 
 Plan = dict[str, str]
 

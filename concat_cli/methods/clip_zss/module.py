@@ -23,15 +23,15 @@ from concat_cli.core.train.targets import trained_labels
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss.losses import (
     centroids,
+    nel,
     pixel_cross_entropy,
     pixel_logits,
     pooled_by_cls,
+    present_channels,
     prototype_bce,
 )
-from concat_cli.methods.clip_zss.nel import nel, present_channels
-from concat_cli.methods.clip_zss.pseudo_labels import PseudoOptions, fuse, pseudo_labels
-from concat_cli.methods.clip_zss.student import Student
-from concat_cli.methods.clip_zss.synthesizer import Synthesizer
+from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
+from concat_cli.methods.clip_zss.student import Student, Synthesizer
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ class ClipZssModule(nn.Module):
         super().__init__()
         assert teacher is not None or not (cfg.glm or cfg.pseudo)
         self.student, self.synthesizer, self.cfg = student, synthesizer, cfg
-        self.options = pseudo_options(cfg)
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("to_trained", to_trained, persistent=False)
         self.reads_cls = cfg.glm > 0 or synthesizer is not None
@@ -100,8 +99,8 @@ class ClipZssModule(nn.Module):
         (teacher,) = self._teacher
         if not self.cfg.pseudo or teacher is None:
             return FusedLabels(labels, known)
-        pseudo = pseudo_labels(teacher.clip, batch.images, labels, padding, self.options)
-        slots = torch.arange(self.options.most, device=labels.device)
+        pseudo = pseudo_labels(teacher.clip, batch.images, labels, padding, self.cfg)
+        slots = torch.arange(self.cfg.most, device=labels.device)
         active = torch.cat((known, slots < pseudo.count[:, None]), 1)
         return FusedLabels(fuse(labels, pseudo, len(self.text)), active)
 
@@ -183,22 +182,6 @@ def without_missed(fused: FusedLabels, size: tuple[int, int], classes: int) -> F
     held[:, :classes] = True
     known = held.gather(1, fused.labels.clamp(min=0).flatten(1)).view_as(fused.labels)
     return FusedLabels(torch.where(known, fused.labels, -1), fused.active & held)
-
-
-def pseudo_options(cfg: ClipZssConfig) -> PseudoOptions:
-    """How pseudo labels are made."""
-    return PseudoOptions(
-        size=cfg.dense_size,
-        path=cfg.dense_path,
-        windows=cfg.windows,
-        stride=cfg.stride,
-        covered=cfg.covered,
-        iterations=cfg.iterations,
-        threshold=cfg.merge,
-        centre=cfg.centre,
-        min_share=cfg.min_share,
-        most=cfg.most,
-    )
 
 
 def label_map(segment_map: Tensor, labels: Tensor) -> Tensor:

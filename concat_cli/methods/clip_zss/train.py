@@ -1,33 +1,45 @@
-"""CLIP-ZSS: a dense student, trained in one stage; CLIP's image encoder is its teacher only."""
+"""CLIP-ZSS's only stage: a dense student; CLIP's image encoder is its teacher and no more."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import TokenCache
-from concat_cli.core.config import Config
+from concat_cli.core.config import Config, ModelConfig
+from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
+from concat_cli.core.files import atomic_path
+from concat_cli.core.infer.render import Drawing, Mark, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
-from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.images import ImageStage, ImageTask, fit_images, micro_batches
+from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.optim import parameter_groups
+from concat_cli.core.train.plan import _clip, _size, _start, clip_width
 from concat_cli.core.train.preview import PICTURES
 from concat_cli.core.train.session import Session, open_session
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, check_student_start
-from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, pseudo_options
+from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
 from concat_cli.methods.clip_zss.predictor import DensePredictor
-from concat_cli.methods.clip_zss.preview import write_pseudo_preview
 from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
+from concat_cli.methods.clip_zss.student import (
+    build_student,
+    build_synthesizer,
+    check_student_start,
+)
+
+CAPTIONS = ("image", "annotation", "pseudo labels", "fused")  # of a preview
 
 
 class ClipZssTask(ImageTask):
@@ -78,10 +90,11 @@ def train_clip_zss(
 
     preview: write a picture of the pseudo labels of some training images there, and train nothing.
     """
+    own = cfg.own(ClipZssConfig)
     session = open_session(cfg, device, progress)
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
-    check_student_start(cfg.clip_zss)
-    looks = cfg.clip_zss.glm > 0 or cfg.clip_zss.pseudo or preview is not None
+    check_student_start(own)
+    looks = own.glm > 0 or own.pseudo or preview is not None
     clip = load_clip(cfg.clip, session.device, image_tower=looks)
     if looks:
         session.place(clip.model.visual)
@@ -90,28 +103,15 @@ def train_clip_zss(
             _draw_pseudo_labels(session, clip, preview)
         return StageResult(preview, 0, 0.0, False, {})
     torch.manual_seed(cfg.optim.seed)
-    student = build_student(cfg.clip_zss, clip.embed_dim, pretrained=True, progress=progress)
-    synthesizer = build_synthesizer(cfg.clip_zss, clip.embed_dim)
+    student = build_student(own, clip.embed_dim, pretrained=True, progress=progress)
+    synthesizer = build_synthesizer(own, clip.embed_dim)
     session.place(student)
     images = ImageStage.open(session, run.stage("clip_zss"), clip, fresh=fresh)
     module = ClipZssModule(
-        student,
-        synthesizer,
-        images.text,
-        images.to_trained,
-        cfg.clip_zss,
-        _teacher(cfg, clip),
+        student, synthesizer, images.text, images.to_trained, own, _teacher(cfg, clip)
     )
-    return Fit(
-        ClipZssTask(module.to(session.device), session, images.text, cfg.optim, images.train),
-        cfg.optim,
-        images.stage,
-        device=session.device,
-        dtype=session.dtype,
-        meta=images.meta,
-        progress=progress,
-        processes=session.processes,
-    ).run()
+    task = ClipZssTask(module, session, images.text, cfg.optim, images.train)
+    return fit_images(task, images.stage, images.meta)
 
 
 def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
@@ -119,9 +119,29 @@ def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
     if not clip.has_image_tower:
         return None
     cache = None
-    if cfg.clip_zss.source == "cache":
+    if cfg.own(ClipZssConfig).source == "cache":
         cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
     return Teacher(clip, 1, cache)
+
+
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> dict[str, str]:
+    """What `train_clip_zss` would do; UserError for what would stop it at once."""
+    own = cfg.own(ClipZssConfig)
+    with torch.device("meta"):
+        student = build_student(own, clip_width(cfg.clip) or 512)
+    parts = {
+        "GLM": own.glm > 0,
+        "pseudo labels": own.pseudo,
+        "synthesizer": own.pseudo and own.synthesizer > 0,
+    }
+    start = ModelConfig(backbone=own.encoder, backbone_weights=own.encoder_weights)
+    return {
+        "student": f"{own.encoder}, {_size(student, cfg.clip)}",
+        "parts": ", ".join(name for name, on in parts.items() if on) or "seen pixels alone",
+        "steps": f"{cfg.optim.steps} of {cfg.optim.batch_size} images",
+        "CLIP": _clip(cfg.clip),
+        "starts from": _start(start, student),
+    }
 
 
 def _draw_pseudo_labels(session: Session, clip: Clip, path: Path) -> None:
@@ -138,9 +158,41 @@ def _draw_pseudo_labels(session: Session, clip: Clip, path: Path) -> None:
     for sample in samples:  # one by one, as their sizes may differ
         batch = collate([sample], [0]).to(session.device)
         truth = label_map(batch.segment_map, trained_labels(batch.labels, to_trained))
-        options = pseudo_options(cfg.clip_zss)
-        pseudo = pseudo_labels(clip, batch.images, truth, batch.padding, options)
+        pseudo = pseudo_labels(clip, batch.images, truth, batch.padding, cfg.own(ClipZssConfig))
         height, width = sample.segment_map.shape
         for labels, kept in ((truth, truths), (fuse(truth, pseudo, len(seen)), fused)):
             kept.append(labels[0, :height, :width].cpu().numpy())
     write_pseudo_preview(path, [sample.image for sample in samples], truths, fused, seen.names)
+
+
+def label_drawing(labels: NDArray[np.integer], names: Sequence[str]) -> Drawing:
+    """(H, W) class indices, -1 for none -> what to draw; indices beyond the names are pseudo
+    classes, called by their number from 1 on."""
+    there = [int(label) for label in np.unique(labels) if label >= 0]
+    known = [Mark(label + 1, names[label], True) for label in there if label < len(names)]
+    made = [label for label in there if label >= len(names)]
+    pseudo = [Mark(label + 1, f"#{label - len(names) + 1}", True) for label in made]
+    return Drawing(labels + 1, (*known, *pseudo))
+
+
+def write_pseudo_preview(
+    path: Path,
+    images: Sequence[NDArray[np.uint8]],
+    truth: Sequence[NDArray[np.integer]],
+    fused: Sequence[NDArray[np.integer]],
+    names: Sequence[str],
+) -> None:
+    """Writes a PNG with a row for each image: image, annotation, pseudo labels, fused.
+
+    images (H, W, 3) RGB; truth, fused (H, W) class indices, -1 for none, where those from
+    `len(names)` on are pseudo classes.
+    """
+    rows = []
+    for image, known, both in zip(images, truth, fused, strict=True):
+        made = np.where(both >= len(names), both, -1)
+        drawn = [overlay(image, label_drawing(labels, names)) for labels in (known, made, both)]
+        plain = overlay(image, Drawing(np.zeros_like(known), ()))
+        rows.append([plain, *drawn])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        panel(rows, captions=CAPTIONS).save(temporary, format="PNG")

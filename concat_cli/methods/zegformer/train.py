@@ -2,22 +2,75 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from torch import Tensor, nn
 
 from concat_cli.core.build import check_start
-from concat_cli.core.config import Config
-from concat_cli.core.errors import UserError
+from concat_cli.core.config import Config, LossConfig
+from concat_cli.core.config_methods import ZegFormerConfig
+from concat_cli.core.data.loader import Batch
+from concat_cli.core.losses.classes import class_loss
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
+from concat_cli.core.train.distributed import mean_over_processes
 from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
+from concat_cli.core.train.plan import _clip, _size, _start, clip_width
 from concat_cli.core.train.session import open_session, text_clip
+from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
 from concat_cli.methods.concat.con_module import ConModule
 from concat_cli.methods.concat.warmup import warm_up
-from concat_cli.methods.zegformer.build import build_zegformer
-from concat_cli.methods.zegformer.maskformer import MaskFormer
-from concat_cli.methods.zegformer.maskformer_pixel import GROUPS
-from concat_cli.methods.zegformer.module import ZegFormerModule
+from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
+from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
+
+
+class ZegFormerModule(nn.Module):
+    """The segmentor with its losses: cross-entropy, focal and dice, on all layers.
+
+    Void (and with it all that is unseen) is in no mask, as in ZegFormer; besides, a query that lies
+    on void by more than `loss.void_share` is taken neither for a class nor for no_object [ours].
+
+    Args:
+        text: (K, E) embeddings of the classes that may be trained on, and of no other.
+        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
+            class must not be trained on: its pixels are void.
+        loss: the weights; they are those of the matching, too.
+    """
+
+    text: Tensor
+    to_trained: Tensor
+
+    def __init__(
+        self, segmentor: MaskFormer, text: Tensor, to_trained: Tensor, loss: LossConfig
+    ) -> None:
+        super().__init__()
+        self.segmentor, self.loss = segmentor, loss
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("to_trained", to_trained, persistent=False)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Weighted losses by name."""
+        batch = with_slots(batch, 1)
+        labels = trained_labels(batch.labels, self.to_trained)
+        masks = batch.masks() & (labels >= 0)[..., None, None]  # (B, N, H, W)
+        padding = batch.padding if bool(batch.padding.any()) else None
+        count = mean_over_processes((labels >= 0).sum().float()).clamp(min=1)
+        out = self.segmentor(batch.images, padding, self.text)
+        weights = (self.loss.classes, self.loss.mask, self.loss.dice)
+        matched = match_whole_masks(out.class_logits, out.mask_logits, labels, masks, weights)
+        void = void_of(batch, labels)
+        ignore = None if void is None else on_void(out.mask_logits, void, self.loss.void_share)
+        classes = class_loss(
+            out.class_logits, matched, labels, self.loss.no_object, ignore, mean_over_processes
+        )
+        mask, dice = whole_mask_losses(out.mask_logits, matched, masks, count)
+        return {
+            "class": self.loss.classes * classes,
+            "mask": self.loss.mask * mask,
+            "dice": self.loss.dice * dice,
+        }
 
 
 def train_zegformer(
@@ -42,7 +95,7 @@ def train_zegformer(
         run.stage("zegformer"),
         clip,
         fresh=fresh,
-        by_category=cfg.zegformer.targets == "category",
+        by_category=cfg.own(ZegFormerConfig).targets == "category",
     )
     if isinstance(segmentor, MaskFormer):
         return images.fit(ZegFormerModule(segmentor, images.text, images.to_trained, cfg.loss))
@@ -51,32 +104,16 @@ def train_zegformer(
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align))
 
 
-def check_keys(cfg: Config) -> None:
-    """UserError for keys that ask for what the chosen segmentor or ZegFormer does not have."""
-    if cfg.align.image or cfg.align.instance:
-        raise UserError(
-            "ZegFormer aligns nothing with CLIP's image encoder: align.image and align.instance "
-            "are CON's.",
-            "Set both to 0, or train CON with `concat train-con`.",
-        )
-    if cfg.zegformer.segmentor == "mask2former":
-        return
-    asked = {
-        "model.init": cfg.model.init,
-        "warmup.steps": cfg.warmup.steps,
-        "loss.dense": cfg.loss.dense,
-        "loss.denoising": cfg.loss.denoising,
-        "loss.truth": cfg.loss.truth,
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> dict[str, str]:
+    """What `train_zegformer` would do; UserError for what would stop it at once."""
+    check_keys(cfg)
+    with torch.device("meta"):
+        segmentor = build_zegformer(cfg, clip_width(cfg.clip) or 512)
+    kind, size = cfg.own(ZegFormerConfig).segmentor, _size(segmentor, cfg.clip)
+    warmup = f"{cfg.warmup.steps} of warm-up, then " if cfg.warmup.steps else ""
+    return {
+        "segmentor": f"{kind}, {size}, {cfg.model.queries} queries",
+        "steps": f"{warmup}{cfg.optim.steps} of {cfg.optim.batch_size} images",
+        "CLIP": _clip(cfg.clip),
+        "starts from": _start(cfg.model, segmentor),
     }
-    beyond = [key for key, value in asked.items() if value]
-    if cfg.model.width % GROUPS:
-        raise UserError(
-            f"model.width={cfg.model.width} does not divide into the {GROUPS} groups of a "
-            "MaskFormer's norms.",
-            f"Make it a multiple of {GROUPS}, or set zegformer.segmentor=mask2former.",
-        )
-    if beyond:
-        raise UserError(
-            f"zegformer.segmentor=maskformer has no {' and no '.join(beyond)}.",
-            "Leave them out, or set zegformer.segmentor=mask2former.",
-        )
