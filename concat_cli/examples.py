@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concat_cli.core.method import methods
+
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (
         "concat train-con",
@@ -63,15 +65,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat finetune",
         "concat finetune --name demo --vocab classes.txt",
     ),
-    "train-zegformer": (
-        "concat train-zegformer",
-        "concat train-zegformer -c configs/zegformer_voc_15_5.yaml --dry-run",
-    ),
-    "train-clip-zss": (
-        "concat train-clip-zss",
-        "concat train-clip-zss --preview pseudo_labels.png",
-        "concat train-clip-zss -c configs/clip_zss_voc_15_5.yaml --dry-run",
-    ),
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
@@ -85,21 +78,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
-        "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
     ),
-    "compare": (
-        "concat compare demo shapes_zegformer shapes_clip_zss",
-        "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
-        "fusion=shapes_zegformer --limit 50",
-    ),
+    "compare": ("concat compare demo shapes_zegformer shapes_clip_zss",),
     "doctor": (
         "concat doctor",
         "concat doctor --data data/shapes --json",
     ),
 }
+for _method in methods():
+    for _command, _lines in _method.examples.items():
+        EXAMPLES[_command] = (*EXAMPLES.get(_command, ()), *_lines)
 
 
 def epilog(command: str) -> str:
-    """The examples of a command as the last block of its help."""
-    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES[command]]
+    """The examples of a command as the last block of its help; a method may have none."""
+    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES.get(command, ())]
     return "\n".join(["[bold]Examples[/bold]", *lines])

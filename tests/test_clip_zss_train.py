@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from mini import Interrupt, KilledError, draw_world, flat_state, metrics, mini_config, same
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.backbone import Backbone

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from mini import Interrupt, KilledError, flat_state, metrics, mini_config, same, scene
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.config_file import load_config
-from concat_cli.core.config_methods import ZegFormerConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError

@@ -1,4 +1,4 @@
-"""InfoNCE over all processes with a bank of earlier tokens, as CON and CLIP-ZSS use it."""
+"""InfoNCE over all processes with a bank of earlier tokens."""
 
 from __future__ import annotations
 

@@ -1,34 +1,31 @@
-"""What a stage would do, found without data, weights or a GPU being touched: `--dry-run`."""
+"""What a stage would do, found without data, weights or a GPU being touched: `--dry-run`.
+
+Each method tells its own part (`Stage.plan`) with the helpers here.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 import open_clip
-import torch
 from torch import nn
 
-from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import read_meta
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.source import is_cached
-from concat_cli.core.config import ClipConfig, Config, ModelConfig
+from concat_cli.core.config import ClipConfig, Config, ModelConfig, OptimConfig
 from concat_cli.core.data.dataset import read_dataset_info
-from concat_cli.core.errors import UserError
-from concat_cli.core.model.backbone import published_repository
-from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.runs import Run
+from concat_cli.core.method import loaded, stage_named
+from concat_cli.core.model.backbone import Backbone, published_repository
+from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.session import check_world, draws_shapes
-from concat_cli.core.vocabulary_file import parse_vocabulary
 from concat_cli.core.weights_from import hub
 from concat_cli.core.weights_from.start import start_backbone, start_segmentor
-from concat_cli.methods.clip_zss.student import Student, build_student
-from concat_cli.methods.concat.build import build_generator
-from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
 
-Plan = dict[str, str]
+Plan = dict[str, str]  # what -> value, in reading order
 
 
 def describe(
@@ -39,21 +36,77 @@ def describe(
     weights: Path | None = None,
     vocabulary: Path | None = None,
 ) -> Plan:
-    """What -> value, in reading order: data, what it starts from, sizes, downloads, outputs.
+    """Data, costs, what it starts from, outputs.
 
     UserError for what would stop the stage at once, except for data that is not there yet.
     """
-    kind = run.stage(stage).stage
-    facts = {"data": _data(cfg)}
-    if kind in ("con", "zegformer"):
-        facts |= _images(kind, cfg)
-    elif kind == "clip_zss":
-        facts |= _clip_zss(cfg)
+    _, kind = stage_named(run.stage(stage).stage)
+    own: Plan = loaded(kind.plan)(cfg, run, weights, vocabulary)
+    return data_facts(cfg) | own | output_facts(run.stage(stage))
+
+
+def data_facts(cfg: Config) -> Plan:
+    """The data set at `data.root`, or how it is made."""
+    root = Path(cfg.data.root)
+    if (root / "dataset.json").exists():
+        info = read_dataset_info(root)
+        check_world(cfg, info)
+        seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
+        parts = ", ".join(info.parts)
+        told = f"{info.name}, {seen} seen and {classes - seen} unseen classes; {parts}"
+    elif draws_shapes(cfg):
+        world = cfg.shapes
+        told = f"would be drawn, {world.train} train, {world.dev} dev, {world.val} val"
     else:
-        needed = "cat" if kind == "finetune" and cfg.finetune.pseudo else "con"
-        facts["weights"] = _weights(needed, run, weights)
-        facts |= _cat(cfg) if kind == "cat" else _finetune(cfg, vocabulary)
-    return facts | _outputs(stage, run)
+        told = f"not there; make it with `concat prepare-data coco ROOT --out {root}`"
+    return {"data": f"{root}: {told}"}
+
+
+def training_facts(optim: OptimConfig, model: nn.Module, stage: StageDir) -> Plan:
+    """Steps, and what they cost: hours where the run was measured before, memory, disk."""
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = sum(p.numel() for p in model.parameters())
+    average = held if optim.ema else 0
+    state = 4 * (held + 2 * learned + average)
+    memory = 4 * (held + 3 * learned + average)
+    disk = state + 4 * held * (2 if optim.eval_every else 1)
+    facts = {"steps": f"{optim.steps} of {optim.batch_size} images"}
+    if speed := _measured(stage):
+        hours = optim.steps * optim.batch_size / speed
+        facts["time"] = f"{hours:.1f} hours at {speed:.0f} images an hour, as {stage.path} ran"
+    return facts | {
+        "memory": f"{_size(memory)} of weights, gradients and averages, and what "
+        f"{min(optim.per_device, optim.batch_size)} images take",
+        "disk": f"{_size(disk)} of weights and state; {_size(_free(stage.path))} are free",
+    }
+
+
+def _measured(stage: StageDir) -> float | None:
+    """Images an hour in the newest lines of a run's metrics, where there are any."""
+    rows = [row for row in stage.read_metrics() if "seconds" in row]
+    if not rows or not stage.config_yaml.exists() or not rows[-1]["seconds"]:
+        return None
+    from concat_cli.core.config_file import load_config
+
+    images = rows[-1]["step"] * load_config(stage.config_yaml).optim.batch_size
+    return 3600 * images / rows[-1]["seconds"]
+
+
+def _free(path: Path) -> int:
+    """Free bytes where a folder is, or will be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def _size(count: float) -> str:
+    """1_500_000 -> 1.5 MB"""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def size_facts(model: nn.Module, clip: ClipConfig) -> str:
+    """How large a model is."""
+    guess = "" if clip_width(clip) else " (if CLIP is 512 wide)"
+    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters{guess}"
 
 
 def clip_width(cfg: ClipConfig) -> int | None:
@@ -65,77 +118,28 @@ def clip_width(cfg: ClipConfig) -> int | None:
     return None if found is None else found["embed_dim"]
 
 
-def _data(cfg: Config) -> str:
-    root = Path(cfg.data.root)
-    if (root / "dataset.json").exists():
-        info = read_dataset_info(root)
-        check_world(cfg, info)
-        seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
-        parts = ", ".join(info.parts)
-        return f"{root}: {info.name}, {seen} seen and {classes - seen} unseen classes; {parts}"
-    if draws_shapes(cfg):
-        world = cfg.shapes
-        return f"{root}: would be drawn, {world.train} train, {world.dev} dev, {world.val} val"
-    return f"{root}: not there; make it with `concat prepare-data coco ROOT --out {root}`"
-
-
-def _images(stage: str, cfg: Config) -> Plan:
-    """Of a stage that trains a segmentor on images."""
-    if stage == "zegformer":
-        check_keys(cfg)
-    optim, model, clip = cfg.optim, cfg.model, cfg.clip
-    width = clip_width(clip) or 512
-    with torch.device("meta"):
-        segmentor = build_segmentor(model, width) if stage == "con" else build_zegformer(cfg, width)
-    queries = f"{_size(segmentor, clip)}, {model.queries} queries"
-    warmup = f"{cfg.warmup.steps} of warm-up, then " if cfg.warmup.steps else ""
-    return {
-        "segmentor": queries if stage == "con" else f"{cfg.zegformer.segmentor}, {queries}",
-        "steps": f"{warmup}{optim.steps} of {optim.batch_size} images",
-        "CLIP": _clip(clip),
-        "starts from": _start(model, segmentor),
-    }
-
-
-def _clip_zss(cfg: Config) -> Plan:
-    with torch.device("meta"):
-        student = build_student(cfg.clip_zss, clip_width(cfg.clip) or 512)
-    parts = {
-        "GLM": cfg.clip_zss.glm > 0,
-        "pseudo labels": cfg.clip_zss.pseudo,
-        "synthesizer": cfg.clip_zss.pseudo and cfg.clip_zss.synthesizer > 0,
-    }
-    start = ModelConfig(
-        backbone=cfg.clip_zss.encoder, backbone_weights=cfg.clip_zss.encoder_weights
-    )
-    return {
-        "student": f"{cfg.clip_zss.encoder}, {_size(student, cfg.clip)}",
-        "parts": ", ".join(name for name, on in parts.items() if on) or "seen pixels alone",
-        "steps": f"{cfg.optim.steps} of {cfg.optim.batch_size} images",
-        "CLIP": _clip(cfg.clip),
-        "starts from": _start(start, student),
-    }
-
-
-def _size(model: nn.Module, clip: ClipConfig) -> str:
-    guess = "" if clip_width(clip) else " (if CLIP is 512 wide)"
-    return f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters{guess}"
-
-
-def _clip(cfg: ClipConfig) -> str:
+def clip_facts(cfg: ClipConfig) -> Plan:
+    """Which teacher, and whether it is a download."""
+    name = f"{cfg.model} {cfg.pretrained}"
     if cfg.model in tiny.FILES:
-        return f"{cfg.model}, in the package"
-    if cfg.pretrained == "random":
-        return f"{cfg.model} with random weights"
-    if Path(cfg.pretrained).is_file() or cfg.model.startswith("local-dir:"):
-        return f"{cfg.model} {cfg.pretrained}, a file"
-    if is_cached(cfg):
-        return f"{cfg.model} {cfg.pretrained}, in the hub's cache"
-    return f"{cfg.model} {cfg.pretrained}: a download {hub.size_of(cfg.model)}"
+        told = f"{cfg.model}, in the package"
+    elif cfg.pretrained == "random":
+        told = f"{cfg.model} with random weights"
+    elif Path(cfg.pretrained).is_file() or cfg.model.startswith("local-dir:"):
+        told = f"{name}, a file"
+    elif is_cached(cfg):
+        told = f"{name}, in the hub's cache"
+    else:
+        told = f"{name}: a download {hub.size_of(cfg.model)}"
+    return {"CLIP": told}
 
 
-def _start(model: ModelConfig, built: Segmentor | MaskFormer | Student) -> str:
-    """What a model (on the meta device) starts from; UserError where that does not fit."""
+def start_facts(model: ModelConfig, built: nn.Module, backbone: Backbone) -> Plan:
+    """What a built model starts from; UserError where a file does not fit it."""
+    return {"starts from": _start(model, built, backbone)}
+
+
+def _start(model: ModelConfig, built: nn.Module, backbone: Backbone) -> str:
     if model.init:
         if not hub.at_hand(model.init):
             size = hub.size_of(model.init.removeprefix(hub.PREFIX))
@@ -143,7 +147,6 @@ def _start(model: ModelConfig, built: Segmentor | MaskFormer | Student) -> str:
         return start_segmentor(built, model.init, asdict(model)).lines()[0]
     if model.backbone_weights != "timm":
         if model.backbone_weights:
-            backbone = built.encoder if isinstance(built, Student) else built.backbone
             start_backbone(backbone.body, Path(model.backbone_weights), model.backbone)
         return f"{model.backbone}, {model.backbone_weights or 'random weights'}"
     repository = published_repository(model.backbone)
@@ -153,42 +156,18 @@ def _start(model: ModelConfig, built: Segmentor | MaskFormer | Student) -> str:
     return f"{model.backbone}: published weights ({repository}), a download {size}"
 
 
-def _weights(stage: str, run: Run, given: Path | None) -> str:
+def weights_facts(stage: str, run: Run, given: Path | None) -> Plan:
+    """The weights of a stage before, or those given instead, or how they are made."""
     if given is None and run.stage(stage).weights is None:
-        return f"none yet; `concat train-{stage} --name {run.name}` makes them"
+        command = stage_named(stage)[1].command
+        return {"weights": f"none yet; `concat {command} --name {run.name}` makes them"}
     path = given or run.weights_of(stage)
     meta = read_meta(path)
-    return f"{path}, stage {meta['stage']}, step {meta.get('step', '?')}"
+    return {"weights": f"{path}, stage {meta['stage']}, step {meta.get('step', '?')}"}
 
 
-def _cat(cfg: Config) -> Plan:
-    with torch.device("meta"):
-        generator = build_generator(cfg.cat, clip_width(cfg.clip) or 512, cfg.model.width)
-    parameters = sum(p.numel() for p in generator.parameters()) / 1e6
-    bank = f"{cfg.bank.images or 'all'} images, {cfg.bank.views} views of each"
-    return {
-        "query bank": f"{bank}; {cfg.model.queries} queries of width {cfg.model.width} each",
-        "generator": f"{cfg.cat.generator}, {parameters:.1f} million parameters",
-        "steps": f"{cfg.cat.steps} of {cfg.cat.batch} queries",
-    }
-
-
-def _finetune(cfg: Config, vocabulary: Path | None) -> Plan:
-    names = "the unseen classes of the data set"
-    if vocabulary is not None:
-        count = len(parse_vocabulary(vocabulary))
-        names = f"{count} names of {vocabulary}"
-    elif cfg.protocol.mode == "inductive" and cfg.finetune.pseudo:
-        raise UserError(
-            "protocol.mode=inductive: no unseen name may be known before evaluation.",
-            "Set finetune.pseudo=false, or teach names on purpose with --vocab.",
-        )
-    steps = f"{cfg.finetune.steps} of {cfg.finetune.batch} real queries"
-    return {"teaches": names if cfg.finetune.pseudo else "nothing new (control)", "steps": steps}
-
-
-def _outputs(stage: str, run: Run) -> Plan:
-    folder = run.stage(stage)
+def output_facts(stage: StageDir) -> Plan:
+    """The files it would write."""
     names = "config.yaml, metrics.jsonl, last.safetensors, last.state.pt"
-    state = "would resume from its last save" if folder.state.exists() else "new"
-    return {"would write": f"{folder.path}/ ({state}): {names}"}
+    state = "would resume from its last save" if stage.state.exists() else "new"
+    return {"would write": f"{stage.path}/ ({state}): {names}"}

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.core.config_methods import ClipZssConfig
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.dense_tokens import dense_tokens
 
 

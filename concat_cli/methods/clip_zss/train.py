@@ -14,7 +14,6 @@ from torch import Tensor
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config, ModelConfig
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
@@ -25,11 +24,19 @@ from concat_cli.core.runs import Run
 from concat_cli.core.train.images import ImageStage, ImageTask, fit_images, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.optim import parameter_groups
-from concat_cli.core.train.plan import _clip, _size, _start, clip_width
+from concat_cli.core.train.plan import (
+    Plan,
+    clip_facts,
+    clip_width,
+    size_facts,
+    start_facts,
+    training_facts,
+)
 from concat_cli.core.train.preview import PICTURES
 from concat_cli.core.train.session import Session, open_session
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
 from concat_cli.methods.clip_zss.predictor import DensePredictor
 from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
@@ -124,7 +131,7 @@ def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
     return Teacher(clip, 1, cache)
 
 
-def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> dict[str, str]:
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
     """What `train_clip_zss` would do; UserError for what would stop it at once."""
     own = cfg.own(ClipZssConfig)
     with torch.device("meta"):
@@ -134,14 +141,11 @@ def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -
         "pseudo labels": own.pseudo,
         "synthesizer": own.pseudo and own.synthesizer > 0,
     }
+    facts = training_facts(cfg.optim, student, run.stage("clip_zss"))
+    facts["student"] = f"{own.encoder}, {size_facts(student, cfg.clip)}"
+    facts["parts"] = ", ".join(name for name, on in parts.items() if on) or "seen pixels alone"
     start = ModelConfig(backbone=own.encoder, backbone_weights=own.encoder_weights)
-    return {
-        "student": f"{own.encoder}, {_size(student, cfg.clip)}",
-        "parts": ", ".join(name for name, on in parts.items() if on) or "seen pixels alone",
-        "steps": f"{cfg.optim.steps} of {cfg.optim.batch_size} images",
-        "CLIP": _clip(cfg.clip),
-        "starts from": _start(start, student),
-    }
+    return facts | clip_facts(cfg.clip) | start_facts(start, student, student.encoder)
 
 
 def _draw_pseudo_labels(session: Session, clip: Clip, path: Path) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from concat_cli.core.config import Config
-from concat_cli.core.config_methods import ZegFormerConfig
-from concat_cli.core.method import Method, Stage
+from typing import TYPE_CHECKING
+
+from concat_cli.core.method import TASKS, Method, Stage
 from concat_cli.methods.concat import CON
 
-TASKS = {  # by what a mask was learnt for
-    "category": ("semantic",),
-    "segment": ("panoptic", "semantic", "instance"),
-}
-TRAINED = ("segmentor", "targets", "raw_no_object")  # keys; the others say how to predict
+if TYPE_CHECKING:
+    from concat_cli.core.config import Config
+
+TRAINED = ("segmentor", "targets", "raw_no_object")  # keys of its section
+AT_TEST = ("branch", "exponent", "crop", "image_prompts", "skip_below")  # the others
 METHOD = Method(
     name="zegformer",
     stages=(
@@ -28,15 +28,20 @@ METHOD = Method(
     restore="concat_cli.methods.zegformer.maskformer:restore_zegformer",
     predictor="concat_cli.methods.zegformer.predictor:open_predictor",
     tasks="concat_cli.methods.zegformer:tasks",
-    sections={"zegformer": ZegFormerConfig},
-    at_test=tuple(
-        f"zegformer.{key}" for key in ZegFormerConfig.__annotations__ if key not in TRAINED
-    ),
+    sections={"zegformer": "concat_cli.methods.zegformer.config:ZegFormerConfig"},
+    at_test=tuple(f"zegformer.{key}" for key in AT_TEST),
     inductive=True,
     examples={
         "train-zegformer": (
             "concat train-zegformer",
             "concat train-zegformer -c configs/zegformer_voc_15_5.yaml --dry-run",
+        ),
+        "predict": (
+            "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
+        ),
+        "compare": (
+            "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
+            "fusion=shapes_zegformer --limit 50",
         ),
     },
 )
@@ -44,4 +49,11 @@ METHOD = Method(
 
 def tasks(cfg: Config) -> tuple[str, ...]:
     """All, or maps of classes alone where it has learnt one mask a class."""
-    return TASKS[cfg.own(ZegFormerConfig).targets]
+    from concat_cli.methods.zegformer.config import ZegFormerConfig
+
+    return tasks_of(cfg.own(ZegFormerConfig).targets)
+
+
+def tasks_of(targets: str) -> tuple[str, ...]:
+    """By what a mask was learnt for: a "category" or a "segment"."""
+    return ("semantic",) if targets == "category" else TASKS

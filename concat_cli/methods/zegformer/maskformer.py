@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from concat_cli.core.build import build_segmentor, clip_width_of, config_of, load_backbone, part_of
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import Config
-from concat_cli.core.config_methods import ZegFormerConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.attention import Attention, FeedForward
 from concat_cli.core.model.backbone import Backbone
@@ -21,6 +20,7 @@ from concat_cli.core.model.positions import sine_positions
 from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.segmentor import QueryOutput, Segmentor
 from concat_cli.core.progress import SILENT, Progress
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 
 DROPOUT = 0.1  # [ZegFormer, code]
 GROUPS = 32  # of the group norms [ZegFormer, code]

@@ -7,7 +7,7 @@ the empty masks of an image once, and takes the segments of all images of a batc
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,17 @@ from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import InferConfig
-from concat_cli.core.config_methods import ZegFormerConfig
-from concat_cli.core.infer.outputs import Raw, RawOutput
-from concat_cli.core.infer.postprocess import PanopticResult, Size, semantic, semantic_shares
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.regions import regions
+from concat_cli.core.infer.postprocess import (
+    PanopticResult,
+    Size,
+    regions,
+    semantic,
+    semantic_shares,
+)
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.methods.zegformer import TASKS
+from concat_cli.methods.zegformer import tasks_of
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.image_branch import (
     class_scores,
     distribution,
@@ -31,9 +35,6 @@ from concat_cli.methods.zegformer.image_branch import (
     left_out,
     peaks,
 )
-
-if TYPE_CHECKING:
-    from concat_cli.core.infer.predictor import Loading
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,20 @@ class ZegFormerPredictor(Predictor):
         naming: Naming,
     ) -> None:
         super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
-        self.zegformer, self.tasks = naming.way, TASKS[naming.way.targets]
+        self.zegformer, self.tasks = naming.way, tasks_of(naming.way.targets)
         self.needs_clip_image = naming.way.branch != "segment"
         both = naming.clip is not None and naming.text is not None
         assert both or not self.needs_clip_image
         self.clip = naming.clip
         self.image_text = None if naming.text is None else naming.text.to(self.device)
+
+    @property
+    def parameters(self) -> int:
+        """Those of CLIP's image encoder, too, where it runs."""
+        own = super().parameters
+        if self.clip is None or not self.needs_clip_image:
+            return own
+        return own + sum(parameter.numel() for parameter in self.clip.model.visual.parameters())
 
     @property
     def offset_scale(self) -> float:

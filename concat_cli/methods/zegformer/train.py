@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from concat_cli.core.build import check_start
 from concat_cli.core.config import Config, LossConfig
-from concat_cli.core.config_methods import ZegFormerConfig
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.classes import class_loss
 from concat_cli.core.progress import SILENT, Progress
@@ -17,11 +16,19 @@ from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import mean_over_processes
 from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.plan import _clip, _size, _start, clip_width
+from concat_cli.core.train.plan import (
+    Plan,
+    clip_facts,
+    clip_width,
+    size_facts,
+    start_facts,
+    training_facts,
+)
 from concat_cli.core.train.session import open_session, text_clip
 from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
 from concat_cli.methods.concat.con_module import ConModule
 from concat_cli.methods.concat.warmup import warm_up
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
 from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
 
@@ -104,16 +111,14 @@ def train_zegformer(
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align))
 
 
-def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> dict[str, str]:
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
     """What `train_zegformer` would do; UserError for what would stop it at once."""
     check_keys(cfg)
     with torch.device("meta"):
         segmentor = build_zegformer(cfg, clip_width(cfg.clip) or 512)
-    kind, size = cfg.own(ZegFormerConfig).segmentor, _size(segmentor, cfg.clip)
-    warmup = f"{cfg.warmup.steps} of warm-up, then " if cfg.warmup.steps else ""
-    return {
-        "segmentor": f"{kind}, {size}, {cfg.model.queries} queries",
-        "steps": f"{warmup}{cfg.optim.steps} of {cfg.optim.batch_size} images",
-        "CLIP": _clip(cfg.clip),
-        "starts from": _start(cfg.model, segmentor),
-    }
+    facts = training_facts(cfg.optim, segmentor, run.stage("zegformer"))
+    if cfg.warmup.steps:
+        facts["steps"] = f"{cfg.warmup.steps} of warm-up, then {facts['steps']}"
+    kind, size = cfg.own(ZegFormerConfig).segmentor, size_facts(segmentor, cfg.clip)
+    facts["segmentor"] = f"{kind}, {size}, {cfg.model.queries} queries"
+    return facts | clip_facts(cfg.clip) | start_facts(cfg.model, segmentor, segmentor.backbone)
