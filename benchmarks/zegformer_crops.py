@@ -27,12 +27,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import Tensor, nn
 
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig
 from concat_cli.core.data.shapes import draw_scene
 from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.infer.postprocess import Size, resized_strips

@@ -431,9 +431,9 @@ def test_two_processes_find_the_losses_of_one(world, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [{"synthesizer": 1}, {"logit_scale": 0}, {"dropout": 1}, {"temperature": 0}, {"glm": -1}],
+    "key",
+    ["synthesizer=1", "logit_scale=0", "dropout=1", "temperature=0", "glm=-1", "windows=[4,2]"],
 )
-def test_impossible_values_are_refused(keys):
-    with pytest.raises(ValueError):
-        ClipZssConfig(**keys)
+def test_impossible_values_are_refused(key):
+    with pytest.raises(UserError, match="clip_zss"):
+        load_config(None, [f"clip_zss.{key}"])

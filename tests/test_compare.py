@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from concat_cli.methods.clip_zss.config import ClipZssConfig
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from mini import draw_world
 from torch import nn
 
@@ -16,13 +18,13 @@ from concat_cli.console import Console
 from concat_cli.core.build import restore_segmentor
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.config import ClipConfig, ClipZssConfig, InferConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
 from concat_cli.core.evaluate.comparable import Entry, parse_entry
 from concat_cli.core.evaluate.compare import Comparison, compare_runs
-from concat_cli.core.evaluate.cost import Cost, measure_cost, parameters
+from concat_cli.core.evaluate.cost import Cost, measure_cost
 from concat_cli.core.evaluate.differences import Interval
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
@@ -313,5 +315,5 @@ def test_clips_image_encoder_counts_where_it_runs() -> None:
     for branch, expected in (("segment", own), ("image", own + tower), ("fusion", own + tower)):
         naming = Naming(ZegFormerConfig(branch=branch), clip, text)
         predictor = ZegFormerPredictor(model, text, names, InferConfig(), naming=naming)
-        assert parameters(predictor) == expected
+        assert predictor.parameters == expected
         assert predictor.needs_clip_image == (branch != "segment")

@@ -168,7 +168,7 @@ def test_the_encoder_takes_its_weights_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_gives_the_student_back(tmp_path: Path) -> None:
-    cfg = replace(Config(), clip_zss=ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
+    cfg = Config().with_own(ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
     torch.manual_seed(3)
     made = build_student(cfg.own(ClipZssConfig), 24).eval()
     tensors = {f"student.{k}": v for k, v in made.state_dict().items()}

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import nn
 
 from concat_cli.core.build import build_segmentor
-from concat_cli.core.config import InferConfig, ModelConfig, ZegFormerConfig
+from concat_cli.core.config import InferConfig, ModelConfig
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
@@ -30,7 +31,7 @@ VOCABULARY = Vocabulary(
     )
 )
 MODEL = ModelConfig(width=32, mask_width=32, heads=4, encoder_ffn=32, decoder_layers=1,
-                    decoder_ffn=32, queries=6, projector_hidden=32)  # fmt: skip
+                    decoder_ffn=32, queries=6)  # fmt: skip
 CFG = InferConfig(size=64, max_size=128, min_score=0.05, overlap=0.1, batch=3)
 SIZES = [(64, 64), (70, 61), (64, 64)]
 

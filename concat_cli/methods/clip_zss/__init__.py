@@ -27,7 +27,7 @@ METHOD = Method(
         "train-clip-zss": (
             "concat train-clip-zss",
             "concat train-clip-zss --preview pseudo_labels.png",
-            "concat train-clip-zss -c configs/clip_zss_voc_15_5.yaml --dry-run",
+            "concat train-clip-zss -c clip_zss_voc_15_5 --dry-run",
         ),
     },
 )

@@ -34,7 +34,7 @@ METHOD = Method(
     examples={
         "train-zegformer": (
             "concat train-zegformer",
-            "concat train-zegformer -c configs/zegformer_voc_15_5.yaml --dry-run",
+            "concat train-zegformer -c zegformer_voc_15_5 --dry-run",
         ),
         "predict": (
             "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
