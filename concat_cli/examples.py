@@ -1,4 +1,5 @@
-"""The examples at the end of each `--help`; the README shows the same, and a test runs them."""
+"""The examples at the end of each `--help`, with those that the methods bring; the README shows the
+same, and a test runs them."""
 
 from __future__ import annotations
 
@@ -51,20 +52,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
         "--classes classes.txt --class-split split.yaml",
     ),
-    "train-con": (
-        "concat train-con",
-        "concat train-con -c configs/demo.yaml",
-        "concat train-con -c configs/shapes.yaml --name try optim.lr=5e-4 align.instance=0.5",
-    ),
-    "train-cat": (
-        "concat train-cat",
-        "concat train-cat --name demo",
-        "concat train-cat --name demo --fresh cat.steps=3000",
-    ),
-    "finetune": (
-        "concat finetune",
-        "concat finetune --name demo --vocab classes.txt",
-    ),
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
@@ -79,18 +66,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
     ),
-    "compare": ("concat compare demo shapes_zegformer shapes_clip_zss",),
     "doctor": (
         "concat doctor",
         "concat doctor --data data/shapes --json",
     ),
 }
+
+
 for _method in methods():
     for _command, _lines in _method.examples.items():
-        EXAMPLES[_command] = (*EXAMPLES.get(_command, ()), *_lines)
+        EXAMPLES[_command] = EXAMPLES.get(_command, ()) + _lines
 
 
 def epilog(command: str) -> str:
-    """The examples of a command as the last block of its help; a method may have none."""
-    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES.get(command, ())]
+    """The examples of a command as the last block of its help."""
+    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES[command]]
     return "\n".join(["[bold]Examples[/bold]", *lines])

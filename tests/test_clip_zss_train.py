@@ -23,7 +23,7 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train import contrast
+from concat_cli.core.train import contrast, distributed
 from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss import module as clip_zss_module
@@ -353,7 +353,7 @@ def test_each_step_feeds_the_bank_once(world):
             )
             assert torch.equal(module.bank.groups, world.batch.image_ids)
         before = module.bank.tokens.clone()
-        module.eval()(world.batch, 1)
+        module.eval()(world.batch)
         assert torch.equal(module.bank.tokens, before)
 
 
@@ -384,7 +384,7 @@ class Together:
         return both
 
     def mean_over_processes(self, value: Tensor) -> Tensor:
-        return self.gather_rows(value).mean()
+        return self.gather_rows(value[None]).mean(0)
 
     def process_rank(self) -> int:
         return self.own.rank
@@ -404,16 +404,16 @@ def test_two_processes_find_the_losses_of_one(world, monkeypatch):
     modules = [world.module(*SWITCHES["all"]) for _ in range(3)]
     for module in modules:
         module.student.eval()
-    alone = [modules[2](batch, step) for step in (0, 1)][-1]
+    alone = [modules[2](batch) for _ in range(2)][-1]
     both, found = Together(), [{}, {}]
     for name in ("gather_rows", "mean_over_processes", "process_rank"):
-        for user in (contrast, clip_zss_module):
-            monkeypatch.setattr(user, name, getattr(both, name), raising=user is contrast)
+        for user in (contrast, distributed, clip_zss_module):
+            monkeypatch.setattr(user, name, getattr(both, name), raising=False)
 
     def work(rank: int) -> None:
         both.own.rank = rank
-        for step in (0, 1):
-            found[rank] = modules[rank](halves[rank], step)
+        for _ in range(2):
+            found[rank] = modules[rank](halves[rank])
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in (0, 1)]
     for thread in threads:

@@ -54,7 +54,7 @@ def clip_of(cfg: ClipConfig) -> Clip:
 def one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in CLIP is loaded once: half of what two steps take."""
     monkeypatch.setattr(zegformer, "text_clip", lambda cfg, device: clip_of(cfg.clip))
-    monkeypatch.setattr(con, "load_clip", lambda cfg, device: clip_of(cfg))
+    monkeypatch.setattr(con, "load_clip", lambda cfg, device, **_: clip_of(cfg))
 
 
 # --- targets ----------------------------------------------------------------------------------

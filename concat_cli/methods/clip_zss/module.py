@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.token_bank import TokenBank
 from concat_cli.core.model.padding import map_size, resize_padding
-from concat_cli.core.train.contrast import contrast, feed, gathered
-from concat_cli.core.train.distributed import mean_over_processes
-from concat_cli.core.train.targets import trained_labels
+from concat_cli.core.train.contrast import Rows, contrast, feed, gathered
+from concat_cli.core.train.distributed import Counts, mean_over_processes, of_the_step
+from concat_cli.core.train.targets import ImageModule, trained_labels
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.losses import (
@@ -33,6 +33,8 @@ from concat_cli.methods.clip_zss.losses import (
 from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
 from concat_cli.methods.clip_zss.student import Student, Synthesizer
 
+STRIDE = 4  # of the student's features
+
 
 @dataclass(frozen=True)
 class FusedLabels:
@@ -46,19 +48,17 @@ class FusedLabels:
     active: Tensor
 
 
-class ClipZssModule(nn.Module):
+class ClipZssModule(ImageModule):
     """The student with its losses.
+
+    Several forwards of a step add up to the whole batch. Known per forward only: the pseudo labels,
+    with which each forward is a mean over its own pixels, and the negatives of the global module.
 
     Args:
         synthesizer: makes prototypes of the regions' centroids; None: these are the prototypes.
-        text: (K, E) embeddings of the classes that may be trained on, and of no other.
-        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
-            class must not be trained on: its pixels are void.
+        text, to_trained: see `ImageModule`.
         teacher: needed with clip_zss.glm or clip_zss.pseudo.
     """
-
-    text: Tensor
-    to_trained: Tensor
 
     def __init__(
         self,
@@ -69,16 +69,23 @@ class ClipZssModule(nn.Module):
         cfg: ClipZssConfig,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(text, to_trained)
         assert teacher is not None or not (cfg.glm or cfg.pseudo)
         self.student, self.synthesizer, self.cfg = student, synthesizer, cfg
-        self.register_buffer("text", text, persistent=False)
-        self.register_buffer("to_trained", to_trained, persistent=False)
         self.reads_cls = cfg.glm > 0 or synthesizer is not None
         self.bank = TokenBank(cfg.bank if self.reads_cls else 0, text.shape[1])
         self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Pixels with a label, and classes present in each image."""
+        if self.cfg.pseudo:
+            return {}
+        labels = self._annotated(batch)
+        height, width = labels.shape[1:]
+        size = (height, width) if self.cfg.full_size else (height // STRIDE, width // STRIDE)
+        return told(labels_at(labels, size), len(self.text))
+
+    def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name. Random numbers come from torch's global generator."""
         padding = batch.padding if bool(batch.padding.any()) else None
         features = self.student(batch.images, padding)  # (B, E, h, w)
@@ -87,14 +94,18 @@ class ClipZssModule(nn.Module):
             fused = without_missed(fused, map_size(features), len(self.text))
         cls = self._cls(batch)
         prototypes, losses = self._prototypes(features, fused, cls)
-        losses |= self._pixels(features, fused, prototypes)
+        losses |= self._pixels(features, fused, prototypes, counts or {})
         if cls is not None:
             losses |= self._global(features, padding, cls, batch.image_ids)
         return losses
 
+    def _annotated(self, batch: Batch) -> Tensor:
+        """(B, H, W) trained classes of the pixels, -1 for all else."""
+        return label_map(batch.segment_map, trained_labels(batch.labels, self.to_trained))
+
     def _labels(self, batch: Batch, padding: Tensor | None) -> FusedLabels:
         """The truth of trained classes, and pseudo labels where it says nothing."""
-        labels = label_map(batch.segment_map, trained_labels(batch.labels, self.to_trained))
+        labels = self._annotated(batch)
         known = torch.ones(len(labels), len(self.text), dtype=torch.bool, device=labels.device)
         (teacher,) = self._teacher
         if not self.cfg.pseudo or teacher is None:
@@ -134,7 +145,11 @@ class ClipZssModule(nn.Module):
         return found[:, seen:], {"prototypes": self.cfg.prototypes * loss}
 
     def _pixels(
-        self, features: Tensor, fused: FusedLabels, prototypes: Tensor | None
+        self,
+        features: Tensor,
+        fused: FusedLabels,
+        prototypes: Tensor | None,
+        counts: Counts | None = None,
     ) -> dict[str, Tensor]:
         """NEL and cross-entropy of x on F."""
         size = map_size(features)
@@ -146,10 +161,9 @@ class ClipZssModule(nn.Module):
                 x.unflatten(2, size), fused.labels.shape[1:], mode="bilinear", align_corners=False
             ).flatten(2)
             targets = fused.labels.flatten(1)
-        pixels = mean_over_processes((targets >= 0).sum().float()).clamp(min=1)
-        masks = mean_over_processes(present_channels(targets, x.shape[1]).sum().float())
-        terms = nel(x, targets, fused.active, masks.clamp(min=1))
-        classes = pixel_cross_entropy(x, targets, fused.active, pixels)
+        counts = counts or of_the_step([told(targets, x.shape[1])])[0]
+        terms = nel(x, targets, fused.active, counts["masks"].whole)
+        classes = pixel_cross_entropy(x, targets, fused.active, counts["pixels"].whole)
         return {
             "focal": self.cfg.focal * terms.focal,
             "dice": self.cfg.dice * terms.dice,
@@ -168,8 +182,15 @@ class ClipZssModule(nn.Module):
         inside = None if pads is None else ~pads.flatten(1)
         whole = pooled_by_cls(features.flatten(2), cls, inside, self.cfg.glm_temperature)
         # images are groups: another view of the same image is no negative
-        loss = contrast(whole, cls, valid, image_ids, self.bank, self.cfg.temperature)
+        rows = Rows(whole, cls, valid, image_ids)
+        loss = contrast(rows, self.cfg.temperature, bank=self.bank)
         return {"global": self.cfg.glm * loss}
+
+
+def told(targets: Tensor, channels: int) -> dict[str, Tensor]:
+    """What the losses of pixels are means over, by their targets (B, P)."""
+    masks = present_channels(targets, channels).sum()
+    return {"pixels": (targets >= 0).sum(), "masks": masks}
 
 
 def without_missed(fused: FusedLabels, size: tuple[int, int], classes: int) -> FusedLabels:

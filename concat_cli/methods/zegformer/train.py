@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from concat_cli.core.build import check_start
 from concat_cli.core.config import Config, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.classes import class_loss
+from concat_cli.core.losses.classes import class_loss, expected_weight
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.distributed import mean_over_processes
+from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import (
@@ -25,7 +25,7 @@ from concat_cli.core.train.plan import (
     training_facts,
 )
 from concat_cli.core.train.session import open_session, text_clip
-from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
+from concat_cli.core.train.targets import ImageModule, Truth, on_void
 from concat_cli.methods.concat.con_module import ConModule
 from concat_cli.methods.concat.warmup import warm_up
 from concat_cli.methods.zegformer.config import ZegFormerConfig
@@ -33,46 +33,45 @@ from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_lo
 from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
 
 
-class ZegFormerModule(nn.Module):
+class ZegFormerModule(ImageModule):
     """The segmentor with its losses: cross-entropy, focal and dice, on all layers.
 
     Void (and with it all that is unseen) is in no mask, as in ZegFormer; besides, a query that lies
     on void by more than `loss.void_share` is taken neither for a class nor for no_object [ours].
+    Several forwards of a step add up as in `ConModule`.
 
     Args:
-        text: (K, E) embeddings of the classes that may be trained on, and of no other.
-        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
-            class must not be trained on: its pixels are void.
+        text, to_trained: see `ImageModule`.
         loss: the weights; they are those of the matching, too.
     """
-
-    text: Tensor
-    to_trained: Tensor
 
     def __init__(
         self, segmentor: MaskFormer, text: Tensor, to_trained: Tensor, loss: LossConfig
     ) -> None:
-        super().__init__()
+        super().__init__(text, to_trained)
         self.segmentor, self.loss = segmentor, loss
-        self.register_buffer("text", text, persistent=False)
-        self.register_buffer("to_trained", to_trained, persistent=False)
 
-    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Segments, and weights of queries in the class loss."""
+        segments = Truth.of(batch, self.to_trained).segments
+        weight = expected_weight(
+            segments, self.segmentor.query_decoder.queries, self.loss.no_object
+        )
+        return {"segments": segments.sum(), "class": weight}
+
+    def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name."""
-        batch = with_slots(batch, 1)
-        labels = trained_labels(batch.labels, self.to_trained)
-        masks = batch.masks() & (labels >= 0)[..., None, None]  # (B, N, H, W)
-        padding = batch.padding if bool(batch.padding.any()) else None
-        count = mean_over_processes((labels >= 0).sum().float()).clamp(min=1)
-        out = self.segmentor(batch.images, padding, self.text)
+        counts = counts or self.alone(batch)
+        truth = Truth.of(batch, self.to_trained)
+        labels, masks, void = truth.labels, truth.masks, truth.void
+        out = self.segmentor(batch.images, truth.padding, self.text)
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
         matched = match_whole_masks(out.class_logits, out.mask_logits, labels, masks, weights)
-        void = void_of(batch, labels)
         ignore = None if void is None else on_void(out.mask_logits, void, self.loss.void_share)
         classes = class_loss(
-            out.class_logits, matched, labels, self.loss.no_object, ignore, mean_over_processes
+            out.class_logits, matched, labels, self.loss.no_object, ignore, counts["class"].of_whole
         )
-        mask, dice = whole_mask_losses(out.mask_logits, matched, masks, count)
+        mask, dice = whole_mask_losses(out.mask_logits, matched, masks, counts["segments"].whole)
         return {
             "class": self.loss.classes * classes,
             "mask": self.loss.mask * mask,
