@@ -39,7 +39,7 @@ def dense_tokens(
             f"{size}.",
             f"Take a multiple of {side}, such as {near}.",
         )
-    with torch.autocast(clip.device.type, torch.float16, enabled=clip.half_precision):
+    with clip.precision():
         tokens = tower_tokens(clip.model.visual, _square(clip, images, padding, size), path)
     grid = (size // side, size // side)
     return F.normalize(tokens[:, 1:].float(), dim=-1).unflatten(1, grid)  # (B, h, w, E)

@@ -102,7 +102,9 @@ def train_clip_zss(
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_student_start(own)
     looks = own.glm > 0 or own.pseudo or preview is not None
-    clip = load_clip(cfg.clip, session.device, image_tower=looks)
+    clip = load_clip(
+        cfg.clip, session.device, looks, dtype=session.teacher_dtype, progress=progress
+    )
     if looks:
         session.place(clip.model.visual)
     if preview is not None:
@@ -127,7 +129,7 @@ def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
         return None
     cache = None
     if cfg.own(ClipZssConfig).source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     return Teacher(clip, 1, cache)
 
 
