@@ -31,18 +31,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import Tensor, nn
 
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.config import ClipConfig, Config, InferConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, Config, InferConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.device import choose_device, choose_precision
-from concat_cli.core.infer.outputs import RawOutput
-from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.methods.zegformer.build import build_zegformer
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
+from concat_cli.methods.zegformer.maskformer import build_zegformer
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 CONFIG = Path(__file__).parents[1] / "configs" / "concat_coco_stuff_156_15.yaml"
 CLASSES, UNSEEN = 171, 15  # of that configuration
@@ -134,9 +134,9 @@ def predictors(options: argparse.Namespace) -> tuple[Predictor, FixedCrops]:
         published = replace(cfg, model=replace(cfg.model, decoder_layers=6))
         theirs = build_zegformer(published, clip.embed_dim)
         theirs = Boxes(theirs, cfg.model.queries, options.size).eval()
-    return Predictor(ours, text[0], *common), FixedCrops(
-        theirs, text[0], *common, zegformer=ZegFormerConfig(), clip=clip, image_text=text[1]
-    )
+    naming = Naming(ZegFormerConfig(), clip, text[1])
+    ours = Predictor(ours, text[0], *common)
+    return ours, FixedCrops(theirs, text[0], *common, naming=naming)
 
 
 def seconds(predictor: Predictor, image: np.ndarray, clock: Clock) -> float:

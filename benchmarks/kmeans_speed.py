@@ -24,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.methods.clip_zss.kmeans import kmeans
-from concat_cli.methods.clip_zss.pseudo_labels import window_seeds
+from concat_cli.methods.clip_zss.pseudo_labels import kmeans, window_seeds
 
 WINDOWS = (2, 4, 8)
 

@@ -1,6 +1,9 @@
-"""The examples at the end of each `--help`; the README shows the same, and a test runs them."""
+"""The examples at the end of each `--help`, with those that the methods bring; the README shows the
+same, and a test runs them."""
 
 from __future__ import annotations
+
+from concat_cli.core.method import methods
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (
@@ -49,29 +52,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
         "--classes classes.txt --class-split split.yaml",
     ),
-    "train-con": (
-        "concat train-con",
-        "concat train-con -c configs/demo.yaml",
-        "concat train-con -c configs/shapes.yaml --name try optim.lr=5e-4 align.instance=0.5",
-    ),
-    "train-cat": (
-        "concat train-cat",
-        "concat train-cat --name demo",
-        "concat train-cat --name demo --fresh cat.steps=3000",
-    ),
-    "finetune": (
-        "concat finetune",
-        "concat finetune --name demo --vocab classes.txt",
-    ),
-    "train-zegformer": (
-        "concat train-zegformer",
-        "concat train-zegformer -c configs/zegformer_voc_15_5.yaml --dry-run",
-    ),
-    "train-clip-zss": (
-        "concat train-clip-zss",
-        "concat train-clip-zss --preview pseudo_labels.png",
-        "concat train-clip-zss -c configs/clip_zss_voc_15_5.yaml --dry-run",
-    ),
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
@@ -85,18 +65,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
-        "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
-    ),
-    "compare": (
-        "concat compare demo shapes_zegformer shapes_clip_zss",
-        "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
-        "fusion=shapes_zegformer --limit 50",
     ),
     "doctor": (
         "concat doctor",
         "concat doctor --data data/shapes --json",
     ),
 }
+
+
+for _method in methods():
+    for _command, _lines in _method.examples.items():
+        EXAMPLES[_command] = EXAMPLES.get(_command, ()) + _lines
 
 
 def epilog(command: str) -> str:

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from concat_cli.methods.clip_zss.losses import (
     centroids,
+    nel,
     pixel_cross_entropy,
     pixel_logits,
     pooled_by_cls,
+    present_channels,
     prototype_bce,
 )
-from concat_cli.methods.clip_zss.nel import nel, present_channels
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 7))  # B, C, P
 

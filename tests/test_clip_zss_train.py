@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from mini import Interrupt, KilledError, draw_world, flat_state, metrics, mini_config, same
 from torch import Tensor, nn
 
@@ -17,7 +18,6 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
@@ -29,9 +29,9 @@ from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss import module as clip_zss_module
 from concat_cli.methods.clip_zss import train as clip_zss
-from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, restore_student
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, labels_at
 from concat_cli.methods.clip_zss.pseudo_labels import PseudoLabels
+from concat_cli.methods.clip_zss.student import build_student, build_synthesizer, restore_student
 from concat_cli.methods.clip_zss.train import train_clip_zss
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -204,7 +204,7 @@ class World:
         )
 
     def module(self, *keys: str) -> ClipZssModule:
-        cfg = mini_config(self.root, *SMALL, "clip_zss.dropout=0", *keys).clip_zss
+        cfg = mini_config(self.root, *SMALL, "clip_zss.dropout=0", *keys).own(ClipZssConfig)
         torch.manual_seed(0)
         student = build_student(cfg, 128)
         synthesizer = build_synthesizer(cfg, 128)
@@ -264,7 +264,7 @@ def test_without_pseudo_labels_it_is_the_baseline(world, monkeypatch):
     def nothing(clip: Clip, images: Tensor, *_: Any) -> PseudoLabels:
         count = torch.zeros(len(images), dtype=torch.int64)
         nowhere = torch.full(images[:, 0].shape, -1)
-        return PseudoLabels(nowhere, count, torch.zeros(len(images), 4, 128))
+        return PseudoLabels(nowhere, count)
 
     monkeypatch.setattr(clip_zss_module, "pseudo_labels", nothing)
     for switch in ("centroids", "synthesizer"):
@@ -284,7 +284,7 @@ def test_pseudo_labels_are_asked_for_where_nothing_is_known(world, monkeypatch):
         labels = torch.where(free, 0, -1)
         labels[1:] = -1
         count = torch.tensor([1, 0, 0, 0, 0, 0])
-        return PseudoLabels(labels, count, torch.zeros(len(images), 4, 128))
+        return PseudoLabels(labels, count)
 
     monkeypatch.setattr(clip_zss_module, "pseudo_labels", square)
     module = world.module(*SWITCHES["centroids"])
@@ -432,9 +432,9 @@ def test_two_processes_find_the_losses_of_one(world, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [{"synthesizer": 1}, {"logit_scale": 0}, {"dropout": 1}, {"temperature": 0}, {"glm": -1}],
+    "key",
+    ["synthesizer=1", "logit_scale=0", "dropout=1", "temperature=0", "glm=-1", "windows=[4,2]"],
 )
-def test_impossible_values_are_refused(keys):
-    with pytest.raises(ValueError):
-        ClipZssConfig(**keys)
+def test_impossible_values_are_refused(key):
+    with pytest.raises(UserError, match="clip_zss"):
+        load_config(None, [f"clip_zss.{key}"])

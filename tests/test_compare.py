@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from concat_cli.methods.clip_zss.config import ClipZssConfig
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from mini import draw_world
 from torch import nn
 
@@ -16,20 +18,20 @@ from concat_cli.console import Console
 from concat_cli.core.build import restore_segmentor
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.config import ClipConfig, ClipZssConfig, InferConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
 from concat_cli.core.evaluate.comparable import Entry, parse_entry
 from concat_cli.core.evaluate.compare import Comparison, compare_runs
-from concat_cli.core.evaluate.cost import Cost, measure_cost, parameters
+from concat_cli.core.evaluate.cost import Cost, measure_cost
 from concat_cli.core.evaluate.differences import Interval
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.methods.clip_zss.build import build_student
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
+from concat_cli.methods.clip_zss.student import build_student
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 WORLD = {"train": 3, "dev": 1, "val": 8, "size": 64}
 SMALL = ("infer.size=64", "infer.min_score=0.3")
@@ -311,9 +313,7 @@ def test_clips_image_encoder_counts_where_it_runs() -> None:
     own = 3 * 5 + 5
     tower = sum(p.numel() for p in clip.model.visual.parameters())
     for branch, expected in (("segment", own), ("image", own + tower), ("fusion", own + tower)):
-        predictor = ZegFormerPredictor(
-            model, text, names, InferConfig(), zegformer=ZegFormerConfig(branch=branch), clip=clip,
-            image_text=text,
-        )  # fmt: skip
-        assert parameters(predictor) == expected
+        naming = Naming(ZegFormerConfig(branch=branch), clip, text)
+        predictor = ZegFormerPredictor(model, text, names, InferConfig(), naming=naming)
+        assert predictor.parameters == expected
         assert predictor.needs_clip_image == (branch != "segment")

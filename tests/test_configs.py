@@ -24,9 +24,9 @@ from concat_cli.core.stages import METHODS, STAGES
 from concat_cli.core.train import plan
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.images import micro_batches
-from concat_cli.methods.clip_zss.build import build_student
+from concat_cli.methods.clip_zss.student import build_student
 from concat_cli.methods.concat.generator import build_generator
-from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.maskformer import build_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from concat_cli.methods.clip_zss.kmeans import kmeans
+from concat_cli.methods.clip_zss.pseudo_labels import kmeans
 
 
 def unit(*shape, seed=0):

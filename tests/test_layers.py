@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 import concat_cli
 
 ROOT = Path(concat_cli.__file__).parent
+METHODS = "concat_cli.methods"
 LAYERS = (
     ("errors", "progress", "config_check", "method"),
     ("files",),
@@ -80,3 +82,26 @@ def test_only_the_console_prints() -> None:
         and node.func.id == "print"
     ]
     assert not prints
+
+
+def test_only_import_strings_lead_to_a_method() -> None:
+    """What stands outside of the methods names none of them in an import."""
+    outside = (module for module in TREES if not module.startswith(METHODS))
+    found = [f"{m} imports {o}" for m in outside for o in imports(TREES[m]) if METHODS in o]
+    assert not found
+
+
+def test_a_slice_stands_on_the_core_alone() -> None:
+    """But for ZegFormer with this project's segmentor, which is trained as CON's is."""
+    allowed = {"zegformer": ("zegformer", "concat")}
+    for module in (m for m in TREES if m.startswith(f"{METHODS}.")):
+        own = module.split(".")[2]
+        beside = tuple(f"{METHODS}.{name}" for name in allowed.get(own, (own,)))
+        for other in imports(TREES[module]):
+            assert other.startswith(("concat_cli.core.", *beside)), f"{module} imports {other}"
+
+
+def test_no_import_circles() -> None:
+    """Imports inside of functions count, too."""
+    graph = {module: {o for o in imports(tree) if o in TREES} for module, tree in TREES.items()}
+    TopologicalSorter(graph).prepare()  # CycleError names the circle

@@ -15,9 +15,12 @@ from concat_cli.core.config_file import load_config
 from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.projector import Classifier
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.methods.zegformer.build import build_zegformer
-from concat_cli.methods.zegformer.maskformer import MaskFormer, MaskFormerDecoder
-from concat_cli.methods.zegformer.maskformer_pixel import MaskFormerPixelDecoder
+from concat_cli.methods.zegformer.maskformer import (
+    MaskFormer,
+    MaskFormerDecoder,
+    MaskFormerPixelDecoder,
+    build_zegformer,
+)
 
 CHANNELS = (8, 16, 24, 40)
 WIDTH, MASK_WIDTH, HEADS, LAYERS, FFN, QUERIES, CLIP = 64, 32, 4, 3, 96, 7, 12

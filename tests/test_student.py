@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,19 +19,19 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.query_decoder import DecoderLayer
-from concat_cli.methods.clip_zss.build import (
+from concat_cli.methods.clip_zss.student import (
+    AllMlpHead,
+    Student,
+    Synthesizer,
     build_student,
     build_synthesizer,
     check_student_start,
     restore_student,
 )
-from concat_cli.methods.clip_zss.student import AllMlpHead, Student
-from concat_cli.methods.clip_zss.synthesizer import Synthesizer
 
 CHANNELS = (6, 10, 12, 20)
 
@@ -167,9 +168,9 @@ def test_the_encoder_takes_its_weights_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_gives_the_student_back(tmp_path: Path) -> None:
-    cfg = replace(Config(), clip_zss=ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
+    cfg = Config().with_own(ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
     torch.manual_seed(3)
-    made = build_student(cfg.clip_zss, 24).eval()
+    made = build_student(cfg.own(ClipZssConfig), 24).eval()
     tensors = {f"student.{k}": v for k, v in made.state_dict().items()}
     meta = {"format": 1, "stage": "clip_zss", "config": to_dict(cfg), "vocabulary": [],
             "trained": [], "clip": {}}  # fmt: skip

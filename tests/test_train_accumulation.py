@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from concat_cli.methods.clip_zss.build import build_student
+from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.module import ZegFormerModule
 from mini import alone, free_port, mini_config, scene
 from torch import Tensor, nn
 
@@ -22,7 +25,7 @@ from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.losses import masks
-from concat_cli.core.model.attention import Attention
+from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train import distributed, teacher
@@ -30,13 +33,10 @@ from concat_cli.core.train.distributed import Count, Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.targets import ImageModule
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.methods.clip_zss.build import build_student
 from concat_cli.methods.clip_zss.module import ClipZssModule
 from concat_cli.methods.concat import con_module
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
-from concat_cli.methods.zegformer.build import build_zegformer
 from concat_cli.methods.zegformer.maskformer import MaskFormer
-from concat_cli.methods.zegformer.module import ZegFormerModule
 
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
 IMAGES, CLASSES = 16, 9

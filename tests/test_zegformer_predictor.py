@@ -10,17 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import nn
 
 from concat_cli.core.build import build_segmentor
-from concat_cli.core.config import InferConfig, ModelConfig, ZegFormerConfig
+from concat_cli.core.config import InferConfig, ModelConfig
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.methods.zegformer.crops import encode_segments
-from concat_cli.methods.zegformer.fusion import class_scores
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
+from concat_cli.methods.zegformer.image_branch import class_scores, encode_segments
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 VOCABULARY = Vocabulary(
     (
@@ -31,7 +31,7 @@ VOCABULARY = Vocabulary(
     )
 )
 MODEL = ModelConfig(width=32, mask_width=32, heads=4, encoder_ffn=32, decoder_layers=1,
-                    decoder_ffn=32, queries=6, projector_hidden=32)  # fmt: skip
+                    decoder_ffn=32, queries=6)  # fmt: skip
 CFG = InferConfig(size=64, max_size=128, min_score=0.05, overlap=0.1, batch=3)
 SIZES = [(64, 64), (70, 61), (64, 64)]
 
@@ -72,9 +72,8 @@ def segmentor():
 def make(clip, texts):
     def build(model, vocabulary=VOCABULARY, infer=CFG, **keys):
         way = ZegFormerConfig(**keys)
-        return ZegFormerPredictor(
-            model, texts[0], vocabulary, infer, zegformer=way, clip=clip, image_text=texts[1]
-        )
+        naming = Naming(way, clip, texts[1])
+        return ZegFormerPredictor(model, texts[0], vocabulary, infer, naming=naming)
 
     return build
 
@@ -193,9 +192,8 @@ def test_a_batch_equals_single_pictures(make, segmentor):
 
 
 def test_the_segment_branch_needs_no_clip(segmentor, texts):
-    predictor = ZegFormerPredictor(
-        segmentor, texts[0], VOCABULARY, CFG, zegformer=ZegFormerConfig(branch="segment")
-    )
+    naming = Naming(ZegFormerConfig(branch="segment"))
+    predictor = ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, naming=naming)
     plain = Predictor(segmentor, texts[0], VOCABULARY, CFG)
     assert not predictor.needs_clip_image
     for mine, theirs in zip(predictor.raw(pictures()), plain.raw(pictures()), strict=True):
@@ -209,7 +207,7 @@ def test_the_segment_branch_needs_no_clip(segmentor, texts):
 
 def test_the_other_branches_need_clip(segmentor, texts):
     with pytest.raises(AssertionError):
-        ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, zegformer=ZegFormerConfig())
+        ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, naming=Naming(ZegFormerConfig()))
 
 
 @pytest.mark.parametrize("is_seen", [False, True])
@@ -286,10 +284,8 @@ def test_seen_segments_pass_the_thresholds_of_panoptic_inference(make):
 
 
 def test_clip_text_of_the_image_branch_is_its_own(make, clip, texts, segmentor):
-    other = ZegFormerPredictor(
-        segmentor, texts[0], VOCABULARY, CFG, zegformer=ZegFormerConfig(), clip=clip,
-        image_text=texts[1].flip(0),
-    )  # fmt: skip
+    naming = Naming(ZegFormerConfig(), clip, texts[1].flip(0))
+    other = ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, naming=naming)
     for a, b in zip(make(segmentor).raw(pictures()), other.raw(pictures()), strict=True):
         assert torch.equal(a.class_logits, b.class_logits)
         torch.testing.assert_close(a.image_logits, b.image_logits.flip(-1))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from mini import Interrupt, KilledError, flat_state, metrics, mini_config, same, scene
 from torch import Tensor
 
@@ -28,11 +29,9 @@ from concat_cli.core.train.targets import merged_by_category, trained_indices
 from concat_cli.methods.concat import con
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.zegformer import train as zegformer
-from concat_cli.methods.zegformer.build import build_zegformer, restore_zegformer
-from concat_cli.methods.zegformer.focal import match_whole_masks, whole_mask_losses
-from concat_cli.methods.zegformer.maskformer import MaskFormer
-from concat_cli.methods.zegformer.module import ZegFormerModule
-from concat_cli.methods.zegformer.train import train_zegformer
+from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
+from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, restore_zegformer
+from concat_cli.methods.zegformer.train import ZegFormerModule, train_zegformer
 
 FOLDER = Path(__file__).parents[1] / "configs"
 COMMON = ("align.image=0", "align.instance=0", "optim.steps=2", "warmup.steps=1")
@@ -211,7 +210,7 @@ def test_two_steps_are_one_and_one(mini_world: Path, tmp_path: Path, kind: str) 
     assert len(losses) == 2 and all(math.isfinite(row["loss"]) for row in losses)
     assert {"class", "mask", "dice"} <= losses[0].keys()
     assert ("dense" in losses[0]) == kind.startswith("ours")
-    score = "miou" if cfg.zegformer.targets == "category" else "pq"
+    score = "miou" if cfg.own(ZegFormerConfig).targets == "category" else "pq"
     assert result.figures["score"] == result.figures[score]
     warms_up = int(cfg.warmup.steps > 0)
     with pytest.raises(KilledError):

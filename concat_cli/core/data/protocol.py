@@ -1,7 +1,7 @@
 """What training and dev may see of unseen classes: nothing, in one of two ways.
 
 drop: an image with any unseen segment, crowd or not, leaves training (PADing, get_zsp_json.py).
-void: every image stays, unseen segments are void (ZegFormer, SPNet). The index lists none of them.
+void: every image stays, unseen segments are void (as SPNet does). The index lists none of them.
 """
 
 from __future__ import annotations

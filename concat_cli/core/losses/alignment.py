@@ -1,6 +1,6 @@
 """CON: alignment of semantic queries with CLIP CLS tokens of full and of masked images.
 
-The paper states the two losses; their form (InfoNCE, after CLIP-ZSS), the pooling and the use of
+The paper states the two losses; their form (InfoNCE), the pooling and the use of
 the bank are this project's choices.
 """
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from concat_cli.core.losses.precision import as_float, full_precision
 
+ALPHA = 0.25  # of focal losses: weight of positive pixels; that of negative ones is 1 - ALPHA
+
 
 def query_targets(matched: Tensor, labels: Tensor, queries: int, classes: int) -> Tensor:
     """Class of each query, (L, B, Q) int64; `classes` (= K, no_object) where nothing is matched.
@@ -185,6 +187,15 @@ def point_dice(logits: Tensor, truth: Tensor) -> Tensor:
     probability = logits.sigmoid()
     overlap = 2 * (probability * truth).sum(-1)
     return 1 - (overlap + 1) / (probability.sum(-1) + truth.sum(-1) + 1)
+
+
+def sigmoid_focal(logits: Tensor, truth: Tensor) -> Tensor:
+    """-alpha_t (1 - p_t)^2 log(p_t) of each element, truth in {0, 1} (RetinaNet, gamma = 2)."""
+    probability = logits.sigmoid()
+    wrong = probability + truth - 2 * probability * truth  # 1 - p_t
+    weight = 1 - ALPHA + (2 * ALPHA - 1) * truth
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return weight * wrong.square() * entropy
 
 
 def mask_losses(

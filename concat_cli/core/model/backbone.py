@@ -119,7 +119,7 @@ def _timm_model(name: str, pretrained: bool, **options: Any) -> Any:
             f"{size_of(name.partition('.')[0])}.",
             f'Where there is a network: python -c "import timm; timm.create_model({name!r}, '
             'pretrained=True)", then copy ~/.cache/huggingface; or start '
-            "from a file (model.backbone_weights, or clip_zss.encoder_weights of a student).",
+            "from a file (model.backbone_weights, or a student's encoder_weights).",
         ) from error
 
 
@@ -190,7 +190,7 @@ class Backbone(nn.Module):
         if name == "small" and pretrained:
             raise UserError(
                 "The 'small' backbone has no published weights.",
-                "Set model.backbone_weights='' (of a student clip_zss.encoder_weights='').",
+                "Set model.backbone_weights='' (of a student encoder_weights='').",
             )
         if name == "small":
             self.body = SmallBackbone()

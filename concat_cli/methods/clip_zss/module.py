@@ -13,24 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.alignment import TokenBank
 from concat_cli.core.model.layers import map_size, resize_padding
 from concat_cli.core.train.distributed import Counts, mean_over_processes, of_the_step
 from concat_cli.core.train.targets import ImageModule, trained_labels
 from concat_cli.core.train.teacher import Rows, Teacher, contrast, feed, gathered
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.losses import (
     centroids,
+    nel,
     pixel_cross_entropy,
     pixel_logits,
     pooled_by_cls,
+    present_channels,
     prototype_bce,
 )
-from concat_cli.methods.clip_zss.nel import nel, present_channels
-from concat_cli.methods.clip_zss.pseudo_labels import PseudoOptions, fuse, pseudo_labels
-from concat_cli.methods.clip_zss.student import Student
-from concat_cli.methods.clip_zss.synthesizer import Synthesizer
+from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
+from concat_cli.methods.clip_zss.student import Student, Synthesizer
 
 STRIDE = 4  # of the student's features
 
@@ -71,7 +71,6 @@ class ClipZssModule(ImageModule):
         super().__init__(text, to_trained)
         assert teacher is not None or not (cfg.glm or cfg.pseudo)
         self.student, self.synthesizer, self.cfg = student, synthesizer, cfg
-        self.options = pseudo_options(cfg)
         self.reads_cls = cfg.glm > 0 or synthesizer is not None
         self.bank = TokenBank(cfg.bank if self.reads_cls else 0, text.shape[1])
         self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
@@ -80,15 +79,10 @@ class ClipZssModule(ImageModule):
         """Pixels with a label, and classes present in each image."""
         if self.cfg.pseudo:
             return {}
-        labels = label_map(batch.segment_map, trained_labels(batch.labels, self.to_trained))
+        labels = self._annotated(batch)
         height, width = labels.shape[1:]
         size = (height, width) if self.cfg.full_size else (height // STRIDE, width // STRIDE)
-        return self._told(labels_at(labels, size), len(self.text))
-
-    def _told(self, targets: Tensor, channels: int) -> dict[str, Tensor]:
-        """What the losses of pixels are means over, by their targets (B, P)."""
-        masks = present_channels(targets, channels).sum()
-        return {"pixels": (targets >= 0).sum(), "masks": masks}
+        return told(labels_at(labels, size), len(self.text))
 
     def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name. Random numbers come from torch's global generator."""
@@ -104,15 +98,19 @@ class ClipZssModule(ImageModule):
             losses |= self._global(features, padding, cls, batch.image_ids)
         return losses
 
+    def _annotated(self, batch: Batch) -> Tensor:
+        """(B, H, W) trained classes of the pixels, -1 for all else."""
+        return label_map(batch.segment_map, trained_labels(batch.labels, self.to_trained))
+
     def _labels(self, batch: Batch, padding: Tensor | None) -> FusedLabels:
         """The truth of trained classes, and pseudo labels where it says nothing."""
-        labels = label_map(batch.segment_map, trained_labels(batch.labels, self.to_trained))
+        labels = self._annotated(batch)
         known = torch.ones(len(labels), len(self.text), dtype=torch.bool, device=labels.device)
         (teacher,) = self._teacher
         if not self.cfg.pseudo or teacher is None:
             return FusedLabels(labels, known)
-        pseudo = pseudo_labels(teacher.clip, batch.images, labels, padding, self.options)
-        slots = torch.arange(self.options.most, device=labels.device)
+        pseudo = pseudo_labels(teacher.clip, batch.images, labels, padding, self.cfg)
+        slots = torch.arange(self.cfg.most, device=labels.device)
         active = torch.cat((known, slots < pseudo.count[:, None]), 1)
         return FusedLabels(fuse(labels, pseudo, len(self.text)), active)
 
@@ -162,7 +160,7 @@ class ClipZssModule(ImageModule):
                 x.unflatten(2, size), fused.labels.shape[1:], mode="bilinear", align_corners=False
             ).flatten(2)
             targets = fused.labels.flatten(1)
-        counts = counts or of_the_step([self._told(targets, x.shape[1])])[0]
+        counts = counts or of_the_step([told(targets, x.shape[1])])[0]
         terms = nel(x, targets, fused.active, counts["masks"].whole)
         classes = pixel_cross_entropy(x, targets, fused.active, counts["pixels"].whole)
         return {
@@ -188,6 +186,12 @@ class ClipZssModule(ImageModule):
         return {"global": self.cfg.glm * loss}
 
 
+def told(targets: Tensor, channels: int) -> dict[str, Tensor]:
+    """What the losses of pixels are means over, by their targets (B, P)."""
+    masks = present_channels(targets, channels).sum()
+    return {"pixels": (targets >= 0).sum(), "masks": masks}
+
+
 def without_missed(fused: FusedLabels, size: tuple[int, int], classes: int) -> FusedLabels:
     """F without the pseudo classes that no position of the features (h, w) belongs to.
 
@@ -198,22 +202,6 @@ def without_missed(fused: FusedLabels, size: tuple[int, int], classes: int) -> F
     held[:, :classes] = True
     known = held.gather(1, fused.labels.clamp(min=0).flatten(1)).view_as(fused.labels)
     return FusedLabels(torch.where(known, fused.labels, -1), fused.active & held)
-
-
-def pseudo_options(cfg: ClipZssConfig) -> PseudoOptions:
-    """How pseudo labels are made."""
-    return PseudoOptions(
-        size=cfg.dense_size,
-        path=cfg.dense_path,
-        windows=cfg.windows,
-        stride=cfg.stride,
-        covered=cfg.covered,
-        iterations=cfg.iterations,
-        threshold=cfg.merge,
-        centre=cfg.centre,
-        min_share=cfg.min_share,
-        most=cfg.most,
-    )
 
 
 def label_map(segment_map: Tensor, labels: Tensor) -> Tensor:

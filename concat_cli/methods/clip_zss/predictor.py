@@ -7,6 +7,8 @@ their number. CLIP's image encoder takes no part.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -15,23 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.instances import Instance
-from concat_cli.core.infer.outputs import DenseRaw, Raw
-from concat_cli.core.infer.postprocess import PanopticResult, Size, resized_strips
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.regions import regions
-from concat_cli.core.infer.tasks import SEMANTIC_ALONE
+from concat_cli.core.infer.postprocess import PanopticResult, Size, regions, resized_strips
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw
 
 CHUNK = 32  # classes whose logits are held at a time
 
 
+@dataclass(frozen=True)
+class DenseRaw(Raw):
+    """Of a dense model: normalised features (B, E, h, w) at stride 4."""
+
+    features: Tensor
+
+
 class DensePredictor(Predictor):
-    """A dense student (`model/student.py`); arguments as of `Predictor`.
+    """A dense student (`student.py`); arguments as of `Predictor`.
 
     The model maps images and padding to features (B, E, h, w) at stride 4 and has a `scale`.
     """
 
-    tasks = SEMANTIC_ALONE
+    tasks = ("semantic",)
     semantic_from = "pixels"
     chunk = CHUNK
 
@@ -41,16 +46,6 @@ class DensePredictor(Predictor):
         scale = self.model.scale
         assert isinstance(scale, Tensor)
         return scale.item()
-
-    @torch.inference_mode()
-    def panoptic(self, raw: Raw, offset: float | None = None) -> list[PanopticResult]:
-        """UserError: pixels are named one by one."""
-        raise _no_segments("panoptic segments")
-
-    @torch.inference_mode()
-    def instances(self, raw: Raw, offset: float | None = None) -> list[list[Instance]]:
-        """UserError: pixels are named one by one."""
-        raise _no_segments("instances")
 
     @torch.inference_mode()
     def semantic(self, raw: Raw, offset: float | None = None) -> list[NDArray[np.int32]]:
@@ -83,6 +78,13 @@ class DensePredictor(Predictor):
                 self.chunk,
                 with_confidence,
             )
+
+    def _named(self, raw: Raw, offset: float | None) -> NoReturn:
+        """UserError for panoptic segments and instances."""
+        raise UserError(
+            "These weights name every pixel and tell no segments of a class apart.",
+            "Score them with --tasks semantic, or give weights of a method that finds segments.",
+        )
 
     def _run(self, images: Tensor, padding: Tensor | None, valid: list[Size]) -> DenseRaw:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
@@ -129,8 +131,14 @@ def classify_pixels(
     return labels, None if total is None else (best - total).exp()
 
 
-def _no_segments(what: str) -> UserError:
-    return UserError(
-        f"These weights name every pixel and tell no segments of a class apart: no {what}.",
-        "Score them with --tasks semantic, or give weights of CONCAT or ZegFormer.",
+def open_predictor(loading: Loading) -> DensePredictor:
+    """The predictor of a weights file of stage `clip_zss`."""
+    return DensePredictor(
+        loading.model(),
+        loading.text(),
+        loading.vocabulary,
+        loading.cfg.infer,
+        loading.device,
+        loading.dtype,
+        loading.weights.meta,
     )

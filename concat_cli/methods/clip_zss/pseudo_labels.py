@@ -1,7 +1,8 @@
 """Pseudo labels of unannotated pixels: CLIP-ZSS's Pixel Learning Module (arXiv 2310.02296).
 
 Dense CLIP tokens are clustered at several scales from the means of windows, and clusters that mean
-the same are joined [paper]. What the paper leaves open is chosen here and marked [ours].
+the same are joined [paper]. What the paper leaves open is chosen here and marked [ours]. No step
+loops over images or clusters, but for the merging, which is one loop over clusters.
 """
 
 from __future__ import annotations
@@ -13,40 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.methods.clip_zss.dense_tokens import TokenPath, dense_tokens
-from concat_cli.methods.clip_zss.kmeans import Clusters, kmeans
-
-
-@dataclass(frozen=True)
-class PseudoOptions:
-    """How pseudo labels are made. The defaults suit the built-in world and its CLIP [ours].
-
-    size: side of CLIP's input in pixels; see `dense_tokens`, as for `path`.
-    windows: windows along a side, for each scale, the coarsest first; each gives a seed. (2, 4, 8)
-        on 32 x 32 tokens are windows of 16, 8 and 4 tokens.
-    stride: how far one window is from the next, in its width; below 1 there are more of them.
-    covered: share of its pixels from which on a token is unannotated, or of the view.
-    iterations: steps of K-Means at each scale.
-    threshold: clusters of a greater cosine are joined (lambda of the paper).
-    centre: take the mean token of the view off every token first, for a CLIP whose tokens are all
-        alike.
-    min_share: share of the view below which a region is dropped. most: regions kept of an image.
-    """
-
-    size: int = 256
-    path: TokenPath = "value"
-    windows: tuple[int, ...] = (2, 4, 8)
-    stride: float = 1.0
-    covered: float = 0.5
-    iterations: int = 10
-    threshold: float = 0.8
-    centre: bool = False
-    min_share: float = 0.01
-    most: int = 16
-
-    def __post_init__(self) -> None:
-        assert self.windows and list(self.windows) == sorted(set(self.windows)), "coarse to fine"
-        assert self.windows[0] >= 1 and self.most >= 1, "at least one seed and one region"
+from concat_cli.methods.clip_zss.config import ClipZssConfig
+from concat_cli.methods.clip_zss.dense_tokens import dense_tokens
 
 
 @dataclass(frozen=True)
@@ -55,26 +24,24 @@ class PseudoLabels:
 
     labels: (B, H, W) int64, k = pseudo class k of that image, -1 = none, annotated, or a pad.
     count: (B,) int64, pseudo classes of each image; a small one may have no pixel left, where its
-    tokens are annotated in part. centroids: (B, most, E), L2-normalised, in the space of the
-    clustered tokens (centred or not), 0 beyond the count.
+    tokens are annotated in part.
     """
 
     labels: Tensor
     count: Tensor
-    centroids: Tensor
 
 
 def pseudo_labels(
-    clip: Clip, images: Tensor, truth: Tensor, padding: Tensor | None, options: PseudoOptions
+    clip: Clip, images: Tensor, truth: Tensor, padding: Tensor | None, cfg: ClipZssConfig
 ) -> PseudoLabels:
     """Pseudo labels of a batch: images (B, 3, H, W) uint8; the rest as in `cluster_tokens`."""
-    tokens = dense_tokens(clip, images, padding, options.size, options.path)
-    return cluster_tokens(tokens, truth, padding, options)
+    tokens = dense_tokens(clip, images, padding, cfg.dense_size, cfg.dense_path)
+    return cluster_tokens(tokens, truth, padding, cfg)
 
 
 @torch.no_grad()
 def cluster_tokens(
-    tokens: Tensor, truth: Tensor, padding: Tensor | None, options: PseudoOptions
+    tokens: Tensor, truth: Tensor, padding: Tensor | None, cfg: ClipZssConfig
 ) -> PseudoLabels:
     """Multi-scale K-Means on the unannotated tokens, then mask fusion, for all images at once.
 
@@ -88,27 +55,22 @@ def cluster_tokens(
     inside = torch.ones_like(truth, dtype=torch.bool) if padding is None else ~padding
     free = (truth < 0) & inside
     grid = (tokens.shape[1], tokens.shape[2])
-    share = options.covered
-    view, valid = _covered(inside, grid, share), _covered(free, grid, share)  # (B, h, w)
+    view, valid = _covered(inside, grid, cfg.covered), _covered(free, grid, cfg.covered)
     with torch.autocast(tokens.device.type, enabled=False):
-        tokens = _centred(tokens.float(), view) if options.centre else tokens.float()
+        tokens = _centred(tokens.float(), view) if cfg.centre else tokens.float()
         scales = [
-            kmeans(tokens.flatten(1, 2), valid.flatten(1), *seeds, options.iterations)
-            for seeds in (window_seeds(tokens, valid, n, options.stride) for n in options.windows)
+            kmeans(tokens.flatten(1, 2), valid.flatten(1), *seeds, cfg.iterations)
+            for seeds in (window_seeds(tokens, valid, n, cfg.stride) for n in cfg.windows)
         ]
         sizes = torch.cat([scale.sizes for scale in scales], 1)  # (B, S)
         centroids = torch.cat([scale.centroids for scale in scales], 1)  # (B, S, E)
-        leader = merge(centroids, sizes, options.threshold)
-        joined = _joined(centroids, sizes, leader)
+        leader = merge(centroids, sizes, cfg.merge)
     region = _vote(scales, leader)  # (B, T)
-    least = options.min_share * view.flatten(1).sum(1)
-    number, order, count = _numbered(region, leader.shape[1], least, options.most)
+    least = cfg.min_share * view.flatten(1).sum(1)
+    number, count = _numbered(region, leader.shape[1], least, cfg.most)
     labels = number.gather(1, region.clamp(min=0)).masked_fill(region < 0, -1).unflatten(1, grid)
-    labels = _enlarged(labels, options.most, (truth.shape[1], truth.shape[2]))
-    there = torch.arange(order.shape[1], device=count.device) < count[:, None]
-    kept = joined.gather(1, order[..., None].expand(-1, -1, joined.shape[-1])) * there[..., None]
-    kept = F.pad(kept, (0, 0, 0, options.most - kept.shape[1]))
-    return PseudoLabels(labels.masked_fill(~free, -1), count, kept)
+    labels = _enlarged(labels, cfg.most, (truth.shape[1], truth.shape[2]))
+    return PseudoLabels(labels.masked_fill(~free, -1), count)
 
 
 def fuse(truth: Tensor, pseudo: PseudoLabels, classes: int) -> Tensor:
@@ -179,13 +141,6 @@ def _centred(tokens: Tensor, view: Tensor) -> Tensor:
     return F.normalize(tokens - mean, dim=-1)
 
 
-def _joined(centroids: Tensor, sizes: Tensor, leader: Tensor) -> Tensor:
-    """(B, S, E): at each leader the mean of its group's centroids, weighted by area, normalised."""
-    index = torch.arange(leader.shape[1], device=leader.device)
-    group = (leader[:, None] == index[:, None]).float()  # (B, leader, member)
-    return F.normalize(group @ (centroids * sizes[..., None]), dim=-1)
-
-
 def _vote(scales: list[Clusters], leader: Tensor) -> Tensor:
     """(B, T) int64: the leader of the region of each token, -1 for none."""
     found, start = [], 0
@@ -200,13 +155,11 @@ def _vote(scales: list[Clusters], leader: Tensor) -> Tensor:
     return regions.gather(-1, best)[..., 0].masked_fill(scales[0].assignment < 0, -1)
 
 
-def _numbered(
-    region: Tensor, count: int, least: Tensor, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _numbered(region: Tensor, count: int, least: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Numbers regions by area, and drops those below `least` (B,) tokens and beyond the `most`.
 
     region (B, T) in 0..`count` - 1 or -1. Returns the number of each region (B, count), -1 for
-    dropped ones; the regions in order (B, at most `most`); how many there are (B,).
+    dropped ones, and how many are left (B,).
     """
     index = torch.arange(count, device=region.device)
     areas = (region[..., None] == index).sum(1)  # (B, count)
@@ -214,7 +167,7 @@ def _numbered(
     order = areas.masked_fill(~kept, -1).argsort(dim=1, descending=True, stable=True)
     total = kept.sum(1).clamp(max=most)
     places = torch.where(index < total[:, None], index, -1)
-    return torch.empty_like(order).scatter_(1, order, places), order[:, :most], total
+    return torch.empty_like(order).scatter_(1, order, places), total
 
 
 def _enlarged(labels: Tensor, most: int, size: tuple[int, int]) -> Tensor:
@@ -226,3 +179,53 @@ def _enlarged(labels: Tensor, most: int, size: tuple[int, int]) -> Tensor:
     masks = (labels[:, None] == index).float()  # (B, most, h, w)
     share, best = F.interpolate(masks, size, mode="bilinear").max(1)
     return best.masked_fill(share == 0, -1)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What spherical K-Means found.
+
+    assignment: (B, T) int64, the cluster of each token, -1 where the token is not valid.
+    centroids: (B, S, E), L2-normalised. sizes: (B, S) int64, tokens of a cluster; 0: it is empty.
+    """
+
+    assignment: Tensor
+    centroids: Tensor
+    sizes: Tensor
+
+
+@torch.no_grad()
+def kmeans(
+    tokens: Tensor, valid: Tensor, seeds: Tensor, seed_valid: Tensor, iterations: int
+) -> Clusters:
+    """Clusters by cosine: each step assigns tokens to centroids, then moves these to their means.
+
+    The result is the assignment to the centroids of the last step; the first of equally near ones
+    wins. A cluster without tokens stays where it is. The sums are matrix products, so that the
+    result is the same each time on a GPU too.
+
+    Args:
+        tokens: (B, T, E) L2-normalised; valid: (B, T) bool, others belong nowhere.
+        seeds: (B, S, E) L2-normalised; seed_valid: (B, S) bool, others get no token.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        tokens, centroids = tokens.float(), seeds.float()
+        for _ in range(iterations):
+            members = _members(_nearest(tokens, valid, centroids, seed_valid), seeds.shape[1])
+            sums = members.float().transpose(1, 2) @ tokens  # (B, S, E)
+            moved = members.any(1)[..., None]
+            centroids = torch.where(moved, F.normalize(sums, dim=-1), centroids)
+        assignment = _nearest(tokens, valid, centroids, seed_valid)
+        return Clusters(assignment, centroids, _members(assignment, seeds.shape[1]).sum(1))
+
+
+def _nearest(tokens: Tensor, valid: Tensor, centroids: Tensor, there: Tensor) -> Tensor:
+    """(B, T) index of the centroid of the greatest cosine, -1 where token or image has none."""
+    cosine = tokens @ centroids.transpose(1, 2)  # (B, T, S)
+    nearest = cosine.masked_fill(~there[:, None], -torch.inf).argmax(-1)
+    return nearest.masked_fill(~(valid & there.any(1, keepdim=True)), -1)
+
+
+def _members(assignment: Tensor, count: int) -> Tensor:
+    """(B, T) with -1 for none -> (B, T, S) bool."""
+    return assignment[..., None] == torch.arange(count, device=assignment.device)

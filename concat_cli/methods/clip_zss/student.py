@@ -1,13 +1,23 @@
-"""The student of CLIP-ZSS: a dense encoder whose every position lies in CLIP's space."""
+"""The student of CLIP-ZSS, every position of which lies in CLIP's space, and its synthesizer."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from concat_cli.core.build import config_of, load_backbone, part_of
+from concat_cli.core.checkpoint import Weights
+from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.layers import map_size, resize_features, resize_padding
 from concat_cli.core.model.projector import Scaled
+from concat_cli.core.model.query_decoder import DecoderLayer
+from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.weights_from.hub import weights_file
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 
 
 class AllMlpHead(nn.Module):
@@ -75,3 +85,83 @@ class Student(Scaled):
         """
         images = self.encoder.normalised(images, padding)
         return self.projection(self.head(self.encoder(images, padding), padding))
+
+
+class Synthesizer(nn.Module):
+    """Prototypes of regions, for training alone: a transformer decoder with the regions' centroids
+    as queries and CLS tokens as keys and values [paper].
+
+    A prototype is its centroid plus what the decoder adds, which is nothing before the first step
+    [ours]: training starts at the centroids themselves. Order of attention and post-norm are those
+    of `DecoderLayer` [ours].
+
+    Args:
+        width: E. layers, heads: of the decoder. ffn: width of its feed-forward blocks, in E.
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, ffn: int = 4) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn * width) for _ in range(layers))
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, centroids: Tensor, present: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Centroids (B, N, E), present (B, N), tokens (B, T, E), valid (B, T) -> (B, N, E).
+
+        Lengths of inputs and outputs mean nothing. Labels that are not present are read by no other
+        and give nothing useful. Each image has at least one valid token.
+        """
+        starts = unit_variance(centroids)
+        memory = unit_variance(tokens)
+        readable = valid[:, None].expand(-1, centroids.shape[1], -1)  # (B, N, T)
+        own = torch.eye(centroids.shape[1], dtype=torch.bool, device=present.device)
+        others = present[:, None] | own  # (B, N, N); oneself, or a row might be empty
+        nowhere = starts.new_zeros(1, 1, starts.shape[-1])
+        queries = starts
+        for layer in self.layers:
+            queries = layer(queries, nowhere, (memory, memory), readable, others)
+        return starts + self.out(queries)
+
+
+def unit_variance(vectors: Tensor) -> Tensor:
+    """Vectors (..., E), scaled so that an entry has a variance of about 1."""
+    return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
+
+
+def check_student_start(cfg: ClipZssConfig) -> None:
+    """As `check_start`, of a student."""
+    if cfg.encoder_weights not in ("", "timm"):
+        weights_file(cfg.encoder_weights)
+
+
+def build_student(
+    cfg: ClipZssConfig, clip_width: int, *, pretrained: bool = False, progress: Progress = SILENT
+) -> Student:
+    """A dense encoder into CLIP's space; `pretrained`: with clip_zss.encoder_weights."""
+    weights = cfg.encoder_weights if pretrained else ""
+    encoder = Backbone(cfg.encoder, weights == "timm")
+    load_backbone(encoder, weights, cfg.encoder, progress)
+    return Student(
+        encoder, clip_width, cfg.head_width, cfg.dropout, cfg.logit_scale, cfg.learn_scale
+    )
+
+
+def build_synthesizer(cfg: ClipZssConfig, clip_width: int) -> Synthesizer | None:
+    """What makes prototypes of centroids; None where they are taken as they are."""
+    if not cfg.synthesizer:
+        return None
+    if clip_width % cfg.heads:
+        raise UserError(
+            f"clip_zss.heads={cfg.heads} does not divide CLIP's width, {clip_width}.",
+            "Take a number that does, such as 8.",
+        )
+    return Synthesizer(clip_width, cfg.synthesizer, cfg.heads, cfg.synthesizer_ffn)
+
+
+def restore_student(weights: Weights) -> Student:
+    """The student of a weights file of stage `clip_zss`, in evaluation mode."""
+    width = weights.tensors["student.projection.weight"].shape[0]
+    student = build_student(config_of(weights).own(ClipZssConfig), width)
+    student.load_state_dict(part_of(weights, "student"))
+    return student.eval()

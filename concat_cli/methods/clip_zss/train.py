@@ -1,32 +1,52 @@
-"""CLIP-ZSS: a dense student, trained in one stage; CLIP's image encoder is its teacher only."""
+"""CLIP-ZSS's only stage: a dense student; CLIP's image encoder is its teacher and no more."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import TokenCache
-from concat_cli.core.config import Config
+from concat_cli.core.config import Config, ModelConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
+from concat_cli.core.files import atomic_path
+from concat_cli.core.infer.render import Drawing, Mark, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.optim import parameter_groups
+from concat_cli.core.train.plan import (
+    Plan,
+    clip_facts,
+    clip_width,
+    size_facts,
+    start_facts,
+    training_facts,
+)
 from concat_cli.core.train.session import Session, open_session
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
-from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, check_student_start
-from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, pseudo_options
+from concat_cli.methods.clip_zss.config import ClipZssConfig
+from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
 from concat_cli.methods.clip_zss.predictor import DensePredictor
-from concat_cli.methods.clip_zss.preview import write_pseudo_preview
 from concat_cli.methods.clip_zss.pseudo_labels import fuse, pseudo_labels
+from concat_cli.methods.clip_zss.student import (
+    build_student,
+    build_synthesizer,
+    check_student_start,
+)
+
+CAPTIONS = ("image", "annotation", "pseudo labels", "fused")  # of a preview
 
 
 class ClipZssTask(ImageTask):
@@ -77,10 +97,11 @@ def train_clip_zss(
 
     preview: write a picture of the pseudo labels of some training images there, and train nothing.
     """
+    own = cfg.own(ClipZssConfig)
     session = open_session(cfg, device, progress)
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
-    check_student_start(cfg.clip_zss)
-    looks = cfg.clip_zss.glm > 0 or cfg.clip_zss.pseudo or preview is not None
+    check_student_start(own)
+    looks = own.glm > 0 or own.pseudo or preview is not None
     clip = load_clip(
         cfg.clip, session.device, looks, dtype=session.teacher_dtype, progress=progress
     )
@@ -91,17 +112,12 @@ def train_clip_zss(
             _draw_pseudo_labels(session, clip, preview)
         return StageResult(preview, 0, 0.0, False, {})
     torch.manual_seed(cfg.optim.seed)
-    student = build_student(cfg.clip_zss, clip.embed_dim, pretrained=True, progress=progress)
-    synthesizer = build_synthesizer(cfg.clip_zss, clip.embed_dim)
+    student = build_student(own, clip.embed_dim, pretrained=True, progress=progress)
+    synthesizer = build_synthesizer(own, clip.embed_dim)
     session.place(student)
     images = ImageStage.open(session, run.stage("clip_zss"), clip, fresh=fresh)
     module = ClipZssModule(
-        student,
-        synthesizer,
-        images.text,
-        images.to_trained,
-        cfg.clip_zss,
-        _teacher(cfg, clip),
+        student, synthesizer, images.text, images.to_trained, own, _teacher(cfg, clip)
     )
     return images.fit(module, ClipZssTask)
 
@@ -111,28 +127,67 @@ def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
     if not clip.has_image_tower:
         return None
     cache = None
-    if cfg.clip_zss.source == "cache":
+    if cfg.own(ClipZssConfig).source == "cache":
         cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     return Teacher(clip, 1, cache)
 
 
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
+    """What `train_clip_zss` would do; UserError for what would stop it at once."""
+    own = cfg.own(ClipZssConfig)
+    with torch.device("meta"):
+        student = build_student(own, clip_width(cfg.clip) or 512)
+    parts = {
+        "GLM": own.glm > 0,
+        "pseudo labels": own.pseudo,
+        "synthesizer": own.pseudo and own.synthesizer > 0,
+    }
+    facts = training_facts(cfg.optim, student, run.stage("clip_zss"))
+    facts["student"] = f"{own.encoder}, {size_facts(student, cfg.clip)}"
+    facts["parts"] = ", ".join(name for name, on in parts.items() if on) or "seen pixels alone"
+    start = ModelConfig(backbone=own.encoder, backbone_weights=own.encoder_weights)
+    return facts | clip_facts(cfg.clip) | start_facts(start, student, student.encoder)
+
+
 def _draw_pseudo_labels(session: Session, clip: Clip, path: Path) -> None:
-    """The pseudo labels of the first training images, not augmented."""
+    """Writes a PNG with a row for each of the first training images, which are not augmented."""
     vocabulary, cfg = session.info.vocabulary, session.cfg
     seen = vocabulary.seen_only()
     train = PanopticDataset(session.info.part("train"), vocabulary)
     to_trained = trained_indices(vocabulary.is_seen, session.device)
-    samples = [
-        resize_short(train[index], cfg.data.crop, 2 * cfg.data.crop)
-        for index in range(min(PICTURES, len(train)))
-    ]
-    truths, fused = [], []
-    for sample in samples:  # one by one, as their sizes may differ
+    rows = []
+    for index in range(min(PICTURES, len(train))):  # one by one, as their sizes may differ
+        sample = resize_short(train[index], cfg.data.crop, 2 * cfg.data.crop)
         batch = collate([sample], [0]).to(session.device)
         truth = label_map(batch.segment_map, trained_labels(batch.labels, to_trained))
-        options = pseudo_options(cfg.clip_zss)
-        pseudo = pseudo_labels(clip, batch.images, truth, batch.padding, options)
+        own = cfg.own(ClipZssConfig)
+        pseudo = pseudo_labels(clip, batch.images, truth, batch.padding, own)
         height, width = sample.segment_map.shape
-        for labels, kept in ((truth, truths), (fuse(truth, pseudo, len(seen)), fused)):
-            kept.append(labels[0, :height, :width].cpu().numpy())
-    write_pseudo_preview(path, [sample.image for sample in samples], truths, fused, seen.names)
+        known, both = (
+            labels[0, :height, :width].cpu().numpy()
+            for labels in (truth, fuse(truth, pseudo, len(seen)))
+        )
+        rows.append(preview_row(sample.image, known, both, seen.names))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        panel(rows, captions=CAPTIONS).save(temporary, format="PNG")
+
+
+def preview_row(
+    image: NDArray[np.uint8],
+    known: NDArray[np.integer],
+    both: NDArray[np.integer],
+    names: Sequence[str],
+) -> list[Image]:
+    """Image (H, W, 3), annotation, pseudo labels, fused, of class indices (H, W), -1 for none;
+    those from `len(names)` on are pseudo classes."""
+    nothing, made = np.full_like(known, -1), np.where(both >= len(names), both, -1)
+    return [overlay(image, label_drawing(each, names)) for each in (nothing, known, made, both)]
+
+
+def label_drawing(labels: NDArray[np.integer], names: Sequence[str]) -> Drawing:
+    """Labels as of `preview_row` -> what to draw; pseudo classes are called by their number."""
+    there = [int(label) for label in np.unique(labels) if label >= 0]
+    called = [names[k] if k < len(names) else f"#{k - len(names) + 1}" for k in there]
+    marks = (Mark(label + 1, name, True) for label, name in zip(there, called, strict=True))
+    return Drawing(labels + 1, tuple(marks))

@@ -13,7 +13,7 @@ from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.alignment import TokenBank, aggregate
 from concat_cli.core.losses.masks import PointSampling, class_loss, expected_weight, mask_losses
 from concat_cli.core.losses.matcher import match
-from concat_cli.core.model.padding import resize_padding
+from concat_cli.core.model.layers import resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.model.segmentor import DenseOutput, QueryOutput, Segmentor

@@ -1,9 +1,17 @@
 """MaskFormer with a semantic head, ZegFormer's segmentor: one scale of tokens, learned queries."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from concat_cli.core.build import build_segmentor, clip_width_of, config_of, load_backbone, part_of
+from concat_cli.core.checkpoint import Weights
+from concat_cli.core.config import Config
+from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.layers import (
     Attention,
@@ -11,12 +19,55 @@ from concat_cli.core.model.layers import (
     map_size,
     resize_padding,
     sine_positions,
+    zero_padding,
 )
+from concat_cli.core.model.pixel_decoder import NormedConvolution
 from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import QueryOutput
-from concat_cli.methods.zegformer.maskformer_pixel import MaskFormerPixelDecoder
+from concat_cli.core.model.segmentor import QueryOutput, Segmentor
+from concat_cli.core.progress import SILENT, Progress
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 
 DROPOUT = 0.1  # [ZegFormer, code]
+GROUPS = 32  # of the group norms [ZegFormer, code]
+
+
+class MaskFormerPixelDecoder(nn.Module):
+    """From the coarsest map down: doubled by its nearest neighbours, a finer map added, smoothed.
+
+    The coarsest map itself has a 3x3 convolution and no lateral one [ZegFormer, code].
+
+    Args:
+        channels: of the backbone's maps at strides 4, 8, 16, 32.
+        width: D, channels of the pyramid, a multiple of 32. mask_width: Dm.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int = 256, mask_width: int = 256) -> None:
+        super().__init__()
+        *finer, coarsest = channels
+        self.coarsest = NormedConvolution(coarsest, width, 3, False, GROUPS)
+        self.laterals = nn.ModuleList(
+            NormedConvolution(c, width, 1, False, GROUPS) for c in reversed(finer)
+        )
+        self.smooth = nn.ModuleList(
+            NormedConvolution(width, width, 3, False, GROUPS) for _ in finer
+        )
+        self.mask_out = nn.Conv2d(width, mask_width, 3, padding=1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)  # as detectron2 fills them
+        assert self.mask_out.bias is not None
+        nn.init.zeros_(self.mask_out.bias)
+
+    def forward(self, features: list[Tensor], padding: Tensor | None = None) -> Tensor:
+        """Four backbone maps, fine to coarse, padding (B, H, W) -> (B, Dm, H/4, W/4)."""
+        paddings = [resize_padding(padding, map_size(x)) for x in features]
+        merged = F.relu(self.coarsest(features[-1], paddings[-1]))
+        finer = zip(features[-2::-1], paddings[-2::-1], strict=True)
+        for lateral, smooth, (fine, pad) in zip(self.laterals, self.smooth, finer, strict=True):
+            added = lateral(fine, pad)
+            added = added + F.interpolate(merged, size=map_size(added), mode="nearest")
+            merged = F.relu(smooth(added, pad))
+        return self.mask_out(zero_padding(merged, paddings[0]))
 
 
 class MaskFormerLayer(nn.Module):
@@ -140,3 +191,72 @@ class MaskFormer(nn.Module):
         masks = torch.einsum("lbqd,bdhw->lbqhw", self.mask_embedding(vision), pixels)
         semantic = self.projector(vision)
         return QueryOutput(vision, semantic, self.classifier(semantic, text), masks.float())
+
+
+def build_zegformer(
+    cfg: Config, clip_width: int, *, pretrained: bool = False, progress: Progress = SILENT
+) -> MaskFormer | Segmentor:
+    """ZegFormer's segmentor as published, or this project's own in its place.
+
+    pretrained: as in `build_segmentor`; a MaskFormer starts from model.backbone_weights alone.
+    """
+    model, way = cfg.model, cfg.own(ZegFormerConfig)
+    if way.segmentor == "mask2former":
+        segmentor = build_segmentor(model, clip_width, pretrained=pretrained, progress=progress)
+        segmentor.classifier.raw_no_object = way.raw_no_object
+        return segmentor
+    weights = model.backbone_weights if pretrained else ""
+    backbone = Backbone(model.backbone, weights == "timm", model.frozen_bn)
+    load_backbone(backbone, weights, model.backbone, progress)
+    return MaskFormer(
+        backbone,
+        MaskFormerPixelDecoder(backbone.channels, model.width, model.mask_width),
+        MaskFormerDecoder(
+            backbone.channels[-1],
+            model.width,
+            model.heads,
+            model.decoder_layers,
+            model.decoder_ffn,
+            model.queries,
+        ),
+        Projector(model.width, clip_width, model.projector_layers),
+        Classifier(clip_width, model.logit_scale, model.learn_scale, way.raw_no_object),
+    )
+
+
+def check_keys(cfg: Config) -> None:
+    """UserError for keys that ask for what the chosen segmentor or ZegFormer does not have."""
+    if cfg.align.image or cfg.align.instance:
+        raise UserError(
+            "ZegFormer aligns nothing with CLIP's image encoder: align.image and align.instance "
+            "are CON's.",
+            "Set both to 0, or train CON with `concat train-con`.",
+        )
+    if cfg.own(ZegFormerConfig).segmentor == "mask2former":
+        return
+    asked = {
+        "model.init": cfg.model.init,
+        "warmup.steps": cfg.warmup.steps,
+        "loss.dense": cfg.loss.dense,
+        "loss.denoising": cfg.loss.denoising,
+        "loss.truth": cfg.loss.truth,
+    }
+    beyond = [key for key, value in asked.items() if value]
+    if cfg.model.width % GROUPS:
+        raise UserError(
+            f"model.width={cfg.model.width} does not divide into the {GROUPS} groups of a "
+            "MaskFormer's norms.",
+            f"Make it a multiple of {GROUPS}, or set zegformer.segmentor=mask2former.",
+        )
+    if beyond:
+        raise UserError(
+            f"zegformer.segmentor=maskformer has no {' and no '.join(beyond)}.",
+            "Leave them out, or set zegformer.segmentor=mask2former.",
+        )
+
+
+def restore_zegformer(weights: Weights) -> MaskFormer | Segmentor:
+    """The segmentor of a weights file of stage `zegformer`, in evaluation mode."""
+    segmentor = build_zegformer(config_of(weights), clip_width_of(weights))
+    segmentor.load_state_dict(part_of(weights, "segmentor"))
+    return segmentor.eval()

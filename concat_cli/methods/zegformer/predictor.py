@@ -6,7 +6,7 @@ the empty masks of an image once, and takes the segments of all images of a batc
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,36 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.core.config import InferConfig, ZegFormerConfig
-from concat_cli.core.infer.outputs import Raw, RawOutput
-from concat_cli.core.infer.postprocess import PanopticResult, Size, semantic, semantic_shares
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.regions import regions
-from concat_cli.core.infer.tasks import tasks_of_model
+from concat_cli.core.config import InferConfig
+from concat_cli.core.infer.postprocess import (
+    PanopticResult,
+    Size,
+    regions,
+    semantic,
+    semantic_shares,
+)
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.methods.zegformer.crops import encode_alike, peaks
-from concat_cli.methods.zegformer.fusion import (
+from concat_cli.methods.zegformer import tasks_of
+from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.methods.zegformer.image_branch import (
     class_scores,
     distribution,
+    encode_alike,
     highest_scores,
     left_out,
+    peaks,
 )
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How segments are named: which branch, and for the image branch the CLIP with its image
+    encoder and (K, E) normalised text embeddings; both None for the segment branch alone."""
+
+    way: ZegFormerConfig
+    clip: Clip | None = None
+    text: Tensor | None = None
 
 
 class ZegFormerPredictor(Predictor):
@@ -36,11 +52,6 @@ class ZegFormerPredictor(Predictor):
 
     `cfg.seen_offset` is ZegFormer's gamma: it is taken off the scores of the pixels, or off the
     probabilities of the segments, not off logits.
-
-    Args:
-        zegformer: which branch names the segments, and how.
-        clip: with its image encoder; None for the segment branch alone.
-        image_text: (K, E) normalised text embeddings for the image branch; None as `clip`.
     """
 
     def __init__(
@@ -53,16 +64,23 @@ class ZegFormerPredictor(Predictor):
         dtype: torch.dtype | None = None,
         meta: dict[str, Any] | None = None,
         *,
-        zegformer: ZegFormerConfig,
-        clip: Clip | None = None,
-        image_text: Tensor | None = None,
+        naming: Naming,
     ) -> None:
         super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
-        self.needs_clip_image = zegformer.branch != "segment"
-        assert not self.needs_clip_image or (clip is not None and image_text is not None)
-        self.zegformer, self.tasks = zegformer, tasks_of_model("zegformer", zegformer)
-        self.clip = clip
-        self.image_text = None if image_text is None else image_text.to(self.device)
+        self.zegformer, self.tasks = naming.way, tasks_of(naming.way.targets)
+        self.needs_clip_image = naming.way.branch != "segment"
+        both = naming.clip is not None and naming.text is not None
+        assert both or not self.needs_clip_image
+        self.clip = naming.clip
+        self.image_text = None if naming.text is None else naming.text.to(self.device)
+
+    @property
+    def parameters(self) -> int:
+        """Those of CLIP's image encoder, too, where it runs."""
+        own = super().parameters
+        if self.clip is None or not self.needs_clip_image:
+            return own
+        return own + sum(parameter.numel() for parameter in self.clip.model.visual.parameters())
 
     @property
     def offset_scale(self) -> float:
@@ -123,3 +141,21 @@ class ZegFormerPredictor(Predictor):
         logits = raw.class_logits.new_full((*sent.shape, len(self.image_text)), -torch.inf)
         logits[sent] = self.clip.logit_scale * (tokens @ self.image_text.T).to(logits.dtype)
         return replace(raw, image_logits=logits)
+
+
+def open_predictor(loading: Loading) -> ZegFormerPredictor:
+    """The predictor of a weights file of stage `zegformer`."""
+    way, clip, image_text = loading.cfg.own(ZegFormerConfig), None, None
+    if way.branch != "segment":
+        clip = loading.clip(image_tower=True)
+        image_text = loading.text(None if way.image_prompts == "same" else "masked")
+    return ZegFormerPredictor(
+        loading.model(),
+        loading.text(),
+        loading.vocabulary,
+        loading.cfg.infer,
+        loading.device,
+        loading.dtype,
+        loading.weights.meta,
+        naming=Naming(way, clip, image_text),
+    )

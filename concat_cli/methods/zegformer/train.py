@@ -2,22 +2,81 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from torch import Tensor
 
 from concat_cli.core.build import check_start
-from concat_cli.core.config import Config
-from concat_cli.core.errors import UserError
+from concat_cli.core.config import Config, LossConfig
+from concat_cli.core.data.loader import Batch
+from concat_cli.core.losses.masks import class_loss, expected_weight
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
+from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
+from concat_cli.core.train.plan import (
+    Plan,
+    clip_facts,
+    clip_width,
+    size_facts,
+    start_facts,
+    training_facts,
+)
 from concat_cli.core.train.session import open_session, text_clip
+from concat_cli.core.train.targets import ImageModule, Truth, on_void
 from concat_cli.methods.concat.con import warm_up
 from concat_cli.methods.concat.con_module import ConModule
-from concat_cli.methods.zegformer.build import build_zegformer
-from concat_cli.methods.zegformer.maskformer import MaskFormer
-from concat_cli.methods.zegformer.maskformer_pixel import GROUPS
-from concat_cli.methods.zegformer.module import ZegFormerModule
+from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
+from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
+
+
+class ZegFormerModule(ImageModule):
+    """The segmentor with its losses: cross-entropy, focal and dice, on all layers.
+
+    Void (and with it all that is unseen) is in no mask, as in ZegFormer; besides, a query that lies
+    on void by more than `loss.void_share` is taken neither for a class nor for no_object [ours].
+    Several forwards of a step add up as in `ConModule`.
+
+    Args:
+        text, to_trained: see `ImageModule`.
+        loss: the weights; they are those of the matching, too.
+    """
+
+    def __init__(
+        self, segmentor: MaskFormer, text: Tensor, to_trained: Tensor, loss: LossConfig
+    ) -> None:
+        super().__init__(text, to_trained)
+        self.segmentor, self.loss = segmentor, loss
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Segments, and weights of queries in the class loss."""
+        segments = Truth.of(batch, self.to_trained).segments
+        weight = expected_weight(
+            segments, self.segmentor.query_decoder.queries, self.loss.no_object
+        )
+        return {"segments": segments.sum(), "class": weight}
+
+    def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
+        """Weighted losses by name."""
+        counts = counts or self.alone(batch)
+        truth = Truth.of(batch, self.to_trained)
+        labels, masks, void = truth.labels, truth.masks, truth.void
+        out = self.segmentor(batch.images, truth.padding, self.text)
+        weights = (self.loss.classes, self.loss.mask, self.loss.dice)
+        matched = match_whole_masks(out.class_logits, out.mask_logits, labels, masks, weights)
+        ignore = None if void is None else on_void(out.mask_logits, void, self.loss.void_share)
+        classes = class_loss(
+            out.class_logits, matched, labels, self.loss.no_object, ignore, counts["class"].of_whole
+        )
+        mask, dice = whole_mask_losses(out.mask_logits, matched, masks, counts["segments"].whole)
+        return {
+            "class": self.loss.classes * classes,
+            "mask": self.loss.mask * mask,
+            "dice": self.loss.dice * dice,
+        }
 
 
 def train_zegformer(
@@ -42,7 +101,7 @@ def train_zegformer(
         run.stage("zegformer"),
         clip,
         fresh=fresh,
-        by_category=cfg.zegformer.targets == "category",
+        by_category=cfg.own(ZegFormerConfig).targets == "category",
     )
     if isinstance(segmentor, MaskFormer):
         return images.fit(ZegFormerModule(segmentor, images.text, images.to_trained, cfg.loss))
@@ -51,32 +110,14 @@ def train_zegformer(
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align))
 
 
-def check_keys(cfg: Config) -> None:
-    """UserError for keys that ask for what the chosen segmentor or ZegFormer does not have."""
-    if cfg.align.image or cfg.align.instance:
-        raise UserError(
-            "ZegFormer aligns nothing with CLIP's image encoder: align.image and align.instance "
-            "are CON's.",
-            "Set both to 0, or train CON with `concat train-con`.",
-        )
-    if cfg.zegformer.segmentor == "mask2former":
-        return
-    asked = {
-        "model.init": cfg.model.init,
-        "warmup.steps": cfg.warmup.steps,
-        "loss.dense": cfg.loss.dense,
-        "loss.denoising": cfg.loss.denoising,
-        "loss.truth": cfg.loss.truth,
-    }
-    beyond = [key for key, value in asked.items() if value]
-    if cfg.model.width % GROUPS:
-        raise UserError(
-            f"model.width={cfg.model.width} does not divide into the {GROUPS} groups of a "
-            "MaskFormer's norms.",
-            f"Make it a multiple of {GROUPS}, or set zegformer.segmentor=mask2former.",
-        )
-    if beyond:
-        raise UserError(
-            f"zegformer.segmentor=maskformer has no {' and no '.join(beyond)}.",
-            "Leave them out, or set zegformer.segmentor=mask2former.",
-        )
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
+    """What `train_zegformer` would do; UserError for what would stop it at once."""
+    check_keys(cfg)
+    with torch.device("meta"):
+        segmentor = build_zegformer(cfg, clip_width(cfg.clip) or 512)
+    facts = training_facts(cfg.optim, segmentor, run.stage("zegformer"))
+    if cfg.warmup.steps:
+        facts["steps"] = f"{cfg.warmup.steps} of warm-up, then {facts['steps']}"
+    kind, size = cfg.own(ZegFormerConfig).segmentor, size_facts(segmentor, cfg.clip)
+    facts["segmentor"] = f"{kind}, {size}, {cfg.model.queries} queries"
+    return facts | clip_facts(cfg.clip) | start_facts(cfg.model, segmentor, segmentor.backbone)

@@ -9,20 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.masks import point_dice
+from concat_cli.core.losses.masks import point_dice, sigmoid_focal
 from concat_cli.core.losses.matcher import assigned, class_costs, dice_costs
 from concat_cli.core.losses.precision import as_float, full_precision
-
-ALPHA = 0.25  # weight of positive pixels; that of negative ones is 1 - ALPHA [ZegFormer, code]
-
-
-def sigmoid_focal(logits: Tensor, truth: Tensor) -> Tensor:
-    """-alpha_t (1 - p_t)^2 log(p_t) of each element, truth in {0, 1} (RetinaNet, gamma = 2)."""
-    probability = logits.sigmoid()
-    wrong = probability + truth - 2 * probability * truth  # 1 - p_t
-    weight = 1 - ALPHA + (2 * ALPHA - 1) * truth
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-    return weight * wrong.square() * entropy
 
 
 def focal_costs(logits: Tensor, truth: Tensor) -> Tensor:
