@@ -51,8 +51,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "train-con": (
         "concat train-con",
-        "concat train-con -c configs/demo.yaml",
-        "concat train-con -c configs/shapes.yaml --name try optim.lr=5e-4 align.instance=0.5",
+        "concat train-con -c demo",
+        "concat train-con -c shapes --name try optim.lr=5e-4 align.instance=0.5",
     ),
     "train-cat": (
         "concat train-cat",
@@ -65,12 +65,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "train-zegformer": (
         "concat train-zegformer",
-        "concat train-zegformer -c configs/zegformer_voc_15_5.yaml --dry-run",
+        "concat train-zegformer -c zegformer_voc_15_5 --dry-run",
     ),
     "train-clip-zss": (
         "concat train-clip-zss",
         "concat train-clip-zss --preview pseudo_labels.png",
-        "concat train-clip-zss -c configs/clip_zss_voc_15_5.yaml --dry-run",
+        "concat train-clip-zss -c clip_zss_voc_15_5 --dry-run",
     ),
     "evaluate": (
         "concat evaluate",

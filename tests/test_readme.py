@@ -90,8 +90,7 @@ def test_each_concat_line_parses_and_its_keys_exist(words: list[str]) -> None:
     name, params = parsed(words)
     assert name in {command.split()[-1] for command in EXAMPLES if command}
     if params.get("overrides") is not None or params.get("config") is not None:
-        config = params.get("config")
-        load_config(ROOT / config if config else None, params["overrides"] or ())
+        load_config(params.get("config"), params["overrides"] or ())
 
 
 def test_the_first_block_is_the_two_commands() -> None:
