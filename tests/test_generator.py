@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.methods.concat.cycle import moment_matching
-from concat_cli.methods.concat.generator import MlpGenerator, PrimitiveGenerator
-
-Generator = PrimitiveGenerator | MlpGenerator
+from concat_cli.methods.concat.generator import Generator
 
 
-def make(kind: str, text_width: int = 12, width: int = 16) -> Generator:
+def make(text_width: int = 12, width: int = 16) -> Generator:
     torch.manual_seed(0)
-    if kind == "mlp":
-        return MlpGenerator(text_width, width, hidden=32, noise_width=6).eval()
-    return PrimitiveGenerator(text_width, width, layers=2, primitives=10, heads=4, ffn=24).eval()
+    return Generator(text_width, width, layers=2, primitives=10, heads=4, ffn=24).eval()
 
 
 def texts(count: int, width: int = 12) -> Tensor:
@@ -25,12 +20,8 @@ def texts(count: int, width: int = 12) -> Tensor:
     return F.normalize(torch.randn(count, width, generator=generator), dim=-1)
 
 
-both = pytest.mark.parametrize("kind", ["primitives", "mlp"])
-
-
-@both
-def test_shapes_and_noise(kind: str) -> None:
-    net = make(kind)
+def test_shapes_and_noise() -> None:
+    net = make()
     noise = net.sample_noise(5, torch.Generator().manual_seed(3))
     assert noise.shape == (5, net.noise_size)
     assert torch.equal(noise, net.sample_noise(5, torch.Generator().manual_seed(3)))
@@ -40,29 +31,25 @@ def test_shapes_and_noise(kind: str) -> None:
 
 
 def test_noise_sizes() -> None:
-    assert make("mlp").noise_size == 6
-    assert make("primitives").noise_size == 2 * 16  # one of the query width for each layer
+    assert make().noise_size == 2 * 16  # one of the query width for each layer
 
 
-@both
-def test_the_same_noise_gives_the_same_query_and_other_noise_another(kind: str) -> None:
-    net, text = make(kind), texts(1).expand(4, -1)
+def test_the_same_noise_gives_the_same_query_and_other_noise_another() -> None:
+    net, text = make(), texts(1).expand(4, -1)
     noise = net.sample_noise(4, torch.Generator().manual_seed(0))
     out = net(text, noise)
     torch.testing.assert_close(out, net(text, noise))
     assert torch.pdist(out).min() > 1e-2
 
 
-@both
-def test_rows_do_not_see_each_other(kind: str) -> None:
-    net, text = make(kind), texts(6)
+def test_rows_do_not_see_each_other() -> None:
+    net, text = make(), texts(6)
     noise = net.sample_noise(6, torch.Generator().manual_seed(0))
     torch.testing.assert_close(net(text, noise)[2:4], net(text[2:4], noise[2:4]))
 
 
-@both
-def test_every_part_of_the_noise_and_every_weight_matters(kind: str) -> None:
-    net, text = make(kind), texts(8)
+def test_every_part_of_the_noise_and_every_weight_matters() -> None:
+    net, text = make(), texts(8)
     noise = net.sample_noise(8, torch.Generator().manual_seed(0)).requires_grad_()
     weights = torch.randn(16, generator=torch.Generator().manual_seed(2))
     (net(text, noise) * weights).square().sum().backward()
@@ -71,9 +58,8 @@ def test_every_part_of_the_noise_and_every_weight_matters(kind: str) -> None:
         assert parameter.grad is not None and parameter.grad.any(), name
 
 
-@both
-def test_starts_near_the_real_distribution(kind: str) -> None:
-    net = make(kind, text_width=64, width=32)
+def test_starts_near_the_real_distribution() -> None:
+    net = make(text_width=64, width=32)
     mean, std = torch.linspace(-3, 3, 32), torch.linspace(0.5, 4, 32)
     net.set_statistics(mean, std)
     noise = net.sample_noise(400, torch.Generator().manual_seed(0))
@@ -82,9 +68,8 @@ def test_starts_near_the_real_distribution(kind: str) -> None:
     assert 0.6 < scaled.std() < 1.6 and scaled.mean().abs() < 0.3
 
 
-@both
-def test_statistics_travel_in_the_state(kind: str) -> None:
-    net, other = make(kind), make(kind)
+def test_statistics_travel_in_the_state() -> None:
+    net, other = make(), make()
     net.set_statistics(torch.full((16,), 2.0), torch.full((16,), 3.0))
     other.load_state_dict(net.state_dict())
     noise = net.sample_noise(3, torch.Generator().manual_seed(0))
@@ -120,8 +105,7 @@ def copy_layer(ours: nn.Module, theirs: nn.TransformerDecoderLayer) -> None:
 
 
 def test_a_layer_is_torchs_decoder_layer_with_noise_before_the_second_norm() -> None:
-    net = make("primitives")
-    assert isinstance(net, PrimitiveGenerator)
+    net = make()
     layer = net.layers[0]
     peer = nn.TransformerDecoderLayer(16, 4, 24, dropout=0.1, batch_first=True).eval()
     for parameter in peer.parameters():
@@ -140,9 +124,8 @@ def test_a_layer_is_torchs_decoder_layer_with_noise_before_the_second_norm() -> 
     torch.testing.assert_close(quiet, peer(tokens[:, None], bank)[:, 0], atol=1e-5, rtol=1e-5)
 
 
-@both
-def test_dropout_only_while_training(kind: str) -> None:
-    net, text = make(kind), texts(4)
+def test_dropout_only_while_training() -> None:
+    net, text = make(), texts(4)
     noise = net.sample_noise(4, torch.Generator().manual_seed(0))
     still = net(text, noise)
     net.train()
@@ -152,9 +135,8 @@ def test_dropout_only_while_training(kind: str) -> None:
     torch.testing.assert_close(net(text, noise), still)
 
 
-@both
-def test_learns_class_means_and_keeps_a_spread(kind: str) -> None:
-    net, text = make(kind), texts(4)
+def test_learns_class_means_and_keeps_a_spread() -> None:
+    net, text = make(), texts(4)
     net.train()
     generator = torch.Generator().manual_seed(0)
     means = 2 * torch.randn(4, 16, generator=generator)

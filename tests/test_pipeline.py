@@ -334,8 +334,8 @@ def test_options_of_stage_1_run(mini_world, tmp_path, keys):
 @pytest.mark.parametrize(
     "keys",
     [
-        ("cat.generator=mlp", "cat.noise=analogy", "finetune.unseen_per_step=3"),
-        ("cat.refit_projector=true", "finetune.optimiser=sgd", "finetune.layers=all"),
+        ("cat.noise=analogy", "finetune.unseen_per_step=3"),
+        ("finetune.optimiser=sgd", "finetune.layers=all"),
         ("bank.views=2", "bank.images=10", "finetune.calibrate=true", "cat.cycle=0"),
     ],
 )
@@ -351,20 +351,6 @@ def test_options_of_the_later_stages_run(mini_run, tmp_path, keys):
         assert Predictor.load(last.weights).cfg.seen_offset == last.figures["seen_offset"]
     segmentor, kept = (load_weights(p).tensors for p in (run.weights_of("cat"), last.weights))
     assert changed(segmentor, kept) == PROJECTOR
-
-
-def test_the_choice_of_steps_may_forget_the_fold(mini_run, tmp_path):
-    """With the option, the projector that closes the cycle on the fold is another one."""
-    figures = {}
-    for option in ("false", "true"):
-        run = Run(option, tmp_path)
-        cfg = mini_config(Path(mini_run.cfg.data.root), f"cat.refit_projector={option}")
-        train_cat(cfg, run, weights=mini_run.run.weights_of("con"))
-        figures[option] = metrics(run.stage("cat").inner("fold"))
-        cat = tensors(run, "cat")
-        assert changed(tensors(mini_run.run, "con"), cat) == set()  # it is thrown away
-    pairs = zip(figures["false"], figures["true"], strict=True)
-    assert any(a.get("cycle") != b.get("cycle") for a, b in pairs)
 
 
 def test_calibration_takes_the_generator_that_never_saw_the_fold(mini_run, tmp_path):

@@ -13,11 +13,12 @@ from clip_helpers import random_clip
 from torch import nn
 
 from concat_cli.core.build import build_segmentor
-from concat_cli.core.config import InferConfig, ModelConfig, ZegFormerConfig
+from concat_cli.core.config import InferConfig, ModelConfig
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.crops import encode_segments
 from concat_cli.methods.zegformer.fusion import class_scores
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
@@ -31,7 +32,7 @@ VOCABULARY = Vocabulary(
     )
 )
 MODEL = ModelConfig(width=32, mask_width=32, heads=4, encoder_ffn=32, decoder_layers=1,
-                    decoder_ffn=32, queries=6, projector_hidden=32)  # fmt: skip
+                    decoder_ffn=32, queries=6)  # fmt: skip
 CFG = InferConfig(size=64, max_size=128, min_score=0.05, overlap=0.1, batch=3)
 SIZES = [(64, 64), (70, 61), (64, 64)]
 

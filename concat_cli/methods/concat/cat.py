@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +35,6 @@ from concat_cli.methods.concat.cycle import cycle_loss, moment_matching, query_c
 from concat_cli.methods.concat.fold import choose_fold, fold_figures
 from concat_cli.methods.concat.queries import QueryBatch, class_statistics, query_batches
 from concat_cli.methods.concat.query_bank import Banks, QueryBank, check_bank, open_bank
-from concat_cli.methods.concat.refit import refitted
 
 
 class GeneratorModule(nn.Module):
@@ -197,11 +195,7 @@ def train_cat(
         names = ", ".join(session.info.vocabulary.seen_only().names[c] for c in fold)
         progress.say(f"choosing the number of steps on seen classes set aside: {names}")
         inner = stage.inner("fold")
-        judge = segmentor
-        if cfg.cat.refit_projector:  # the cycle must not know the fold either
-            judge = copy.deepcopy(segmentor)
-            judge.projector, _ = refitted(segmentor, text, fold, banks, cfg.finetune)
-        chosen = _fit(session, clip, source, judge, text, banks, fold, fold, steps, inner)
+        chosen = _fit(session, clip, source, segmentor, text, banks, fold, fold, steps, inner)
         if not chosen.finished:
             return replace(chosen, weights=stage.last, steps=0)
         steps, figures = _best_step(inner)

@@ -1,8 +1,4 @@
-"""Generators of pseudo vision queries: (text embedding, noise) -> vision query.
-
-Both share one interface: `forward(text (N, E), noise (N, noise_size)) -> (N, D)`, `noise_size`,
-`sample_noise` and `set_statistics`.
-"""
+"""The generator of pseudo vision queries: (text embedding, noise) -> vision query."""
 
 from __future__ import annotations
 
@@ -88,7 +84,7 @@ class _PrimitiveLayer(nn.Module):
         return self.norms[2](tokens + self.dropout(self.ffn(tokens)))
 
 
-class PrimitiveGenerator(nn.Module):
+class Generator(nn.Module):
     """A transformer decoder over learned primitives, as in PADing (CVPR 2023, sec. 3.2).
 
     Noise enters after cross-attention in every layer, before the norm, also at sampling time.
@@ -125,44 +121,6 @@ class PrimitiveGenerator(nn.Module):
     def sample_noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
         """N(0, 1) noise (rows, noise_size) on the module's device."""
         return _normal(rows, self.noise_size, self.primitives.device, generator)
-
-    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Starts the output near real queries of this mean and spread, (D,) each."""
-        self.statistics.set(mean, std)
-
-
-class MlpGenerator(nn.Module):
-    """[text, noise] -> Linear -> LeakyReLU -> Dropout -> Linear, after ZS3Net's GMMN."""
-
-    def __init__(
-        self,
-        text_width: int,
-        width: int,
-        hidden: int = 512,
-        noise_width: int = 32,
-        dropout: float = 0.1,
-    ) -> None:
-        super().__init__()
-        self.noise_size = noise_width
-        self.first = nn.Linear(text_width + noise_width, hidden)
-        self.dropout = nn.Dropout(dropout)
-        self.last = nn.Linear(hidden, width)
-        self.statistics = OutputStatistics(width)
-        # Variances are kept through the layers: the output starts with a spread of about 1.
-        nn.init.kaiming_normal_(self.first.weight, a=0.2, nonlinearity="leaky_relu")
-        nn.init.kaiming_normal_(self.last.weight, nonlinearity="linear")
-        nn.init.zeros_(self.first.bias)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, text: Tensor, noise: Tensor) -> Tensor:
-        """Text embeddings (N, E) and noise (N, noise_size) -> pseudo vision queries (N, D)."""
-        both = torch.cat([_unit_variance(text), noise], dim=-1)
-        hidden = self.dropout(F.leaky_relu(self.first(both), 0.2))
-        return self.statistics(self.last(hidden))
-
-    def sample_noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
-        """N(0, 1) noise (rows, noise_size) on the module's device."""
-        return _normal(rows, self.noise_size, self.last.weight.device, generator)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Starts the output near real queries of this mean and spread, (D,) each."""

@@ -39,7 +39,7 @@ def build_zegformer(
             model.decoder_ffn,
             model.queries,
         ),
-        Projector(model.width, clip_width, model.projector_layers, model.projector_hidden),
+        Projector(model.width, clip_width, model.projector_layers),
         Classifier(clip_width, model.logit_scale, model.learn_scale, raw),
     )
 
