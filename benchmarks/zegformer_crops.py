@@ -33,7 +33,7 @@ from concat_cli.core.build import build_segmentor, config_of
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import text_embeddings
-from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig
 from concat_cli.core.data.shapes import draw_scene
 from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.infer.outputs import Raw, RawOutput
@@ -42,6 +42,7 @@ from concat_cli.core.infer.predictor import Predictor, row_of
 from concat_cli.core.infer.restore import restore
 from concat_cli.core.progress import SILENT
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.crops import encode_segments
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 

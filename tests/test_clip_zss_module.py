@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss.build import build_student, build_synthesizer
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, FusedLabels, without_missed
 
 IMAGES, WIDTH, SEEN, PSEUDO = 3, 8, 3, 2

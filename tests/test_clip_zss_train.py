@@ -17,7 +17,6 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
@@ -29,6 +28,7 @@ from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss import module as clip_zss_module
 from concat_cli.methods.clip_zss import train as clip_zss
 from concat_cli.methods.clip_zss.build import build_student, build_synthesizer, restore_student
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, labels_at
 from concat_cli.methods.clip_zss.pseudo_labels import PseudoLabels
 from concat_cli.methods.clip_zss.train import train_clip_zss

@@ -16,7 +16,7 @@ from concat_cli.console import Console
 from concat_cli.core.build import restore_segmentor
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.config import ClipConfig, ClipZssConfig, InferConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
@@ -29,6 +29,8 @@ from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.clip_zss.build import build_student
+from concat_cli.methods.clip_zss.config import ClipZssConfig
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 WORLD = {"train": 3, "dev": 1, "val": 8, "size": 64}

@@ -12,9 +12,9 @@ import concat_cli
 
 ROOT = Path(concat_cli.__file__).parent
 LAYERS = (
-    ("errors", "progress", "config_check", "method"),
+    ("errors", "progress", "method"),
     ("files",),
-    ("config", "config_methods", "config_shapes", "config_file", "stages", "device"),
+    ("config", "config_file", "device"),
     ("vocabulary", "vocabulary_file", "weights_from"),
     ("data", "clip", "model"),
     ("losses", "build", "checkpoint", "export", "runs"),

@@ -18,7 +18,6 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.backbone import Backbone
@@ -29,6 +28,7 @@ from concat_cli.methods.clip_zss.build import (
     check_student_start,
     restore_student,
 )
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import AllMlpHead, Student
 from concat_cli.methods.clip_zss.synthesizer import Synthesizer
 
@@ -167,7 +167,7 @@ def test_the_encoder_takes_its_weights_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_file_of_weights_gives_the_student_back(tmp_path: Path) -> None:
-    cfg = replace(Config(), clip_zss=ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
+    cfg = Config().with_own(ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
     torch.manual_seed(3)
     made = build_student(cfg.clip_zss, 24).eval()
     tensors = {f"student.{k}": v for k, v in made.state_dict().items()}

@@ -16,18 +16,18 @@ from torch import Tensor
 from concat_cli.core.checkpoint import save_weights
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.prompts import TEMPLATES
-from concat_cli.core.config import ClipConfig, Config, InferConfig, ModelConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, Config, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.infer.outputs import RawOutput
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer.build import build_zegformer
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 TRAINED, HIDDEN, NEW = "solid star", "dotted star", "striped zebra"  # HIDDEN: of the data set
 CLASSES = Vocabulary((ClassEntry("red brick", 1), ClassEntry(TRAINED, 2), ClassEntry(HIDDEN, 3)))
-MODEL = ModelConfig(width=32, mask_width=32, heads=4, decoder_layers=1, decoder_ffn=32, queries=6,
-                    projector_hidden=32)  # fmt: skip
+MODEL = ModelConfig(width=32, mask_width=32, heads=4, decoder_layers=1, decoder_ffn=32, queries=6)
 Prompts = tuple[str, ...]
 SAME, MASKED = TEMPLATES["imagenet_select"], TEMPLATES["masked"]
 
@@ -47,8 +47,8 @@ def vocabulary(tmp_path: Path) -> Path:
 def written(path: Path, clip: Clip, way: ZegFormerConfig) -> Path:
     """A weights file with random weights; every query is sent to CLIP."""
     own = ClipConfig(clip.identity.model, clip.identity.pretrained, templates="imagenet_select")
-    cfg = replace(Config(), clip=own, model=MODEL, infer=InferConfig(size=64, max_size=128),
-                  zegformer=replace(way, skip_below=0.0))  # fmt: skip
+    cfg = replace(Config(), clip=own, model=MODEL, infer=InferConfig(size=64, max_size=128))
+    cfg = cfg.with_own(replace(way, skip_below=0.0))
     torch.manual_seed(0)
     state = build_zegformer(cfg, clip.embed_dim).state_dict()
     meta = {"format": 1, "stage": "zegformer", "config": to_dict(cfg),

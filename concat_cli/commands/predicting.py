@@ -43,7 +43,7 @@ def run_predictor(
     if words:
         console.warn(
             f"these weights know drawn shapes and {words} words; in a photo they find nothing "
-            "sensible. Train with a real CLIP for that (configs/concat_coco_119_14.yaml)."
+            "sensible. Train with a real CLIP for that (`-c concat_coco_119_14`)."
         )
     return predict_paths(predictor, paths, out, progress=console.progress, **shares)
 
@@ -52,14 +52,12 @@ def used_config(loaded: Weights, overrides: Sequence[str]) -> Config:
     """What the weights carry, with keys on top that say how to predict; UserError for others."""
     from concat_cli.core.build import config_of
     from concat_cli.core.config_file import diff, override
-    from concat_cli.core.stages import ZEGFORMER_TRAINED
+    from concat_cli.core.method import stage_named
 
     before = config_of(loaded)
     cfg = override(before, overrides)
     allowed = [f"infer.{field.name}" for field in fields(cfg.infer)]
-    if loaded.stage == "zegformer":
-        names = (field.name for field in fields(cfg.zegformer))
-        allowed += [f"zegformer.{name}" for name in names if name not in ZEGFORMER_TRAINED]
+    allowed += stage_named(loaded.stage)[0].at_test
     keys = [line.split(":")[0] for line in diff(before, cfg)]
     others = [key for key in keys if key not in allowed]
     if others:

@@ -50,11 +50,12 @@ class Method:
     """A method; `stages` in the order in which they train.
 
     reference: the shipped configuration that is taken without `-c`. sections: its own sections of
-    the configuration, by name. restore: (Weights) -> the model of a weights file of any of its
-    stages, in evaluation mode. predictor: (Loading) -> Predictor, of such weights. tasks: (cfg) ->
-    what its weights can be scored for. at_test: keys that may be changed when it predicts, beside
-    those of `infer`. inductive: True where no unseen name can enter training, whatever the
-    configuration says. examples: by command, the lines below its help.
+    the configuration, by name, each an import string of a frozen dataclass. restore: (Weights) ->
+    the model of a weights file of any of its stages, in evaluation mode. predictor: (Loading) ->
+    Predictor, of such weights. tasks: (cfg) -> what its weights can be scored for. at_test: keys
+    that may be changed when it predicts, beside those of `infer`. inductive: True where no unseen
+    name can enter training, whatever the configuration says. examples: by command, the lines below
+    its help.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Method:
     restore: str
     predictor: str
     tasks: str
-    sections: Mapping[str, type] = field(default_factory=dict[str, type])
+    sections: Mapping[str, str] = field(default_factory=dict[str, str])
     at_test: tuple[str, ...] = ()
     inductive: bool = False
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -81,6 +82,12 @@ def methods() -> tuple[Method, ...]:
     found = [loaded(name) for name in BUILT_IN]
     found += [point.load() for point in sorted(entry_points(group=ENTRY_POINTS))]
     return tuple(found)
+
+
+@cache
+def own_sections() -> dict[str, type]:
+    """The methods' own sections of the configuration, by name."""
+    return {name: loaded(kind) for method in methods() for name, kind in method.sections.items()}
 
 
 def stages() -> Iterator[tuple[Method, Stage]]:

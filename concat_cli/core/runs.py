@@ -9,20 +9,32 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from concat_cli.core.config import Config
-from concat_cli.core.config_file import dump_yaml, load_config
+from concat_cli.core.config_file import diff, dump_yaml, load_config
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json, write_text
-from concat_cli.core.stages import COMMANDS, METHODS, STAGES, relevant_diff
+from concat_cli.core.method import methods, stage_named
 
 RUNS = Path("runs")
 DEFAULT_NAME = "shapes"
 BUILT_IN = Path(__file__).parent / "weights" / "segmentor.safetensors"
+HOW_TO_RUN = """data.workers data.cache optim.per_device optim.channels_last optim.save_every
+    optim.log_every optim.preview_every infer.batch""".split()  # no result depends on these
+
+
+def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
+    """The lines of `diff` that matter for the result of a stage."""
+    relevant = stage_named(stage)[1].relevant
+    keys = {line: line.partition(":")[0] for line in diff(before, after)}
+    return [
+        line
+        for line, key in keys.items()
+        if key not in HOW_TO_RUN and (key in relevant or key.partition(".")[0] in relevant)
+    ]
 
 
 @dataclass(frozen=True)
 class StageDir:
-    """The folder of one stage of one run; `stage` is one of `STAGES` or `METHODS`, `part` one of it
-    with a loop of its own."""
+    """The folder of one stage of one run; `part`: one of it with a loop of its own."""
 
     path: Path
     stage: str
@@ -178,18 +190,16 @@ class Run:
         return self.root / self.name
 
     def stage(self, name: str) -> StageDir:
-        """The folder of a stage: of `STAGES`, of `METHODS`, or `finetune-<vocabulary>`."""
-        stage = name.partition("-")[0]
-        assert stage in COMMANDS, name
-        return StageDir(self.path / name, stage)
+        """The folder of a stage, or of one that was taught a vocabulary: `finetune-<stem>`."""
+        return StageDir(self.path / name, stage_named(name.partition("-")[0])[1].name)
 
     def last_stage(self, vocabulary: Path | None = None) -> StageDir | None:
-        """The last stage that holds weights: taught this vocabulary > finetune > cat > con > the
-        other methods."""
-        names: list[str] = [*METHODS, *STAGES]
+        """The last stage that holds weights: taught this vocabulary, else the last stage of the
+        first method that has any."""
+        names = [stage.name for method in methods() for stage in reversed(method.stages)]
         if vocabulary is not None and self.was_taught(vocabulary):
-            names.append(taught(vocabulary))
-        stages = (self.stage(name) for name in reversed(names))
+            names.insert(0, taught(vocabulary))
+        stages = (self.stage(name) for name in names)
         return next((stage for stage in stages if stage.weights is not None), None)
 
     def was_taught(self, vocabulary: Path) -> bool | None:
@@ -212,12 +222,14 @@ class Run:
         """The weights of a stage, `best` before `last`; UserError where there are none yet."""
         stage = self.stage(name)
         if stage.weights is None:
-            chain = STAGES if stage.stage in STAGES else (stage.stage,)
-            first = next(s for s in chain if s == stage.stage or self.stage(s).weights is None)
+            method, wanted = stage_named(stage.stage)
+            first = next(
+                s for s in method.stages if s is wanted or self.stage(s.name).weights is None
+            )
             raise UserError(
                 f"Run {self.name} has no weights of stage {name} yet (looked in {stage.path})."
                 f"{_known_runs(self)}",
-                f"Make them with `concat {COMMANDS[first]} --name {self.name}`, or give --weights.",
+                f"Make them with `concat {first.command} --name {self.name}`, or give --weights.",
             )
         return stage.weights
 

@@ -12,14 +12,15 @@ from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import Weights, load_weights
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.prompts import text_embeddings
-from concat_cli.core.config import ClipConfig, InferConfig, ZegFormerConfig
+from concat_cli.core.config import ClipConfig, InferConfig
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import restore
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
-from concat_cli.core.stages import ZEGFORMER_TRAINED
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.clip_zss.predictor import DensePredictor
+from concat_cli.methods.zegformer import TRAINED
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 
@@ -39,7 +40,7 @@ def load_predictor(
     if not isinstance(weights, Weights):
         weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
     cfg = config_of(weights)
-    trained = {key: getattr(cfg.zegformer, key) for key in ZEGFORMER_TRAINED}
+    trained = {key: getattr(cfg.zegformer, key) for key in TRAINED}
     zegformer = replace(zegformer or cfg.zegformer, **trained)
     looks = weights.stage == "zegformer" and zegformer.branch != "segment"
     found = restore(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.method import Method, Stage
 
 METHOD = Method(
@@ -22,7 +21,7 @@ METHOD = Method(
     restore="concat_cli.methods.clip_zss.build:restore_student",
     predictor="concat_cli.methods.clip_zss.predictor:open_predictor",
     tasks="concat_cli.methods.clip_zss:tasks",
-    sections={"clip_zss": ClipZssConfig},
+    sections={"clip_zss": "concat_cli.methods.clip_zss.config:ClipZssConfig"},
     inductive=True,
 )
 

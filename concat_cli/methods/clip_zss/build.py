@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from concat_cli.core.build import config_of, load_backbone, part_of
 from concat_cli.core.checkpoint import Weights
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.weights_from.hub import weights_file
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import Student
 from concat_cli.methods.clip_zss.synthesizer import Synthesizer
 

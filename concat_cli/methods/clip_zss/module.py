@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.token_bank import TokenBank
 from concat_cli.core.model.padding import map_size, resize_padding
@@ -21,6 +20,7 @@ from concat_cli.core.train.contrast import contrast, feed, gathered
 from concat_cli.core.train.distributed import mean_over_processes
 from concat_cli.core.train.targets import trained_labels
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.losses import (
     centroids,
     pixel_cross_entropy,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from concat_cli.core.config import Config
-from concat_cli.core.config_methods import ZegFormerConfig
+from typing import TYPE_CHECKING
+
 from concat_cli.core.method import Method, Stage
 from concat_cli.methods.concat import CON
 
-TRAINED = ("segmentor", "targets", "raw_no_object")  # keys; the others say how to predict
+if TYPE_CHECKING:
+    from concat_cli.core.config import Config
+
+TRAINED = ("segmentor", "targets", "raw_no_object")  # keys of its section
+AT_TEST = ("branch", "exponent", "crop", "image_prompts", "skip_below")  # the others
 METHOD = Method(
     name="zegformer",
     stages=(
@@ -24,15 +28,15 @@ METHOD = Method(
     restore="concat_cli.methods.zegformer.build:restore_zegformer",
     predictor="concat_cli.methods.zegformer.predictor:open_predictor",
     tasks="concat_cli.methods.zegformer:tasks",
-    sections={"zegformer": ZegFormerConfig},
-    at_test=tuple(
-        f"zegformer.{key}" for key in ZegFormerConfig.__annotations__ if key not in TRAINED
-    ),
+    sections={"zegformer": "concat_cli.methods.zegformer.config:ZegFormerConfig"},
+    at_test=tuple(f"zegformer.{key}" for key in AT_TEST),
     inductive=True,
 )
 
 
 def tasks(cfg: Config) -> tuple[str, ...]:
     """All, or maps of classes alone where it has learnt one mask a class."""
+    from concat_cli.methods.zegformer.config import ZegFormerConfig
+
     by_category = cfg.own(ZegFormerConfig).targets == "category"
     return ("semantic",) if by_category else ("panoptic", "semantic", "instance")

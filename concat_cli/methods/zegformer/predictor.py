@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.core.config import InferConfig, ZegFormerConfig
+from concat_cli.core.config import InferConfig
 from concat_cli.core.infer.outputs import Raw, RawOutput
 from concat_cli.core.infer.postprocess import PanopticResult, Size, semantic, semantic_shares
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.regions import regions
 from concat_cli.core.infer.tasks import tasks_of_model
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.crops import encode_alike, peaks
 from concat_cli.methods.zegformer.fusion import (
     class_scores,
