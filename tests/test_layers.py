@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "progress", "method"),
     ("files",),
     ("config", "config_file", "device"),
-    ("vocabulary", "vocabulary_file", "weights_from"),
+    ("vocabulary", "weights_from"),
     ("data", "clip", "model"),
     ("losses", "build", "checkpoint", "export", "runs"),
     ("infer",),

@@ -80,7 +80,7 @@ def known_words(weights: Path) -> int:
 def check_inputs(paths: Sequence[Path], weights: Path, vocabulary: Path | None) -> None:
     """UserError, before anything slow, for weights or a class list that are not there, and where
     no picture can be read."""
-    from concat_cli.core.vocabulary_file import parse_vocabulary
+    from concat_cli.core.vocabulary import parse_vocabulary
 
     if not weights.is_file():
         raise UserError(
@@ -132,7 +132,7 @@ def show_prediction_plan(
     from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.clip.prompts import check_words
     from concat_cli.core.infer.restore import seen_by, vocabulary_of
-    from concat_cli.core.vocabulary_file import parse_vocabulary
+    from concat_cli.core.vocabulary import parse_vocabulary
 
     broken = unreadable_pictures(paths)
     if broken:

@@ -23,8 +23,7 @@ from concat_cli.core.infer.restore import seen_by, vocabulary_of
 from concat_cli.core.infer.tasks import SEMANTIC_ALONE, TASKS, tasks_of_model
 from concat_cli.core.method import stage_named
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import same_name
+from concat_cli.core.vocabulary import Vocabulary, same_name
 
 PART = "val"
 Candidates = Literal["all", "split"]

@@ -21,7 +21,7 @@ from concat_cli.core.model.backbone import published_repository
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.train.session import check_world, draws_shapes
-from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.vocabulary import parse_vocabulary
 from concat_cli.core.weights_from import hub
 from concat_cli.core.weights_from.start import start_backbone, start_segmentor
 from concat_cli.methods.clip_zss.build import build_student
