@@ -17,7 +17,7 @@ LAYERS = (
     ("config", "config_file", "device"),
     ("vocabulary", "weights_from"),
     ("data", "clip", "model"),
-    ("losses", "build", "checkpoint", "export", "runs"),
+    ("losses", "build", "checkpoint", "runs"),
     ("infer",),
     ("evaluate",),
     ("train", "clip.tiny.train", "clip.tiny.views", "doctor"),
