@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-EXAMPLES: dict[str, tuple[str, ...]] = {
+from concat_cli.core.method import methods
+
+_SHARED: dict[str, tuple[str, ...]] = {
     "": (
         "concat train-con",
         "concat train-cat && concat finetune && concat evaluate",
@@ -49,29 +51,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
         "--classes classes.txt --class-split split.yaml",
     ),
-    "train-con": (
-        "concat train-con",
-        "concat train-con -c demo",
-        "concat train-con -c shapes --name try optim.lr=5e-4 align.instance=0.5",
-    ),
-    "train-cat": (
-        "concat train-cat",
-        "concat train-cat --name demo",
-        "concat train-cat --name demo --fresh cat.steps=3000",
-    ),
-    "finetune": (
-        "concat finetune",
-        "concat finetune --name demo --vocab classes.txt",
-    ),
-    "train-zegformer": (
-        "concat train-zegformer",
-        "concat train-zegformer -c zegformer_voc_15_5 --dry-run",
-    ),
-    "train-clip-zss": (
-        "concat train-clip-zss",
-        "concat train-clip-zss --preview pseudo_labels.png",
-        "concat train-clip-zss -c clip_zss_voc_15_5 --dry-run",
-    ),
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
@@ -97,6 +76,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat doctor --data data/shapes --json",
     ),
 }
+
+
+EXAMPLES = _SHARED | {c: lines for method in methods() for c, lines in method.examples.items()}
 
 
 def epilog(command: str) -> str:

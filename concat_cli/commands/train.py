@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -149,6 +150,17 @@ def train_clip_zss(
     if preview is not None:
         return console.done({"pictures": relative(preview)})
     show_result(console, result, [f"concat evaluate --name {run.name}"])
+
+
+def training_commands() -> dict[str, Callable[..., None]]:
+    """The functions of the commands that train, by the commands' names."""
+    return {
+        "train-con": train_con,
+        "train-cat": train_cat,
+        "finetune": finetune,
+        "train-zegformer": train_zegformer,
+        "train-clip-zss": train_clip_zss,
+    }
 
 
 def show_result(console: Console, result: StageResult, following: list[str]) -> None:

@@ -23,6 +23,13 @@ METHOD = Method(
     tasks="concat_cli.methods.clip_zss:tasks",
     sections={"clip_zss": "concat_cli.methods.clip_zss.config:ClipZssConfig"},
     inductive=True,
+    examples={
+        "train-clip-zss": (
+            "concat train-clip-zss",
+            "concat train-clip-zss --preview pseudo_labels.png",
+            "concat train-clip-zss -c clip_zss_voc_15_5 --dry-run",
+        ),
+    },
 )
 
 

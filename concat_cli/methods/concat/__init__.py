@@ -54,6 +54,22 @@ METHOD = Method(
     restore="concat_cli.core.build:restore_segmentor",
     predictor="concat_cli.methods.concat.predictor:open_predictor",
     tasks="concat_cli.methods.concat:tasks",
+    examples={
+        "train-con": (
+            "concat train-con",
+            "concat train-con -c demo",
+            "concat train-con -c shapes --name try optim.lr=5e-4 align.instance=0.5",
+        ),
+        "train-cat": (
+            "concat train-cat",
+            "concat train-cat --name demo",
+            "concat train-cat --name demo --fresh cat.steps=3000",
+        ),
+        "finetune": (
+            "concat finetune",
+            "concat finetune --name demo --vocab classes.txt",
+        ),
+    },
 )
 
 

@@ -31,6 +31,12 @@ METHOD = Method(
     sections={"zegformer": "concat_cli.methods.zegformer.config:ZegFormerConfig"},
     at_test=tuple(f"zegformer.{key}" for key in AT_TEST),
     inductive=True,
+    examples={
+        "train-zegformer": (
+            "concat train-zegformer",
+            "concat train-zegformer -c zegformer_voc_15_5 --dry-run",
+        ),
+    },
 )
 
 
