@@ -1,10 +1,11 @@
-"""The examples at the end of each `--help`; the README shows the same, and a test runs them."""
+"""The examples at the end of each `--help`, with those that the methods bring; the README shows the
+same, and a test runs them."""
 
 from __future__ import annotations
 
 from concat_cli.core.method import methods
 
-_SHARED: dict[str, tuple[str, ...]] = {
+EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (
         "concat train-con",
         "concat train-cat && concat finetune && concat evaluate",
@@ -64,12 +65,6 @@ _SHARED: dict[str, tuple[str, ...]] = {
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
-        "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
-    ),
-    "compare": (
-        "concat compare demo shapes_zegformer shapes_clip_zss",
-        "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
-        "fusion=shapes_zegformer --limit 50",
     ),
     "doctor": (
         "concat doctor",
@@ -78,7 +73,9 @@ _SHARED: dict[str, tuple[str, ...]] = {
 }
 
 
-EXAMPLES = _SHARED | {c: lines for method in methods() for c, lines in method.examples.items()}
+for _method in methods():
+    for _command, _lines in _method.examples.items():
+        EXAMPLES[_command] = EXAMPLES.get(_command, ()) + _lines
 
 
 def epilog(command: str) -> str:

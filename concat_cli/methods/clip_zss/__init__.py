@@ -29,6 +29,7 @@ METHOD = Method(
             "concat train-clip-zss --preview pseudo_labels.png",
             "concat train-clip-zss -c clip_zss_voc_15_5 --dry-run",
         ),
+        "compare": ("concat compare demo shapes_zegformer shapes_clip_zss",),
     },
 )
 

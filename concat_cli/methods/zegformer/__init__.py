@@ -36,6 +36,13 @@ METHOD = Method(
             "concat train-zegformer",
             "concat train-zegformer -c zegformer_voc_15_5 --dry-run",
         ),
+        "predict": (
+            "concat predict photo.jpg --name shapes_zegformer --set zegformer.branch=segment",
+        ),
+        "compare": (
+            "concat compare demo segment=shapes_zegformer:zegformer.branch=segment "
+            "fusion=shapes_zegformer --limit 50",
+        ),
     },
 )
 
