@@ -213,6 +213,10 @@ def test_keys_of_former_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that was renamed is taken; one that is gone, where it has the value that is left."""
     monkeypatch.setitem(config_file.RENAMED, "optim.old_lr", "optim.lr")
     monkeypatch.setitem(config_file.DROPPED, "cat.old", "false")
+    for key, value in config_file.DROPPED.items():
+        section, name = key.split(".")
+        assert from_dict({section: {name: value}}) == Config()
+        assert load_config(None, [f"{key}={value}"]) == Config()
     assert from_dict({"optim": {"old_lr": 0.5}, "cat": {"old": False}}).optim.lr == 0.5
     with pytest.raises(UserError, match=r"cat\.old is no more"):
         from_dict({"cat": {"old": True}})

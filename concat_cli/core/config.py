@@ -32,7 +32,6 @@ Seed = Annotated[int, Ge(0), Lt(1 << 28)]
 
 DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that is left of each
     "model.projector_hidden": "256",
-    "bank.void_share": "0.5",
     "cat.generator": "primitives",
     "cat.hidden": "512",
     "cat.noise_width": "32",
@@ -197,6 +196,7 @@ class BankConfig:
 
     views: Annotated[int, Ge(1), Le(1000)] = 1
     images: Whole = 0  # at most so many images; 0: all
+    void_share: Share = 0.5  # queries lying on void for more than this share are left out
 
 
 @dataclass(frozen=True)

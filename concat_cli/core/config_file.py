@@ -17,7 +17,6 @@ from concat_cli.core.config import DROPPED, RENAMED, Config
 from concat_cli.core.errors import UserError
 from concat_cli.core.method import own_sections
 
-Raw = str | list[str] | None  # a value as written; the key's type decides what it means
 Plain = dict[str, dict[str, Any]]  # plain values by section and key
 SHIPPED = Path(__file__).parents[1] / "configs"
 _ALL_KEYS = "`concat train-con --dry-run` prints every key with its value."
@@ -28,7 +27,7 @@ class _Given(NamedTuple):
     """One value and where it was written."""
 
     key: str
-    value: Raw
+    value: Any  # text, a list, or plain; the key's type decides what it means
     where: str
 
 
@@ -129,8 +128,7 @@ def _reader() -> type[Any]:
 def _of_dict(raw: Plain, where: str = "saved configuration") -> Iterator[_Given]:
     for section, keys in raw.items():
         for key, value in keys.items():
-            plain = [str(v) for v in value] if isinstance(value, (list, tuple)) else str(value)
-            yield _Given(f"{section}.{key}", None if value is None else plain, where)
+            yield _Given(f"{section}.{key}", value, where)
 
 
 def _of_overrides(overrides: Sequence[str], mistakes: _Mistakes) -> Iterator[_Given]:
@@ -220,11 +218,11 @@ def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
         raise
 
 
-def _prepared(value: Raw, default: Any) -> Any:
+def _prepared(value: Any, default: Any) -> Any:
     """A value as written, in a form that pydantic takes for one of the default's type."""
     if isinstance(default, list):
         parts = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
-        return [part.strip() for part in parts if part.strip()]
+        return [part for part in parts if str(part).strip()]
     if isinstance(default, str):
         return value or ""
     if type(default) is int and isinstance(value, str):
@@ -241,10 +239,10 @@ def _wrong(error: Any, written: dict[str, _Given]) -> tuple[str, str]:
         told = str(limits["error"])
         named = [k for k in written if k.startswith(f"{key}.") and k.split(".")[1] in told]
         return f"{given.where}: {key}: {told}.", " ".join(map(_about, named))
-    if not given.value:
+    if given.value in (None, "", []):
         return f"{given.where}: {key} has no value.", _about(key)
     many = isinstance(given.value, list)
-    shown = f"the list [{', '.join(given.value)}]" if many else f"'{given.value}'"
+    shown = f"the list [{', '.join(map(str, given.value))}]" if many else f"'{given.value}'"
     wanted = "finite" if error["type"] == "finite_number" else _kind(_schema(key))
     for name in _LIMITS.keys() & limits:
         wanted = f"{_LIMITS[name]} {limits[name]:.10g}"

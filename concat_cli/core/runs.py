@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,16 @@ def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
     ]
 
 
+class _In:
+    """A file in the folder of a stage, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, stage: StageDir, _: type) -> Path:
+        return stage.path / self.name
+
+
 @dataclass(frozen=True)
 class StageDir:
     """The folder of one stage of one run; `part`: one of it with a loop of its own."""
@@ -45,40 +56,13 @@ class StageDir:
         """What it is called while it runs: `con`, or `con warmup`."""
         return f"{self.stage} {self.part}".strip()
 
-    @property
-    def config_yaml(self) -> Path:
-        """Every key of the configuration that made it."""
-        return self.path / "config.yaml"
-
-    @property
-    def inputs_json(self) -> Path:
-        """What the stage was made from (hashes of weights, vocabulary)."""
-        return self.path / "inputs.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line, each with `step`."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def last(self) -> Path:
-        """The newest weights."""
-        return self.path / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The weights with the best score on dev; there only if the stage chose."""
-        return self.path / "best.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """What the loop resumes from."""
-        return self.path / "last.state.pt"
-
-    @property
-    def previews(self) -> Path:
-        """Pictures made during training."""
-        return self.path / "previews"
+    config_yaml = _In("config.yaml")  # every key of the configuration that made it
+    inputs_json = _In("inputs.json")  # what it was made from: hashes of weights, vocabulary
+    metrics = _In("metrics.jsonl")  # one JSON object a line, each with `step`
+    last = _In("last.safetensors")  # the newest weights
+    best = _In("best.safetensors")  # those with the best score on dev; only if the stage chose
+    state = _In("last.state.pt")  # what the loop resumes from
+    previews = _In("previews")  # pictures made during training
 
     @property
     def weights(self) -> Path | None:
@@ -133,9 +117,12 @@ class StageDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; one that was cut off by a kill is left out."""
-        if not self.metrics.exists():
-            return []
-        return list(_rows(self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()))
+        rows: list[Any] = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed loop will do again."""
@@ -144,10 +131,8 @@ class StageDir:
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def _aside(self) -> Path:
-        number = 1
-        while (path := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        return path
+        names = (self.path.with_name(f"{self.path.name}.old-{n}") for n in itertools.count(1))
+        return next(path for path in names if not path.exists())
 
     def _check_config(self, cfg: Config) -> None:
         lines = relevant_diff(self.stage, load_config(self.config_yaml), cfg)
@@ -303,13 +288,3 @@ def _known_runs(run: Run) -> str:
     others = [f.name for f in folders if f.is_dir() and f.name != run.name]
     names = [name for name in others if Run(name, run.root).last_stage() is not None]
     return f" Other runs have: {', '.join(names[:8])}." if names else ""
-
-
-def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row

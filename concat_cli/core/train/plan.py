@@ -171,7 +171,7 @@ def _cat(cfg: Config) -> Plan:
     bank = f"{cfg.bank.images or 'all'} images, {cfg.bank.views} views of each"
     return {
         "query bank": f"{bank}; {cfg.model.queries} queries of width {cfg.model.width} each",
-        "generator": f"{cfg.cat.generator}, {parameters:.1f} million parameters",
+        "generator": f"{parameters:.1f} million parameters",
         "steps": f"{cfg.cat.steps} of {cfg.cat.batch} queries",
     }
 

@@ -28,7 +28,6 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.train.targets import on_void, trained_labels, void_of, with_slots
 
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
-VOID_SHARE = 0.5  # a query that lies on void for more than this share is ignored
 SYNC_EVERY = 16  # batches between two points that a killed pass can resume from
 FLUSHED = "bank.json"
 
@@ -140,7 +139,7 @@ def _facts(cfg: Config) -> list[Any]:
     data, loss = cfg.data, cfg.loss
     side = [] if data.scale_side == "long" else [data.scale_side]  # banks without it stay valid
     return [
-        [cfg.bank.views, cfg.bank.images, VOID_SHARE],
+        [cfg.bank.views, cfg.bank.images, cfg.bank.void_share],
         [data.crop, data.flip, data.scale_min, data.scale_max, data.colour, cfg.optim.seed, *side],
         [loss.classes, loss.mask, loss.dice, loss.points],
         [cfg.infer.size, cfg.infer.max_size],
@@ -166,7 +165,7 @@ def describe(
     held = held.masked_fill(held == classes, EMPTY)
     void = void_of(batch, labels)
     if void is not None:
-        astray = on_void(out.mask_logits, void, VOID_SHARE)[0] & (held == EMPTY)
+        astray = on_void(out.mask_logits, void, cfg.bank.void_share)[0] & (held == EMPTY)
         held = held.masked_fill(astray, IGNORED)
     return out.vision_queries[-1].half(), held
 
