@@ -6,7 +6,7 @@ VENV ?= .venv
 PIP_ARGS ?=
 JOBS ?= 2
 DEMO_DATA ?= data/shapes
-# Options of `prepare-data shapes` and overrides of configs/demo.yaml, for a smaller demo.
+# Options of `prepare-data shapes` and overrides of the configuration demo, for a smaller demo.
 DEMO_SCENES ?=
 DEMO_ARGS ?=
 ABLATION_ARGS ?=
@@ -36,7 +36,7 @@ venv: $(VENV)/.dev ## a virtual environment with everything
 
 demo: $(VENV)/.run ## the whole chain on the built-in world: 25 minutes on two cores, under 12 with bf16
 	$(CONCAT) prepare-data shapes $(DEMO_DATA) $(DEMO_SCENES)
-	$(CONCAT) train-con -c configs/demo.yaml data.root=$(DEMO_DATA) $(DEMO_ARGS)
+	$(CONCAT) train-con -c demo data.root=$(DEMO_DATA) $(DEMO_ARGS)
 	$(CONCAT) train-cat --name demo
 	$(CONCAT) finetune --name demo
 	$(CONCAT) evaluate --name demo
@@ -60,12 +60,12 @@ ablation: $(VENV)/.run ## every cell of the ablation that is not there yet, then
 compare: $(VENV)/.run ## CONCAT, ZegFormer and CLIP-ZSS on the same scenes of three splits, then the tables
 	$(BIN)/python benchmarks/compare.py $(COMPARE_ARGS)
 
-reference: $(VENV)/.run ## configs/shapes.yaml on the default split and on those of seeds 1 and 2
+reference: $(VENV)/.run ## the configuration shapes on the default split and on those of seeds 1 and 2
 	for split in default=-1 1=1 2=2; do \
 		name=shapes-$${split%=*} seed=$${split#*=}; \
 		root=data/$$name run="--name $$name"; \
 		$(CONCAT) prepare-data shapes $$root --unseen-seed=$$seed && \
-		$(CONCAT) train-con -c configs/shapes.yaml $$run data.root=$$root shapes.unseen_seed=$$seed && \
+		$(CONCAT) train-con -c shapes $$run data.root=$$root shapes.unseen_seed=$$seed && \
 		$(CONCAT) train-cat $$run && $(CONCAT) finetune $$run && $(CONCAT) evaluate $$run || exit 1; \
 	done
 

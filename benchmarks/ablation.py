@@ -294,7 +294,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Runs the cells that are asked for and not measured yet, then prints the tables."""
     every = tuple(cells())
     parser = command_line(str(__doc__), [cell.name for cell in every])
-    parser.add_argument("--config", type=Path, default=Path("configs/shapes.yaml"))
+    parser.add_argument("--config", type=Path, default=Path("shapes"))
     parser.add_argument("--steps", type=int, default=600, help="iterations of stage 1")
     parser.add_argument("--warmup", type=int, default=400)
     args = parser.parse_args(words)

@@ -56,7 +56,6 @@ from concat_cli.methods.concat.finetune import finetune
 from concat_cli.methods.zegformer.train import train_zegformer
 
 ROOT = Path("runs/compare")
-CONFIGS = Path(__file__).parents[1] / "configs"
 FIGURES = {"PQ": ("panoptic", mean_pq), "mIoU": ("semantic", mean_iou)}
 
 
@@ -79,9 +78,9 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "concat": Method("demo.yaml", (train_con, train_cat, finetune)),
-    "zegformer": Method("shapes_zegformer.yaml", (train_zegformer,)),
-    "clip-zss": Method("shapes_clip_zss.yaml", (train_clip_zss,)),
+    "concat": Method("demo", (train_con, train_cat, finetune)),
+    "zegformer": Method("shapes_zegformer", (train_zegformer,)),
+    "clip-zss": Method("shapes_clip_zss", (train_clip_zss,)),
 }
 _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
@@ -116,7 +115,7 @@ def config(split: str, cell: Cell, args: argparse.Namespace, *more: str) -> Conf
     """The configuration that a cell is trained with, and `more` keys."""
     keys = [f"data.root={ROOT / 'data' / f'shapes-{split}'}", "shapes.unseen_pixels=void"]
     keys += [f"shapes.unseen_seed={SPLITS[split]}", *cell.train, *args.keys, *more]
-    return load_config(CONFIGS / METHODS[cell.method].config, keys)
+    return load_config(METHODS[cell.method].config, keys)
 
 
 def digests(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, str]:

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import Tensor, nn
 
 from concat_cli.core.build import build_segmentor
@@ -41,6 +40,7 @@ from concat_cli.core.config_file import load_config
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.maskformer import build_zegformer
 from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from cells import SPLITS, spread
 from compare import ROOT, qualities
+from concat_cli.core.infer.load import image_embeddings
 
 from concat_cli.console import ConsoleProgress
 from concat_cli.core.build import config_of
@@ -30,7 +31,6 @@ from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.differences import GROUPS
 from concat_cli.core.evaluate.run import evaluate_model
-from concat_cli.core.infer.load import image_embeddings
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor

@@ -27,7 +27,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import Tensor, nn
 
 from concat_cli.core.build import build_segmentor
@@ -39,6 +38,7 @@ from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, at_test, named_by
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.image_branch import encode_segments
 from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 

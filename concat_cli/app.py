@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from concat_cli import __version__
 from concat_cli.commands import data, train, use
@@ -19,16 +20,27 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
 from concat_cli.examples import epilog
 
+
+class _InOrder(TyperGroup):
+    """The commands in the order in which one comes to use them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """As they were registered; groups, which Typer puts last, after the first."""
+        first, *others = super().list_commands(ctx)
+        return [first, *sorted(others, key=lambda name: name != "prepare-data")]
+
+
 app = typer.Typer(
+    cls=_InOrder,
     rich_markup_mode="rich",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 _COMMANDS = {
+    "predict": use.predict,
     **train.training_commands(),
     "evaluate": use.evaluate,
-    "predict": use.predict,
     "compare": compare,
     "doctor": doctor,
 }
@@ -54,14 +66,18 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=epilog(""), invoke_without_command=True)
+@app.callback(
+    help=f"Zero-shot panoptic and semantic segmentation (--version: {__version__}).",
+    epilog=epilog(""),
+    invoke_without_command=True,
+)
 def concat(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, hidden=True)
     ] = False,
 ) -> None:
-    """Zero-shot panoptic and semantic segmentation."""
+    """What `concat` alone does."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

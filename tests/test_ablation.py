@@ -30,7 +30,7 @@ BUDGET = [*WORLD, *(key for key in KEYS if key.split("=")[0] not in OWN), *SHORT
 
 def call(script: ModuleType, *cells: str, steps: int = 1, keys: tuple[str, ...] = ()) -> None:
     """What `python benchmarks/ablation.py` does with the miniature budget, default split."""
-    words = [*BUDGET, *keys, "--config", str(HERE / "configs/shapes.yaml"), "--splits", "default"]
+    words = [*BUDGET, *keys, "--config", "shapes", "--splits", "default"]
     words += ["--steps", str(steps), "--warmup", "1", "--device", "cpu"]
     script.main([*words, "--only", *cells])
 

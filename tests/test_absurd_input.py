@@ -23,7 +23,7 @@ from concat_cli.core.data.label_pixels import read_raw
 from concat_cli.core.data.recipes.custom_classes import read_classes
 from concat_cli.core.data.rle import encode_rle
 from concat_cli.core.errors import UserError
-from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.vocabulary import parse_vocabulary
 
 MIB = 1 << 20
 

@@ -35,8 +35,9 @@ SMALL = """
     model.width=32 model.mask_width=32 model.heads=2 model.queries=6 model.decoder_layers=1
     model.encoder_ffn=32 model.decoder_ffn=32 data.crop=64 infer.size=64 infer.max_size=64
     loss.points=32 align.instance=0.5 align.image=0.1 optim.steps=2 optim.batch_size=4
-    optim.per_device=4 optim.warmup=1 optim.precision=fp32 optim.save_every=1 cat.generator=mlp
-    cat.hidden=16 cat.steps=2 cat.eval_every=1 cat.batch=8 cat.negatives=8 cat.fold=2
+    optim.per_device=4 optim.warmup=1 optim.precision=fp32 optim.save_every=1 cat.primitives=8
+    cat.ffn=32 cat.heads=2 cat.layers=1 cat.steps=2 cat.eval_every=1 cat.batch=8 cat.negatives=8
+    cat.fold=2
     finetune.steps=2 finetune.batch=16 infer.min_score=0.0
 """.split()  # fmt: skip
 SMALL_ZSS = """
@@ -328,7 +329,7 @@ def test_words_that_the_built_in_clip_never_saw(
     ("line", "what", "hint"),
     [
         ("train-con optim.lrr=1", "unknown key 'optim.lrr'", "Did you mean optim.lr?"),
-        ("train-con -c configs/dem.yaml", "no configuration configs/dem.yaml", "configs/demo.yaml"),
+        ("train-con -c configs/dem.yaml", "no configuration configs/dem.yaml", "demo"),
         ("train-con data.root=none", "none", "concat prepare-data"),
         ("train-cat --name nobody", "no weights of stage con", "concat train-con --name nobody"),
         ("finetune --name a/b", "cannot be the name of a run", ""),

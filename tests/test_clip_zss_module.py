@@ -8,12 +8,12 @@ from typing import cast
 import pytest
 import torch
 import torch.nn.functional as F
-from concat_cli.methods.clip_zss.config import ClipZssConfig
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, FusedLabels, without_missed
 from concat_cli.methods.clip_zss.student import build_student, build_synthesizer
 

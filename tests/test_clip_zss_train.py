@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from concat_cli.methods.clip_zss.config import ClipZssConfig
 from mini import Interrupt, KilledError, draw_world, flat_state, metrics, mini_config, same
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss import module as clip_zss_module
 from concat_cli.methods.clip_zss import train as clip_zss
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map, labels_at
 from concat_cli.methods.clip_zss.pseudo_labels import PseudoLabels
 from concat_cli.methods.clip_zss.student import build_student, build_synthesizer, restore_student

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from concat_cli.methods.clip_zss.config import ClipZssConfig
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from mini import draw_world
 from torch import nn
 
@@ -30,7 +28,9 @@ from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import build_student
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 
 WORLD = {"train": 3, "dev": 1, "val": 8, "size": 64}

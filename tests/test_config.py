@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
+from concat_cli.core import config_file
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.config_file import diff, dump_yaml, from_dict, load_config, override, to_dict
 from concat_cli.core.errors import UserError
+from concat_cli.methods.clip_zss.config import ClipZssConfig
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted(config_file.SHIPPED.glob("*.yaml"))
 
 
 def write(folder: Path, text: str) -> Path:
@@ -53,15 +57,15 @@ def test_strings_stay_as_written(tmp_path: Path) -> None:
         ("nothing.like.it=1", "unknown key", "Sections are"),
         (
             "optim.steps=many",
-            "optim.steps must be a whole number, is 'many'",
-            "optim.steps is a whole number; its",
+            "optim.steps must be a whole number at least 0, is 'many'",
+            "optim.steps is a whole number at least 0; its default is 1000",
         ),
         ("optim.steps=1.5", "optim.steps must be a whole number", ""),
         ("optim.lr=nan", "optim.lr must be finite", ""),
         ("optim.lr=", "optim.lr has no value", ""),
         ("data.cache=perhaps", "data.cache must be true or false", "default is"),
         ("model.pixel_decoder=fpm", "must be one of fpn, deformable", ""),
-        ("optim.lr=-1", "lr must be positive", "optim.lr is a number; its default"),
+        ("optim.lr=-1", "optim.lr must be above 0, is '-1'", "optim.lr is a number above 0; its"),
         ("finetune.calibrate=true cat.fold=0", "finetune.calibrate=true needs cat.fold > 0", ""),
         (
             "model.detach_class_path=true model.mask_pooling=false",
@@ -87,7 +91,7 @@ def test_all_mistakes_at_once_with_file_and_line(tmp_path: Path) -> None:
         f"{path}:3: optim.steps must be",
         f"{path}:5: 'lr' is given twice",
         f"{path}:6: unknown section 'modle'. Did you mean model",
-        "command line: data: crop must be at least 32",
+        "command line: data.crop must be at least 32, is '3'",
     ):
         assert part in caught.value.what
 
@@ -158,3 +162,86 @@ def test_shipped_configs_build(path: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len([line for line in lines if line.strip() and not line.startswith("#")]) <= 40
     header = "\n".join(line for line in lines if line.startswith("#"))
     assert "Hardware: " in header and "result" in header
+
+
+# --- ranges -----------------------------------------------------------------------------------
+
+
+def just_outside() -> list[tuple[str, str]]:
+    """Each numeric key with the nearest values, below and above, that it must not take."""
+    found: list[tuple[str, str]] = []
+    for section, values in Config().sections().items():
+        for name, schema in TypeAdapter(type(values)).json_schema()["properties"].items():
+            item = schema.get("items", schema)
+            if item.get("type") not in ("integer", "number"):
+                continue
+            step = 1 if item["type"] == "integer" else 1e-3
+            ends = {"minimum": -step, "maximum": step, "exclusiveMinimum": 0, "exclusiveMaximum": 0}
+            there = [item[end] + beyond for end, beyond in ends.items() if end in item]
+            assert len(there) == 2, f"{section}.{name} needs a least and a greatest value"
+            found += [(f"{section}.{name}", f"{value!r}") for value in there]
+    return found
+
+
+@pytest.mark.parametrize(("key", "value"), just_outside())
+def test_no_number_leaves_its_range(key: str, value: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [f"{key}={value}"])
+    assert f"{key} must be " in caught.value.what and f"{key} is a" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    """infer.batch=0 model.heads=0 bank.views=0 cat.heads=7 align.image=-1 cat.lr=0 cat.bandwidths=
+    cat.bandwidths=0,1 optim.clip_norm=0 data.scale_max=1e9 data.scale_max=0.5 infer.max_size=64
+    clip_zss.windows= clip_zss.windows=4,2 clip_zss.synthesizer=1 optim.step_at=2 cat.steps=1e10
+    optim.lr=inf cat.bandwidths=inf model.width=60 zegformer.exponent=1.1 shapes.seed=-1""".split(),
+)
+def test_values_that_would_fail_later_are_refused(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(None, [text])
+    name = text.partition("=")[0].split(".")[1]
+    assert name in caught.value.what or name in caught.value.hint
+
+
+def test_cat_heads_that_nobody_chose_do_not_matter() -> None:
+    """To a method without CAT the default need not fit."""
+    assert load_config(None, ["model.width=36", "model.heads=4"]).model.width == 36
+
+
+def test_keys_of_former_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was renamed is taken; one that is gone, where it has the value that is left."""
+    monkeypatch.setitem(config_file.RENAMED, "optim.old_lr", "optim.lr")
+    monkeypatch.setitem(config_file.DROPPED, "cat.old", "false")
+    for key, value in config_file.DROPPED.items():
+        section, name = key.split(".")
+        assert from_dict({section: {name: value}}) == Config()
+        assert load_config(None, [f"{key}={value}"]) == Config()
+    assert from_dict({"optim": {"old_lr": 0.5}, "cat": {"old": False}}).optim.lr == 0.5
+    with pytest.raises(UserError, match=r"cat\.old is no more"):
+        from_dict({"cat": {"old": True}})
+
+
+def test_shipped_configurations_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo.yaml", str(config_file.SHIPPED / "demo.yaml")):
+        assert load_config(name) == load_config(config_file.SHIPPED / "demo.yaml")
+    for name, meant in (
+        ("dmo", "Did you mean demo?"),
+        ("configs/demo.yaml", "demo?"),
+        ("x", "are"),
+    ):
+        with pytest.raises(UserError, match="no configuration") as caught:
+            load_config(name)
+        assert meant in caught.value.hint
+    write(tmp_path, "optim: {steps: 7}").rename("demo.yaml")
+    assert load_config("demo.yaml").optim.steps == 7
+    assert load_config("demo") == load_config(config_file.SHIPPED / "demo.yaml")
+
+
+def test_a_methods_own_section() -> None:
+    cfg = load_config(None, ["zegformer.crop=mask", "clip_zss.glm=1"])
+    assert cfg.own(ZegFormerConfig).crop == "mask" and cfg.own(ClipZssConfig).glm == 1
+    assert diff(Config(), cfg) == ["zegformer.crop: cropmask -> mask", "clip_zss.glm: 0.0 -> 1.0"]

@@ -11,16 +11,15 @@ import timm
 import torch
 import yaml
 
-from concat_cli.commands.options import REFERENCE, REFERENCES
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config, ModelConfig
-from concat_cli.core.config_file import dump_yaml, load_config
+from concat_cli.core.config_file import SHIPPED, dump_yaml, load_config
 from concat_cli.core.errors import UserError
+from concat_cli.core.method import methods
 from concat_cli.core.model.backbone import STRIDES
 from concat_cli.core.runs import Run
-from concat_cli.core.stages import METHODS, STAGES
 from concat_cli.core.train import plan
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.images import micro_batches
@@ -28,7 +27,7 @@ from concat_cli.methods.clip_zss.student import build_student
 from concat_cli.methods.concat.generator import build_generator
 from concat_cli.methods.zegformer.maskformer import build_zegformer
 
-FOLDER = Path(__file__).parents[1] / "configs"
+FOLDER = SHIPPED
 FILES = sorted(FOLDER.glob("*.yaml"))
 COCO = FOLDER / "concat_coco_119_14.yaml"
 
@@ -40,8 +39,8 @@ def path(request: pytest.FixtureRequest) -> Path:
 
 def stages_of(path: Path) -> tuple[str, ...]:
     """The stages that a configuration is for, by its name."""
-    own = tuple(method for method in METHODS if method in path.stem)
-    return own or STAGES
+    of = {method.name: tuple(stage.name for stage in method.stages) for method in methods()}
+    return next((names for name, names in of.items() if name in path.stem), of["concat"])
 
 
 def test_the_configurations_are_there():
@@ -119,7 +118,8 @@ def test_its_dry_runs(path, tmp_path):
         facts = plan.describe(stage, load_config(path), Run(path.stem, tmp_path))
         assert str(tmp_path / path.stem / stage) in facts["would write"]
         model = "student" if stage == "clip_zss" else "segmentor"
-        assert "million parameters" in facts[model] if stage not in STAGES[1:] else "steps" in facts
+        later = stage in ("cat", "finetune")
+        assert "steps" in facts if later else "million parameters" in facts[model]
         assert not list(tmp_path.iterdir())
 
 
@@ -167,7 +167,10 @@ def test_a_backbone_takes_its_weights_from_a_file(tmp_path):
         build_segmentor(ModelConfig(backbone_weights="timm"), 16, pretrained=True)
 
 
-def test_the_packaged_reference_is_the_one_in_configs() -> None:
-    root = Path(__file__).parents[1]
-    for packaged in (REFERENCE, *REFERENCES.values()):
-        assert packaged.read_text("utf-8") == (root / "configs" / packaged.name).read_text("utf-8")
+def test_every_method_has_a_reference() -> None:
+    assert {method.reference for method in methods()} <= {path.stem for path in FILES}
+
+
+def test_the_folder_at_the_top_leads_to_the_package() -> None:
+    link = Path(__file__).parents[1] / "configs"
+    assert link.resolve() == SHIPPED.resolve()

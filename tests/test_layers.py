@@ -14,12 +14,12 @@ import concat_cli
 ROOT = Path(concat_cli.__file__).parent
 METHODS = "concat_cli.methods"
 LAYERS = (
-    ("errors", "progress", "config_check", "method"),
+    ("errors", "progress", "method"),
     ("files",),
-    ("config", "config_methods", "config_shapes", "config_file", "stages", "device"),
-    ("vocabulary", "vocabulary_file", "weights_from"),
+    ("config", "config_file", "device"),
+    ("vocabulary", "weights_from"),
     ("data", "clip", "model"),
-    ("losses", "build", "checkpoint", "export", "runs"),
+    ("losses", "build", "checkpoint", "runs"),
     ("infer",),
     ("evaluate",),
     ("train", "doctor"),

@@ -17,7 +17,7 @@ import pytest
 from data_helpers import official_part, write_part
 from mini import KEYS
 
-from concat_cli.core.config_file import load_config
+from concat_cli.core.config_file import SHIPPED, load_config
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.data.image_io import read_id_png, write_id_png
 from concat_cli.core.data.prepare import Options, prepare_data
@@ -30,7 +30,7 @@ from concat_cli.methods.clip_zss.train import train_clip_zss
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.zegformer.train import train_zegformer
 
-FOLDER = Path(__file__).parents[1] / "configs"
+ROOT = Path(__file__).parents[1]
 KEPT = ("align.", "warmup.", "loss.dense", "loss.denoising", "optim.ema")  # as the paper has them
 REDUCED = [key for key in KEYS if not key.startswith(KEPT)]
 REDUCED += """
@@ -50,7 +50,7 @@ METHODS: dict[str, tuple[str, Callable[..., StageResult]]] = {  # of the names o
 
 def draw_coco(root: Path) -> None:
     """COCO panoptic with 133 categories, the 14 unseen ones under their own names."""
-    split = (FOLDER.parent / "concat_cli/core/splits/coco_panoptic_119_14.yaml").read_text()
+    split = (ROOT / "concat_cli/core/splits/coco_panoptic_119_14.yaml").read_text()
     unseen = [line.removeprefix("  - ") for line in split.splitlines() if line.startswith("  - ")]
     names = [*unseen, *(f"kind {n}" for n in range(119))]
     scenes = {"train": {n: [20 + n, 40] for n in range(1, 5)} | {9: [3, 30]}, "val": {8: [3, 30]}}
@@ -98,7 +98,7 @@ BENCHMARKS = {
 
 
 def test_every_configuration_is_tried() -> None:
-    files = {path.stem for name in METHODS for path in FOLDER.glob(f"{name}_*.yaml")}
+    files = {path.stem for name in METHODS for path in SHIPPED.glob(f"{name}_*.yaml")}
     assert files == set(BENCHMARKS)
 
 
@@ -118,7 +118,7 @@ def prepared(benchmark: Benchmark, folder: Path, without_void: bool = False) -> 
 def trained(stem: str, out: Path, runs: Path, *keys: str) -> tuple[Path, list[dict[str, Any]]]:
     """Two steps of a configuration with a reduced model: the weights, and what is logged."""
     keys = (*REDUCED, f"data.root={out}", "optim.log_every=1", *keys)
-    cfg = load_config(FOLDER / f"{stem}.yaml", keys)
+    cfg = load_config(stem, keys)
     stage, train = next(found for name, found in METHODS.items() if stem.startswith(name))
     run = Run(stem, runs)
     result = train(cfg, run, device="cpu")
@@ -148,9 +148,7 @@ def test_two_steps_and_an_evaluation(stem: str, tmp_path: Path) -> None:
 
 def test_one_gpu_learns_what_eight_learn() -> None:
     """The batch is accumulated there: the two configurations differ in nothing that is learned."""
-    one, eight = (
-        load_config(FOLDER / f"concat_coco_119_14{ending}.yaml") for ending in ("_1gpu", "")
-    )
+    one, eight = (load_config(f"concat_coco_119_14{ending}") for ending in ("_1gpu", ""))
     saving = {"save_every": eight.optim.save_every}
     assert replace(one, optim=replace(one.optim, **saving)) == eight
     assert micro_batches(one.optim, Processes()) == (2, 8)

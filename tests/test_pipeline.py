@@ -23,7 +23,6 @@ from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.weights import evaluate_weights, unseen_but_trained
-from concat_cli.core.export import export
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run, find_weights
@@ -119,7 +118,9 @@ def test_any_names_any_number_of_times(mini_run, copied, tmp_path):
 def test_finetuned_weights_may_be_taught_further(mini_run, tmp_path):
     """Those that were exported too: what they hold in half precision is widened."""
     source = tmp_path / "shipped.safetensors"
-    export(mini_run.run.weights_of("finetune"), source)
+    found = load_weights(mini_run.run.weights_of("finetune"))
+    halves = {k: t.half() if t.ndim > 1 else t for k, t in found.tensors.items()}
+    save_weights(source, halves, found.meta)
     names = tmp_path / "more.txt"
     names.write_text("zebra\nsolid circle\n")
     run = Run("further", tmp_path / "runs")

@@ -32,7 +32,7 @@ VOCABULARY = Vocabulary(
     )
 )
 MODEL = ModelConfig(width=32, mask_width=32, heads=4, encoder_ffn=32, decoder_layers=1,
-                    decoder_ffn=32, queries=6, projector_hidden=32)  # fmt: skip
+                    decoder_ffn=32, queries=6)  # fmt: skip
 CFG = InferConfig(size=64, max_size=128, min_score=0.05, overlap=0.1, batch=3)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from concat_cli.core.config_file import load_config
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 ZEGFORMER: dict[str, Any] = {  # CVPR 2022 and its code
     "zegformer.segmentor": "maskformer", "zegformer.targets": "category",
@@ -47,6 +45,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_values_are_the_published_ones(name: str) -> None:
-    cfg = load_config(CONFIGS / f"{name}.yaml", [])
-    held = {key: attrgetter(key)(cfg) for key in PUBLISHED[name]}
+    cfg = load_config(name)
+    sections = SimpleNamespace(**cfg.sections())
+    held = {key: attrgetter(key)(sections) for key in PUBLISHED[name]}
     assert held == PUBLISHED[name]

@@ -90,8 +90,7 @@ def test_each_concat_line_parses_and_its_keys_exist(words: list[str]) -> None:
     name, params = parsed(words)
     assert name in {command.split()[-1] for command in EXAMPLES if command}
     if params.get("overrides") is not None or params.get("config") is not None:
-        config = params.get("config")
-        load_config(ROOT / config if config else None, params["overrides"] or ())
+        load_config(params.get("config"), params["overrides"] or ())
 
 
 def test_the_readme_is_short_and_begins_with_what_takes_seconds() -> None:
@@ -195,7 +194,7 @@ def test_the_vocabulary_example_is_one(tmp_path: Path) -> None:
     from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.clip.prompts import check_words
     from concat_cli.core.config import ClipConfig
-    from concat_cli.core.vocabulary_file import parse_vocabulary
+    from concat_cli.core.vocabulary import parse_vocabulary
 
     example = next(b for b in blocks(README, "text") if "striped star" in b)
     (tmp_path / "classes.txt").write_text(example, "utf-8")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from concat_cli.methods.clip_zss.config import ClipZssConfig
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.query_decoder import DecoderLayer
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import (
     AllMlpHead,
     Student,

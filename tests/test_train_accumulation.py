@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import OptimConfig
-from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.losses import masks
@@ -33,6 +32,7 @@ from concat_cli.core.train.distributed import Count, Processes
 from concat_cli.core.train.loop import Fit
 from concat_cli.core.train.targets import ImageModule
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule
 from concat_cli.methods.concat import con_module
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule

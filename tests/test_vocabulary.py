@@ -10,8 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.core.vocabulary_file import parse_vocabulary, same_name
+from concat_cli.core.vocabulary import (
+    ClassEntry,
+    Vocabulary,
+    parse_names,
+    parse_vocabulary,
+    same_name,
+)
 
 KNOWN = Vocabulary(
     (
@@ -143,3 +148,27 @@ def test_text_and_json_say_the_same(tmp_path: Path, names: list[str], kinds: lis
     listed = parse_vocabulary(write(tmp_path, json.dumps(rows), "classes.json"))
     assert text == listed
     assert text.names == tuple(names)
+
+
+def test_a_list_of_names() -> None:
+    """The same as the lines of a file."""
+    vocabulary = parse_names(["cat, kitten", "heaven", "cow: stuff"], KNOWN)
+    assert vocabulary.names == ("cat", "heaven", "cow")
+    assert vocabulary.entries[0].synonyms == ("kitten",)
+    assert vocabulary.is_thing == (True, False, False) and vocabulary.ids == (8, 7, 3)
+    assert parse_names("cat").names == ("cat",)
+
+
+@pytest.mark.parametrize(
+    ("names", "what"),
+    [
+        ([], "The list names no class"),
+        (["cat", "Cat"], "'Cat' stands twice in the vocabulary: The list, item 1 and item 2"),
+        (["cat; dog"], "The list, item 1: .* semicolon"),
+        ([""], "a name is empty"),
+        ([3], "The list, item 1: 3 is no class"),
+    ],
+)
+def test_mistakes_in_a_list(names: list[str], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        parse_names(names)

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import nn
 
 from concat_cli.core.build import build_segmentor
@@ -19,6 +18,7 @@ from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.image_branch import class_scores, encode_segments
 from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
 

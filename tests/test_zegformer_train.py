@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from mini import Interrupt, KilledError, flat_state, metrics, mini_config, same, scene
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from concat_cli.core.train.targets import merged_by_category, trained_indices
 from concat_cli.methods.concat import con
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.zegformer import train as zegformer
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
 from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, restore_zegformer
 from concat_cli.methods.zegformer.train import ZegFormerModule, train_zegformer

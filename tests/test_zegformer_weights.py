@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from torch import Tensor
 
 from concat_cli.core.checkpoint import save_weights
@@ -22,6 +21,7 @@ from concat_cli.core.config_file import to_dict
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.maskformer import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 

@@ -12,7 +12,7 @@ from concat_cli.commands import prepare
 from concat_cli.commands.options import DryRun
 from concat_cli.commands.prepare import Pixels
 from concat_cli.console import Console, relative
-from concat_cli.core.config_shapes import ShapesConfig
+from concat_cli.core.config import ShapesConfig
 from concat_cli.examples import epilog
 
 app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)

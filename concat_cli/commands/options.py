@@ -29,11 +29,12 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.steps=500."),
 ]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", "-c", help="YAML with deltas from the defaults.")
+    Path | None,
+    typer.Option("--config", "-c", help="A shipped configuration, such as demo, or a YAML file."),
 ]
 Name = Annotated[
     str | None,
-    typer.Option(help="Run folder below runs/. Default: the config's stem."),
+    typer.Option(help="Run folder below runs/. Default: the config's name."),
 ]
 RunName = Annotated[str | None, typer.Option("--name", help="Run below runs/. Default: shapes.")]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")]
@@ -48,34 +49,28 @@ Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in C
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
 
-_PACKAGE = Path(__file__).parents[1]
-REFERENCES = {  # the same as in configs/
-    "zegformer": _PACKAGE / "shapes_zegformer.yaml",
-    "clip_zss": _PACKAGE / "shapes_clip_zss.yaml",
-}
-REFERENCE = _PACKAGE / "shapes.yaml"
-
-
 def open_run(
     stage: str, config: Path | None, name: str | None, overrides: list[str] | None, console: Console
 ) -> tuple[Config, Run]:
     """The run and the configuration of a stage.
 
     Without `-c`, a later stage takes the configuration of the stage before it in the same run;
-    where there is none, the reference configuration of the built-in world is taken.
+    where there is none, the reference configuration of the method is taken.
     """
-    from concat_cli.core.config_file import load_config
-    from concat_cli.core.runs import Run
-    from concat_cli.core.stages import STAGES, relevant_diff
+    from concat_cli.core.config_file import find_config, load_config
+    from concat_cli.core.method import stage_named
+    from concat_cli.core.runs import Run, relevant_diff
 
-    reference = REFERENCES.get(stage, REFERENCE)
-    run = Run(name or (config or reference).stem)
-    before = STAGES[: STAGES.index(stage)] if stage in STAGES else ()
-    earlier = [run.stage(s).config_yaml for s in before]
+    method, wanted = stage_named(stage)
+    chosen = find_config(config or method.reference)
+    run = Run(name or chosen.stem)
+    earlier = [run.stage(s.name).config_yaml for s in method.stages[: method.stages.index(wanted)]]
     saved = next((path for path in reversed(earlier) if path.exists()), None)
-    cfg = load_config(config or saved or reference, overrides or ())
-    if config is not None and saved is not None:
-        lines = relevant_diff("con", load_config(saved), cfg)
+    if config is None:
+        return load_config(saved or chosen, overrides or ()), run
+    cfg = load_config(chosen, overrides or ())
+    if saved is not None:
+        lines = relevant_diff(method.stages[0].name, load_config(saved), cfg)
         if lines:
             console.warn(f"unlike {saved}: {'; '.join(lines)}")
     return cfg, run

@@ -43,7 +43,7 @@ def run_predictor(
     if words:
         console.warn(
             f"these weights know drawn shapes and {words} words; in a photo they find nothing "
-            "sensible. Train with a real CLIP for that (configs/concat_coco_119_14.yaml)."
+            "sensible. Train with a real CLIP for that (`-c concat_coco_119_14`)."
         )
     return predict_paths(predictor, paths, out, progress=console.progress, **shares)
 
@@ -52,14 +52,12 @@ def used_config(loaded: Weights, overrides: Sequence[str]) -> Config:
     """What the weights carry, with keys on top that say how to predict; UserError for others."""
     from concat_cli.core.build import config_of
     from concat_cli.core.config_file import diff, override
-    from concat_cli.core.stages import ZEGFORMER_TRAINED
+    from concat_cli.core.method import stage_named
 
     before = config_of(loaded)
     cfg = override(before, overrides)
     allowed = [f"infer.{field.name}" for field in fields(cfg.infer)]
-    if loaded.stage == "zegformer":
-        names = (field.name for field in fields(cfg.zegformer))
-        allowed += [f"zegformer.{name}" for name in names if name not in ZEGFORMER_TRAINED]
+    allowed += stage_named(loaded.stage)[0].at_test
     keys = [line.split(":")[0] for line in diff(before, cfg)]
     others = [key for key in keys if key not in allowed]
     if others:
@@ -82,7 +80,7 @@ def known_words(weights: Path) -> int:
 def check_inputs(paths: Sequence[Path], weights: Path, vocabulary: Path | None) -> None:
     """UserError, before anything slow, for weights or a class list that are not there, and where
     no picture can be read."""
-    from concat_cli.core.vocabulary_file import parse_vocabulary
+    from concat_cli.core.vocabulary import parse_vocabulary
 
     if not weights.is_file():
         raise UserError(
@@ -134,7 +132,7 @@ def show_prediction_plan(
     from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.clip.prompts import check_words
     from concat_cli.core.infer.restore import seen_by, vocabulary_of
-    from concat_cli.core.vocabulary_file import parse_vocabulary
+    from concat_cli.core.vocabulary import parse_vocabulary
 
     broken = unreadable_pictures(paths)
     if broken:

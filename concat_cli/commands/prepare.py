@@ -228,9 +228,8 @@ def _prepare(name: str, context: typer.Context) -> None:
 def config_for(report: Report) -> str:
     """The configuration to train with on what was prepared."""
     if report.name == "coco" and report.class_split == "all_seen":
-        return "configs/concat_coco_to_ade20k.yaml"
-    stem = _CONFIGS.get(report.class_split) or _CONFIGS[report.tasks[0]]
-    return f"configs/{stem}.yaml"
+        return "concat_coco_to_ade20k"
+    return _CONFIGS.get(report.class_split) or _CONFIGS[report.tasks[0]]
 
 
 def show(console: Console, report: Report) -> None:

@@ -86,7 +86,7 @@ def _segmentor(cfg: ModelConfig, clip_width: int, pretrained: bool) -> Segmentor
         backbone,
         pixel_decoder,
         query_decoder,
-        Projector(cfg.width, clip_width, cfg.projector_layers, cfg.projector_hidden),
+        Projector(cfg.width, clip_width, cfg.projector_layers),
         Classifier(clip_width, cfg.logit_scale, cfg.learn_scale),
         MaskPool([*backbone.channels, cfg.width], cfg.width) if cfg.mask_pooling else None,
         cfg.detach_class_path,

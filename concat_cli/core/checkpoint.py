@@ -1,8 +1,8 @@
 """Weights that describe themselves (safetensors with JSON metadata), and the state of a loop.
 
-Tensor names begin with `segmentor.`, `generator.` or `student.`. Metadata: format, version, stage
-(con, cat, finetune, zegformer, clip_zss), step, config, vocabulary, trained and taught (class
-names), clip (model, pretrained, sha256), data (name, class_split).
+Tensor names begin with a part's name, such as `segmentor.`. Metadata: format, version, stage (one
+of `method.stages()`), step, config, vocabulary, trained and taught (class names), clip (model,
+pretrained, sha256), data (name, class_split).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_bytes
-from concat_cli.core.stages import COMMANDS
+from concat_cli.core.method import stage_named
 
 if TYPE_CHECKING:
     from concat_cli.core.clip.encoder import ClipIdentity
@@ -45,7 +45,7 @@ class Weights:
 
     @property
     def stage(self) -> str:
-        """The stage that made them: con, cat, finetune, zegformer or clip_zss."""
+        """The stage that made them, by its name."""
         return self.meta["stage"]
 
 
@@ -85,7 +85,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 def check_stage(weights: Weights, *expected: str) -> None:
     """UserError unless the weights come from one of the expected stages."""
     if weights.stage not in expected:
-        makers = " or ".join(f"`concat {COMMANDS[stage]}`" for stage in expected)
+        makers = " or ".join(f"`concat {stage_named(stage)[1].command}`" for stage in expected)
         raise UserError(
             f"{weights.path} is of stage '{weights.stage}', needed: {' or '.join(expected)}.",
             f"Give weights that {makers} made.",

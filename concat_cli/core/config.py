@@ -1,20 +1,49 @@
-"""The schema of a run: frozen dataclasses with defaults and checked ranges.
+"""The schema of a run: frozen dataclasses with defaults, each number with its range.
 
-A YAML file holds deltas from these defaults (`config_file.py` reads it); one file describes all
-three stages. After each key: where its default comes from, [paper] stated by a CONCAT source,
-[PADing], [Mask2Former], [ZegFormer], or [ours].
+A YAML file holds deltas from these defaults (`config_file.py` reads it, and checks it); one file
+describes all stages. After each key: where its default comes from, [paper] stated by a CONCAT
+source, [PADing], [Mask2Former], [ZegFormer], or [ours]. A method's own section lies in its folder.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, TypeVar
 
-from concat_cli.core.config_check import check as _check
-from concat_cli.core.config_methods import ClipZssConfig, ZegFormerConfig
-from concat_cli.core.config_shapes import ShapesConfig
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+
+from concat_cli.core.method import own_sections
 
 S = TypeVar("S")
+
+Share = Annotated[float, Ge(0), Le(1)]
+Below1 = Annotated[float, Ge(0), Lt(1)]
+Weight = Annotated[float, Ge(0), Le(1e6)]  # of a loss or a group of parameters; 0: off
+Positive = Annotated[float, Gt(0), Le(1e6)]
+Offset = Annotated[float, Ge(-1e3), Le(1e3)]
+Zoom = Annotated[float, Gt(0), Le(100)]
+Whole = Annotated[int, Ge(0), Le(10**9)]  # a number of something; 0: none, or off
+AtLeast1 = Annotated[int, Ge(1), Le(10**9)]
+Width = Annotated[int, Ge(1), Le(1 << 16)]  # channels
+Many = Annotated[int, Ge(1), Le(1 << 24)]  # things that are held at a time
+Layers = Annotated[int, Ge(1), Le(1000)]
+Pixels = Annotated[int, Ge(32), Le(1 << 14)]  # a side
+Seed = Annotated[int, Ge(0), Lt(1 << 28)]
+
+DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that is left of each
+    "model.projector_hidden": "256",
+    "cat.generator": "primitives",
+    "cat.hidden": "512",
+    "cat.noise_width": "32",
+    "cat.refit_projector": "false",
+}
+RENAMED: dict[str, str] = {}  # a key of former versions -> what it is called now
+
+
+def check(ok: object, message: str) -> None:
+    """ValueError with `message` unless `ok`: for what a key's own range cannot say."""
+    if not ok:
+        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -22,20 +51,34 @@ class DataConfig:
     """Where the prepared data set is and how images are fed."""
 
     root: str = "data/shapes"  # folder with dataset.json, written by `concat prepare-data`
-    workers: int = 0  # loader processes per training process
+    workers: Annotated[int, Ge(0), Le(1024)] = 0  # loader processes per training process
     cache: bool = True  # keep decoded images in memory; for small data sets
-    crop: int = 128  # training crop side; smaller views are padded
-    scale_min: float = 1.0  # large-scale jitter [Mask2Former: 0.1-2.0]
-    scale_max: float = 1.0
+    crop: Pixels = 128  # training crop side; smaller views are padded
+    scale_min: Zoom = 1.0  # large-scale jitter [Mask2Former: 0.1-2.0]
+    scale_max: Zoom = 1.0
     scale_side: Literal["long", "short"] = "long"  # that is scale times crop [Mask2Former: long]
-    flip: float = 0.5  # chance of a horizontal flip [Mask2Former]
-    colour: float = 0.0  # strength of brightness/contrast/saturation jitter, 0-1 [ours]
+    flip: Share = 0.5  # chance of a horizontal flip [Mask2Former]
+    colour: Share = 0.0  # strength of brightness/contrast/saturation jitter, 0-1 [ours]
 
     def __post_init__(self) -> None:
-        _check(self.crop >= 32, "crop must be at least 32")
-        _check(0 < self.scale_min <= self.scale_max, "need 0 < scale_min <= scale_max")
-        _check(0 <= self.flip <= 1 and 0 <= self.colour <= 1, "flip and colour lie in 0-1")
-        _check(self.workers >= 0, "workers must be >= 0")
+        check(self.scale_min <= self.scale_max, "need scale_min <= scale_max")
+
+
+@dataclass(frozen=True)
+class ShapesConfig:
+    """The built-in world, drawn when `data.root` is not there yet. All [ours]."""
+
+    train: AtLeast1 = 4000  # scenes for training; no label of an unseen class is in them
+    dev: AtLeast1 = 300  # such scenes for selection and calibration
+    val: AtLeast1 = 500  # scenes with every class, scored once at the end
+    size: Pixels = 128  # side of a scene
+    seed: Seed = 0
+    unseen: str = ""  # "striped star; green water": these names; empty: the default split
+    unseen_seed: Annotated[int, Ge(-1), Lt(1 << 28)] = -1  # >= 0: another split like the default
+    unseen_pixels: Literal["drop", "void"] = "drop"  # in train and dev: not drawn, or without label
+
+    def __post_init__(self) -> None:
+        check(not self.unseen or self.unseen_seed < 0, "give unseen or unseen_seed, not both")
 
 
 @dataclass(frozen=True)
@@ -56,17 +99,16 @@ class ModelConfig:
     backbone_weights: str = ""  # "timm" (published weights), or a file of them; empty: random
     frozen_bn: bool = False  # [Mask2Former R-50: true]
     pixel_decoder: Literal["fpn", "deformable"] = "fpn"  # [Mask2Former: deformable]
-    width: int = 128  # D [Mask2Former: 256]
-    mask_width: int = 128  # channels of the mask features [Mask2Former: 256]
-    heads: int = 8
-    encoder_layers: int = 1  # [Mask2Former: 6]
-    encoder_ffn: int = 512  # [Mask2Former: 1024]
-    decoder_layers: int = 3  # [Mask2Former: 9]
-    decoder_ffn: int = 512  # [Mask2Former: 2048]
-    queries: int = 16  # Q [Mask2Former: 100]
-    projector_layers: int = 1  # linear layers of the semantic projector [ZegFormer: 1]
-    projector_hidden: int = 256
-    logit_scale: float = 25.0  # 1/temperature of class logits [ZegFormer: 100]
+    width: Width = 128  # D [Mask2Former: 256]
+    mask_width: Width = 128  # channels of the mask features [Mask2Former: 256]
+    heads: Width = 8
+    encoder_layers: Layers = 1  # [Mask2Former: 6]
+    encoder_ffn: Width = 512  # [Mask2Former: 1024]
+    decoder_layers: Layers = 3  # [Mask2Former: 9]
+    decoder_ffn: Width = 512  # [Mask2Former: 2048]
+    queries: Many = 16  # Q [Mask2Former: 100]
+    projector_layers: Layers = 1  # linear layers of the semantic projector [ZegFormer: 1]
+    logit_scale: Positive = 25.0  # 1/temperature of class logits [ZegFormer: 100]
     learn_scale: bool = True  # [ZegFormer: false]
     token_queries: bool = True  # queries selected from tokens instead of learned ones [ours]
     mask_pooling: bool = True  # class path also sees features pooled under its own mask [ours]
@@ -74,32 +116,24 @@ class ModelConfig:
     init: str = ""  # a Mask2Former to start from: a file, a folder, or "hf-hub:ORG/NAME"
 
     def __post_init__(self) -> None:
-        _check(self.width % self.heads == 0, "width must be a multiple of heads")
-        _check(self.queries >= 1 and self.decoder_layers >= 1, "need queries and decoder layers")
-        _check(self.projector_layers >= 1, "projector_layers must be at least 1")
-        _check(self.logit_scale > 0, "logit_scale must be positive")
+        check(self.width % self.heads == 0, "width must be a multiple of heads")
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """Stage 1 segmentation losses. A weight of 0 switches a term off."""
 
-    classes: float = 2.0  # cross-entropy [Mask2Former]
-    mask: float = 5.0  # point-sampled BCE [Mask2Former]
-    dice: float = 5.0  # [Mask2Former]
-    no_object: float = 0.1  # class weight of no_object [Mask2Former]
-    points: int = 1024  # [Mask2Former: 12544]
-    oversample: float = 3.0  # [Mask2Former]
-    importance: float = 0.75  # share of uncertain points [Mask2Former]
-    dense: float = 0.0  # per-token cross-entropy on seen classes [ours]
-    truth: float = 0.0  # the warm-up's losses on true masks, kept on in stage 1 [ours]
-    denoising: int = 0  # queries made from truth-pooled features, per image [ours]
-    void_share: float = 0.5  # lying on void for more than this share: no target; 1: all have [ours]
-
-    def __post_init__(self) -> None:
-        _check(self.points >= 1 and self.oversample >= 1, "points and oversample are at least 1")
-        _check(0 <= self.importance <= 1, "importance lies in 0-1")
-        _check(0 <= self.void_share <= 1, "void_share lies in 0-1")
+    classes: Weight = 2.0  # cross-entropy [Mask2Former]
+    mask: Weight = 5.0  # point-sampled BCE [Mask2Former]
+    dice: Weight = 5.0  # [Mask2Former]
+    no_object: Weight = 0.1  # class weight of no_object [Mask2Former]
+    points: Many = 1024  # [Mask2Former: 12544]
+    oversample: Annotated[float, Ge(1), Le(100)] = 3.0  # [Mask2Former]
+    importance: Share = 0.75  # share of uncertain points [Mask2Former]
+    dense: Weight = 0.0  # per-token cross-entropy on seen classes [ours]
+    truth: Weight = 0.0  # the warm-up's losses on true masks, kept on in stage 1 [ours]
+    denoising: Whole = 0  # queries made from truth-pooled features, per image [ours]
+    void_share: Share = 0.5  # lying on void for more than this share: no target; 1: all have [ours]
 
 
 @dataclass(frozen=True)
@@ -110,142 +144,124 @@ class AlignConfig:
     weights are not, and are [ours].
     """
 
-    image: float = 0.0  # weight of conditional global alignment
-    instance: float = 0.0  # weight of conditional instance alignment
-    temperature: float = 0.07
-    bank: int = 1024  # size of each token bank (FIFO of CLS tokens as negatives); 0: batch only
+    image: Weight = 0.0  # weight of conditional global alignment
+    instance: Weight = 0.0  # weight of conditional instance alignment
+    temperature: Positive = 0.07
+    bank: Whole = 1024  # size of each token bank (FIFO of CLS tokens as negatives); 0: batch only
     pooling: Literal["attention", "objectness", "matched"] = "attention"  # of the semantic queries
-    crops: int = 8  # masked crops per image at most
+    crops: Many = 8  # masked crops per image at most
     source: Literal["online", "cache"] = "online"  # "cache" keeps the tokens of views on disk
     detach: bool = False  # stop the alignment gradient before the vision query [ours]
-
-    def __post_init__(self) -> None:
-        _check(self.temperature > 0, "temperature must be positive")
-        _check(self.bank >= 0 and self.crops >= 1, "need bank >= 0 and crops >= 1")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Optimiser and schedule of stage 1."""
 
-    steps: int = 1000
-    batch_size: int = 16  # global, over all processes; accumulation is derived from it
-    per_device: int = 16  # images a process takes in one forward
-    lr: float = 1e-3  # [Mask2Former: 1e-4]
-    weight_decay: float = 0.05  # [Mask2Former]
-    backbone_factor: float = 1.0  # learning rate of the backbone relative to lr [Mask2Former: 0.1]
-    scale_factor: float = 3.0  # learning rate of the scale of the logits relative to lr [ours]
-    clip_norm: float = 1.0  # full-model gradient norm [Mask2Former: 0.01]
-    warmup: int = 100  # steps of linear warm-up
+    steps: Whole = 1000
+    batch_size: AtLeast1 = 16  # global, over all processes; accumulation is derived from it
+    per_device: AtLeast1 = 16  # images a process takes in one forward
+    lr: Positive = 1e-3  # [Mask2Former: 1e-4]
+    weight_decay: Weight = 0.05  # [Mask2Former]
+    backbone_factor: Weight = 1.0  # learning rate of the backbone relative to lr [Mask2Former: 0.1]
+    scale_factor: Weight = 3.0  # learning rate of the scale of the logits relative to lr [ours]
+    clip_norm: Positive = 1.0  # full-model gradient norm [Mask2Former: 0.01]
+    warmup: Whole = 100  # steps of linear warm-up
     schedule: Literal["constant", "cosine", "poly", "step"] = "cosine"
-    decay_from: float = 0.3  # share of the steps after which "cosine" begins to fall
-    step_at: tuple[float, ...] = (0.889, 0.963)  # x0.1 at these shares ("step") [Mask2Former]
-    ema: float = 0.0  # decay of an exponential moving average of the weights; 0: off [ours]
+    decay_from: Share = 0.3  # share of the steps after which "cosine" begins to fall
+    step_at: tuple[Share, ...] = (0.889, 0.963)  # x0.1 at these shares ("step") [Mask2Former]
+    ema: Below1 = 0.0  # decay of an exponential moving average of the weights; 0: off [ours]
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = False
-    save_every: int = 200  # steps between `last` checkpoints
-    eval_every: int = 0  # steps between scores on dev (chooses `best`); 0: at the end only
-    log_every: int = 20
-    preview_every: int = 200
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.steps >= 0, "steps must be >= 0")
-        _check(self.batch_size >= 1 and self.per_device >= 1, "batch sizes must be at least 1")
-        _check(self.lr > 0, "lr must be positive")
-        _check(0 <= self.ema < 1, "ema lies in 0-1")
-        _check(self.save_every >= 1 and self.log_every >= 1, "save_every and log_every are >= 1")
+    save_every: AtLeast1 = 200  # steps between `last` checkpoints
+    eval_every: Whole = 0  # steps between scores on dev (chooses `best`); 0: at the end only
+    log_every: AtLeast1 = 20
+    preview_every: Whole = 200
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class BackboneWarmupConfig:
     """Warm-up of the backbone on true masks of seen classes before the segmentor [ours]."""
 
-    steps: int = 0  # 0: off
-    lr: float = 2e-3
+    steps: Whole = 0  # 0: off
+    lr: Positive = 2e-3
     align: bool = True  # also align pooled features with CLIP when CON is on
-    masks: float = 0.0  # weight of mask losses on queries made of true masks, before any layer
+    masks: Weight = 0.0  # weight of mask losses on queries made of true masks, before any layer
 
 
 @dataclass(frozen=True)
 class BankConfig:
     """The query bank: one pass (or several augmented ones) over the training part."""
 
-    views: int = 1
-    images: int = 0  # at most so many images; 0: all
-    void_share: float = 0.5  # queries lying on void for more than this share are left out
+    views: Annotated[int, Ge(1), Le(1000)] = 1
+    images: Whole = 0  # at most so many images; 0: all
+    void_share: Share = 0.5  # queries lying on void for more than this share are left out
 
 
 @dataclass(frozen=True)
 class CatConfig:
     """CAT: the generator of pseudo vision queries."""
 
-    generator: Literal["primitives", "mlp"] = "primitives"  # [PADing: primitives]
-    layers: int = 3  # [PADing]
-    primitives: int = 400  # [PADing]
-    heads: int = 8  # [PADing]
-    ffn: int = 512  # [PADing: 1024]
-    hidden: int = 512  # of the MLP generator [ours]
-    dropout: float = 0.1  # [PADing]
+    layers: Layers = 3  # [PADing]
+    primitives: Width = 400  # [PADing]
+    heads: Width = 8  # [PADing]
+    ffn: Width = 512  # [PADing: 1024]
+    dropout: Below1 = 0.1  # [PADing]
     noise: Literal["gaussian", "analogy"] = "gaussian"  # [PADing: gaussian; analogy: ours]
-    noise_width: int = 32  # of the MLP generator; primitives add noise of the query width
-    steps: int = 1500  # [PADing: 20000]
-    batch: int = 256  # real queries per step [ours]
-    lr: float = 5e-4  # [PADing]
-    matching: float = 1.0  # generative moment matching [paper]
-    contrast: float = 1.0  # query contrast [paper; weight ours]
-    cycle: float = 0.1  # vision to semantic [paper; weight ours]
-    temperature: float = 0.1  # of query contrast [ours]
-    negatives: int = 256  # unmatched queries per step [ours]
-    bandwidths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)  # x mean distance [ours]
-    fold: int = 6  # seen classes set aside as pseudo-unseen for selection; 0: none [ours]
-    refit_projector: bool = False  # refit the projector without the fold for selection [ours]
-    eval_every: int = 250
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.steps >= 0 and self.batch >= 2, "need steps >= 0 and batch >= 2")
-        _check(self.temperature > 0, "temperature must be positive")
-        _check(self.fold >= 0, "fold must be >= 0")
+    steps: Whole = 1500  # [PADing: 20000]
+    batch: Annotated[int, Ge(2), Le(1 << 24)] = 256  # real queries per step [ours]
+    lr: Positive = 5e-4  # [PADing]
+    matching: Weight = 1.0  # generative moment matching [paper]
+    contrast: Weight = 1.0  # query contrast [paper; weight ours]
+    cycle: Weight = 0.1  # vision to semantic [paper; weight ours]
+    temperature: Positive = 0.1  # of query contrast [ours]
+    negatives: Many = 256  # unmatched queries per step [ours]
+    bandwidths: Annotated[tuple[Positive, ...], MinLen(1)] = (
+        0.25,
+        0.5,
+        1.0,
+        2.0,
+        4.0,
+    )  # x mean distance [ours]
+    fold: Whole = 6  # seen classes set aside as pseudo-unseen for selection; 0: none [ours]
+    eval_every: Whole = 250
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Union finetuning of the semantic projector."""
 
-    steps: int = 100  # [PADing: 20000, alternating]
-    lr: float = 1e-3  # [PADing, SGD]
+    steps: Whole = 100  # [PADing: 20000, alternating]
+    lr: Positive = 1e-3  # [PADing, SGD]
     optimiser: Literal["adam", "sgd"] = "adam"  # [PADing: sgd]
-    batch: int = 512  # real queries per step [ours]
+    batch: Many = 512  # real queries per step [ours]
     pseudo: bool = True  # false: real queries only, the control of the ablation
-    pseudo_per_class: int = 16  # pseudo queries per unseen class and step [ours; PADing: 1]
-    unseen_per_step: int = 0  # unseen classes per step; 0: all [PADing: 5]
-    unseen_weight: float = 3.0  # [PADing: 5]
-    no_object_weight: float = 0.1  # [PADing]
+    pseudo_per_class: Many = 16  # pseudo queries per unseen class and step [ours; PADing: 1]
+    unseen_per_step: Whole = 0  # unseen classes per step; 0: all [PADing: 5]
+    unseen_weight: Weight = 3.0  # [PADing: 5]
+    no_object_weight: Weight = 0.1  # [PADing]
     layers: Literal["last", "all"] = "last"  # of the projector
     no_object: bool = False  # the no-object embedding learns too
     calibrate: bool = False  # choose an offset on seen logits from dev and the fold
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self.steps >= 0 and self.batch >= 1, "need steps >= 0 and batch >= 1")
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
 class InferConfig:
     """From queries to panoptic segments."""
 
-    size: int = 128  # short side in pixels [Mask2Former: 800]
-    max_size: int = 512  # long side at most [Mask2Former: 1333]
-    min_score: float = 0.5  # of a query's best class [Mask2Former: 0.8]
-    min_mask: float = 0.5  # a pixel belongs to a query above this probability [Mask2Former]
-    overlap: float = 0.8  # a segment keeps at least this share of its own mask [Mask2Former]
-    seen_offset: float = 0.0  # taken off the class logits of seen classes
-    batch: int = 16
+    size: Pixels = 128  # short side in pixels [Mask2Former: 800]
+    max_size: Pixels = 512  # long side at most [Mask2Former: 1333]
+    min_score: Share = 0.5  # of a query's best class [Mask2Former: 0.8]
+    min_mask: Share = 0.5  # a pixel belongs to a query above this probability [Mask2Former]
+    overlap: Share = 0.8  # a segment keeps at least this share of its own mask [Mask2Former]
+    seen_offset: Offset = 0.0  # taken off the class logits of seen classes
+    batch: Many = 16
 
     def __post_init__(self) -> None:
-        _check(32 <= self.size <= self.max_size, "need 32 <= size <= max_size")
-        _check(0 <= self.min_score <= 1 and 0 <= self.overlap <= 1, "thresholds lie in 0-1")
+        check(self.size <= self.max_size, "need size <= max_size")
 
 
 @dataclass(frozen=True)
@@ -273,28 +289,49 @@ class Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     infer: InferConfig = field(default_factory=InferConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
-    zegformer: ZegFormerConfig = field(default_factory=ZegFormerConfig)
-    clip_zss: ClipZssConfig = field(default_factory=ClipZssConfig)
+    methods: tuple[Any, ...] = field(
+        default_factory=lambda: tuple(kind() for kind in own_sections().values())
+    )  # the methods' own sections, in the order of `own_sections()`
+
+    def sections(self) -> dict[str, Any]:
+        """Every section by its name: those of all methods, then each method's own."""
+        common = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "methods"}
+        return common | dict(zip(own_sections(), self.methods, strict=True))
 
     def own(self, kind: type[S]) -> S:
         """A method's own section, by its type."""
-        return next(value for value in vars(self).values() if isinstance(value, kind))
+        return next(section for section in self.methods if isinstance(section, kind))
+
+    def with_own(self, section: object) -> Config:
+        """The same with another section of a method in the place of its own."""
+        kind = type(section)
+        methods = tuple(section if isinstance(old, kind) else old for old in self.methods)
+        return replace(self, methods=methods)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in own_sections():
+            return self.sections()[name]
+        raise AttributeError(name)
 
     def __post_init__(self) -> None:
         made_of_tokens = self.loss.denoising or self.loss.dense or self.warmup.masks
-        _check(
+        check(
             self.model.token_queries or not made_of_tokens,
             "loss.denoising, loss.dense and warmup.masks need model.token_queries=true",
         )
-        _check(
+        check(
             self.model.mask_pooling or not (self.warmup.steps or self.loss.truth),
             "warmup.steps and loss.truth need model.mask_pooling=true",
         )
-        _check(
+        check(
             self.model.mask_pooling or not self.model.detach_class_path,
             "model.detach_class_path=true needs model.mask_pooling=true",
         )
-        _check(
+        check(
             self.cat.fold > 0 or not self.finetune.calibrate,
             "finetune.calibrate=true needs cat.fold > 0",
+        )
+        check(  # what nobody chose is looked at where it is used
+            self.model.width % self.cat.heads == 0 or self.cat.heads == CatConfig.heads,
+            f"cat.heads must divide model.width, which is {self.model.width}",
         )

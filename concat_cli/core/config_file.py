@@ -2,130 +2,147 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import math
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from concat_cli.core.config import Config
+from concat_cli.core.config import DROPPED, RENAMED, Config
 from concat_cli.core.errors import UserError
+from concat_cli.core.method import own_sections
 
-Raw = str | list[str] | None  # a value as written; the field's type decides what it means
-_SECTIONS: dict[str, type] = get_type_hints(Config)
-_TYPES: dict[str, Any] = {
-    f"{section}.{key}": kind
-    for section, cls in _SECTIONS.items()
-    for key, kind in get_type_hints(cls).items()
-}
+Plain = dict[str, dict[str, Any]]  # plain values by section and key
+SHIPPED = Path(__file__).parents[1] / "configs"
 _ALL_KEYS = "`concat train-con --dry-run` prints every key with its value."
-_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
-@dataclass(frozen=True)
-class _Given:
+class _Given(NamedTuple):
     """One value and where it was written."""
 
     key: str
-    value: Raw
+    value: Any  # text, a list, or plain; the key's type decides what it means
     where: str
 
 
-@dataclass(frozen=True)
-class _Problem:
-    """One mistake, and what may have been meant."""
+class _Mistakes(list[tuple[str, str]]):
+    """What is wrong, and what may have been meant; told all at once."""
 
-    what: str
-    hint: str = ""
+    def note(self, what: str, hint: str = "") -> None:
+        self.append((what, hint))
 
-    def __str__(self) -> str:
-        return f"{self.what} {self.hint}".strip()
+    def tell(self) -> None:
+        if len(self) == 1:
+            raise UserError(self[0][0], self[0][1] or _ALL_KEYS)
+        if self:
+            lines = "".join(f"\n- {what} {hint}".rstrip() for what, hint in self)
+            raise UserError(f"{len(self)} mistakes in the configuration:{lines}", _ALL_KEYS)
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the file, then the overrides; UserError with every mistake at once."""
-    problems: list[_Problem] = []
-    given = _read_yaml(path, problems) if path is not None else []
-    given += [one for text in overrides if (one := _read_override(text, problems)) is not None]
-    return _build(given, problems)
+def find_config(given: Path | str) -> Path:
+    """The shipped configuration of that name, or the file of that path."""
+    path = Path(given)
+    shipped = SHIPPED / f"{path.name.removesuffix('.yaml')}.yaml"
+    named = path.parent == Path() and shipped.is_file()
+    return shipped if named and not (path.suffix and path.is_file()) else path
+
+
+def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then a file or the shipped configuration of that name, then the overrides;
+    UserError with every mistake at once."""
+    mistakes = _Mistakes()
+    given = [] if path is None else [*_of_file(find_config(path), mistakes)]
+    return _build([*given, *_of_overrides(overrides, mistakes)], mistakes)
 
 
 def override(cfg: Config, overrides: Sequence[str]) -> Config:
     """The configuration with overrides on top; UserError with every mistake at once."""
-    problems: list[_Problem] = []
-    given = _given(to_dict(cfg), "saved configuration")
-    given += [one for text in overrides if (one := _read_override(text, problems)) is not None]
-    return _build(given, problems)
+    mistakes = _Mistakes()
+    return _build([*_of_dict(to_dict(cfg)), *_of_overrides(overrides, mistakes)], mistakes)
 
 
-def from_dict(raw: dict[str, dict[str, Any]], where: str = "saved configuration") -> Config:
+def from_dict(raw: Plain, where: str = "saved configuration") -> Config:
     """The inverse of `to_dict`; keys may be missing. UserError for those that do not exist."""
-    return _build(_given(raw, where), [])
+    return _build([*_of_dict(raw, where)], _Mistakes())
 
 
-def to_dict(cfg: Config) -> dict[str, dict[str, Any]]:
+def to_dict(cfg: Config) -> Plain:
     """Plain values by section and key; tuples become lists."""
     return {
-        section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        for section, values in asdict(cfg).items()
+        name: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(section).items()}
+        for name, section in cfg.sections().items()
     }
 
 
 def dump_yaml(cfg: Config, full: bool = False) -> str:
     """YAML that `load_config` reads back to the same value: the deltas, or every key."""
-    values, default = to_dict(cfg), to_dict(Config())
-    kept = {
-        section: {k: v for k, v in keys.items() if full or v != default[section][k]}
-        for section, keys in values.items()
-    }
-    kept = {section: keys for section, keys in kept.items() if keys}
-    return yaml.safe_dump(kept, sort_keys=False, default_flow_style=None, allow_unicode=True)
+    values = to_dict(cfg)
+    if not full:
+        usual = to_dict(Config())
+        values = {
+            section: {k: v for k, v in keys.items() if v != usual[section][k]}
+            for section, keys in values.items()
+            if keys != usual[section]
+        }
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
 def diff(before: Config, after: Config) -> list[str]:
     """A line `section.key: old -> new` for each value that differs."""
-    old, new = to_dict(before), to_dict(after)
-    return [
-        f"{section}.{key}: {_shown(old[section][key])} -> {_shown(value)}"
-        for section, keys in new.items()
-        for key, value in keys.items()
-        if value != old[section][key]
-    ]
+    old, new = _flat(before), _flat(after)
+    shown = [(k, "(empty)" if v == "" else v) for k, v in old.items() if new[k] != v]
+    return [f"{k}: {v} -> {'(empty)' if new[k] == '' else new[k]}" for k, v in shown]
 
 
-def _given(raw: dict[str, dict[str, Any]], where: str) -> list[_Given]:
-    return [
-        _Given(f"{section}.{key}", _plain(value), where)
-        for section, values in raw.items()
-        for key, value in values.items()
-    ]
+def _flat(cfg: Config) -> dict[str, Any]:
+    return {f"{name}.{k}": v for name, keys in to_dict(cfg).items() for k, v in keys.items()}
 
 
-def _shown(value: Any) -> str:
-    return "(empty)" if value == "" else str(value)
+@cache
+def _defaults() -> dict[str, Any]:
+    """Every `section.key` with its default."""
+    return _flat(Config())
 
 
-def _plain(value: Any) -> Raw:
-    if value is None or isinstance(value, str):
-        return value
-    return [str(v) for v in value] if isinstance(value, (list, tuple)) else str(value)
+@cache
+def _sections() -> dict[str, type]:
+    """The type of each section, by name."""
+    types = get_type_hints(Config)
+    return {f.name: types[f.name] for f in fields(Config) if f.name != "methods"} | own_sections()
 
 
-def _read_override(text: str, problems: list[_Problem]) -> _Given | None:
-    key, equals, value = text.partition("=")
-    if not equals:
-        known = key.strip() in _TYPES
-        hint = f"Write {key}=VALUE." if known else "Overrides look like optim.steps=500."
-        problems.append(_Problem(f"'{text}' is no key=value.", hint))
-        return None
-    return _Given(key.strip(), value.strip(), "command line")
+@cache
+def _reader() -> type[Any]:
+    """What pydantic checks a whole configuration with."""
+    sections: dict[str, Any] = {name: (kind, kind()) for name, kind in _sections().items()}
+    settings = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return create_model("Configuration", __config__=settings, **sections)
 
 
-def _read_yaml(path: Path, problems: list[_Problem]) -> list[_Given]:
+def _of_dict(raw: Plain, where: str = "saved configuration") -> Iterator[_Given]:
+    for section, keys in raw.items():
+        for key, value in keys.items():
+            yield _Given(f"{section}.{key}", value, where)
+
+
+def _of_overrides(overrides: Sequence[str], mistakes: _Mistakes) -> Iterator[_Given]:
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals:
+            yield _Given(key.strip(), value.strip(), "command line")
+        else:
+            known = key.strip() in _defaults()
+            hint = f"Write {key}=VALUE." if known else "Overrides look like optim.steps=500."
+            mistakes.note(f"'{text}' is no key=value.", hint)
+
+
+def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
     """The file's values as written, each with its line; types are not YAML's business here."""
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
@@ -138,33 +155,28 @@ def _read_yaml(path: Path, problems: list[_Problem]) -> list[_Given]:
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{line} is no valid YAML: {reason}.", "Mend that line.") from error
-    if root is None:
-        return []
-    given: list[_Given] = []
-    for section, node, where in _items(root, path, "section", problems):
-        if section in _SECTIONS and _is_null(node):
+    for section, node, where in _items(root, path, "section", mistakes):
+        if section not in _sections():
+            mistakes.note(f"{where}: unknown section '{section}'.", _meant(section))
             continue
-        if section in _SECTIONS:
-            for key, leaf, place in _items(node, path, section, problems):
-                given.append(_Given(f"{section}.{key}", _raw(leaf), place))
-        else:
-            problems.append(_Problem(f"{where}: unknown section '{section}'.", _meant(section)))
-    return given
+        for key, leaf, place in _items(node, path, section, mistakes):
+            items = [str(item.value) for item in leaf.value] if leaf.id == "sequence" else None
+            value = None if _is_null(leaf) else str(leaf.value)
+            yield _Given(f"{section}.{key}", value if items is None else items, place)
 
 
-def _items(
-    node: yaml.Node, path: Path, what: str, problems: list[_Problem]
-) -> Iterable[tuple[str, yaml.Node, str]]:
+def _items(node: Any, path: Path, what: str, mistakes: _Mistakes) -> Iterator[tuple[str, Any, str]]:
     """Key, value and place of each entry of a mapping; notes what is none, and double keys."""
-    if not isinstance(node, yaml.MappingNode):
-        line = node.start_mark.line + 1
-        problems.append(_Problem(f"{path}:{line}: '{what}' must hold indented `key: value` lines."))
+    if node is None or _is_null(node):
         return
+    if not isinstance(node, yaml.MappingNode):
+        place = f"{path}:{node.start_mark.line + 1}"
+        return mistakes.note(f"{place}: '{what}' must hold indented `key: value` lines.")
     seen: set[str] = set()
     for key, value in node.value:
         place = f"{path}:{key.start_mark.line + 1}"
         if str(key.value) in seen:
-            problems.append(_Problem(f"{place}: '{key.value}' is given twice."))
+            mistakes.note(f"{place}: '{key.value}' is given twice.")
             continue
         seen.add(str(key.value))
         yield str(key.value), value, place
@@ -174,148 +186,118 @@ def _is_null(node: yaml.Node) -> bool:
     return node.tag == "tag:yaml.org,2002:null"
 
 
-def _raw(node: yaml.Node) -> Raw:
-    if _is_null(node):
-        return None
-    if isinstance(node, yaml.SequenceNode):
-        return [str(item.value) for item in node.value]
-    return str(node.value)
-
-
-def _others(path: Path) -> str:
-    near = path.parent if path.parent.is_dir() else Path("configs")
-    names = [p.name for p in sorted(near.glob("*.yaml"))]
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    if close:
-        return f"Did you mean {near / close[0]}?"
-    return f"There are: {', '.join(names)} in {near}." if names else "Check the path."
-
-
-def _build(given: list[_Given], problems: list[_Problem]) -> Config:
-    values: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS}
-    where: dict[str, str] = {}
+def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
+    values: Plain = {}
+    written: dict[str, _Given] = {}
     for one in given:
-        if one.key not in _TYPES:
-            what = f"{one.where}: unknown key '{one.key}'."
-            problems.append(_Problem(what, _meant(one.key)))
-            continue
-        section, key = one.key.split(".")
-        try:
-            values[section][key] = _coerce(one.value, _TYPES[one.key])
-            where[section] = one.where
-        except ValueError as error:
-            problems.append(_Problem(f"{one.where}: {one.key} {error}", _about(one.key)))
-    sections: dict[str, Any] = {}
-    for section, cls in _SECTIONS.items():
-        try:
-            sections[section] = cls(**values[section])
-        except ValueError as error:
-            named = set(re.findall(r"\w+", str(error)))
-            about = " ".join(_about(f"{section}.{k}") for k in values[section] if k in named)
-            what = f"{where.get(section, 'defaults')}: {section}: {error}."
-            problems.append(_Problem(what, about))
-    if problems:
-        raise _error(problems)
+        key = RENAMED.get(one.key, one.key)
+        if key in DROPPED:
+            if str(one.value).lower() != DROPPED[key]:
+                what = f"{one.where}: {key} is no more, and {DROPPED[key]} is what is left of it."
+                mistakes.note(what, "Leave it out, or take concat 0.1.")
+        elif key not in _defaults():
+            mistakes.note(f"{one.where}: unknown key '{key}'.", _meant(key))
+        else:
+            section, name = key.split(".")
+            values.setdefault(section, {})[name] = _prepared(one.value, _defaults()[key])
+            written[key] = written[section] = one
     try:
-        return Config(**sections)
+        read = _reader().model_validate(values)
+    except ValidationError as error:
+        of_each = {wrong["loc"][:2]: wrong for wrong in reversed(error.errors())}
+        for wrong in reversed(of_each.values()):  # of a list's many, the first
+            mistakes.note(*_wrong(wrong, written))
+    mistakes.tell()
+    sections = {name: getattr(read, name) for name in _sections()}
+    own = tuple(sections.pop(name) for name in own_sections())
+    try:
+        return Config(**sections, methods=own)
     except ValueError as error:  # sections that do not fit together
-        raise _error([_Problem(f"The configuration does not fit together: {error}.")]) from None
+        mistakes.note(f"The configuration does not fit together: {error}.")
+        mistakes.tell()
+        raise
 
 
-def _error(problems: list[_Problem]) -> UserError:
-    if len(problems) == 1:
-        return UserError(problems[0].what, problems[0].hint or _ALL_KEYS)
-    lines = "\n".join(f"- {problem}" for problem in problems)
-    return UserError(
-        f"{len(problems)} mistakes in the configuration:\n{lines}",
-        _ALL_KEYS,
-    )
+def _prepared(value: Any, default: Any) -> Any:
+    """A value as written, in a form that pydantic takes for one of the default's type."""
+    if isinstance(default, list):
+        parts = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
+        return [part for part in parts if str(part).strip()]
+    if isinstance(default, str):
+        return value or ""
+    if type(default) is int and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)  # 1e3 and 2.0 are whole numbers
+    return value
+
+
+def _wrong(error: Any, written: dict[str, _Given]) -> tuple[str, str]:
+    """One of pydantic's errors in words: what a key takes, and what was given instead."""
+    key = ".".join(error["loc"][:2])
+    given, limits = written[key], error.get("ctx", {})
+    if key not in _defaults():  # keys of a section that do not fit together
+        told = str(limits["error"])
+        named = [k for k in written if k.startswith(f"{key}.") and k.split(".")[1] in told]
+        return f"{given.where}: {key}: {told}.", " ".join(map(_about, named))
+    if given.value in (None, "", []):
+        return f"{given.where}: {key} has no value.", _about(key)
+    many = isinstance(given.value, list)
+    shown = f"the list [{', '.join(map(str, given.value))}]" if many else f"'{given.value}'"
+    wanted = "finite" if error["type"] == "finite_number" else _kind(_schema(key))
+    for name in _LIMITS.keys() & limits:
+        wanted = f"{_LIMITS[name]} {limits[name]:.10g}"
+    choices = _schema(key).get("enum", ())
+    close = difflib.get_close_matches(str(given.value), choices, n=1, cutoff=0.5)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    return f"{given.where}: {key} must be {wanted}, is {shown}.{meant}", _about(key)
 
 
 def _about(key: str) -> str:
-    """A key's type and its default."""
+    """A key's type and its default, as it is written in an override."""
+    default = _defaults()[key]
+    shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+    shown = shown.lower() if isinstance(default, bool) else shown
+    return f"{key} is {_kind(_schema(key))}; its default is {shown or 'empty'}."
+
+
+def _schema(key: str) -> dict[str, Any]:
+    """The JSON schema of a key."""
     section, name = key.split(".")
-    default = getattr(getattr(Config(), section), name)
-    shown = "empty" if default in ("", ()) else _written(default)
-    return f"{key} is {_type_name(_TYPES[key])}; its default is {shown}."
+    return TypeAdapter(_sections()[section]).json_schema()["properties"][name]
 
 
-def _written(value: Any) -> str:
-    """A value as it is written in an override."""
-    if isinstance(value, tuple):
-        return ",".join(map(_written, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _kind(schema: dict[str, Any]) -> str:
+    """A key's type in words, and its range as far as one would come near to its ends."""
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
+    if schema["type"] == "array":
+        return f"a list, each {_kind(schema['items'])}"
+    names = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
+    ends = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+    known = {word: schema[e] for e, word in zip(ends, _LIMITS.values(), strict=True) if e in schema}
+    bounds = " and ".join(f"{word} {v:g}" for word, v in known.items() if abs(v) < 1e6)
+    return f"{names.get(schema['type'], 'text')} {bounds}".strip()
 
 
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is tuple:
-        return f"a list, each {_type_name(get_args(kind)[0])}"
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(get_args(kind))}"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}[kind]
+def _others(path: Path) -> str:
+    """The configuration that may have been meant, of those beside it and the shipped ones."""
+    beside = {p.stem: str(p) for p in sorted(path.parent.glob("*.yaml"))}
+    names = {p.stem: p.stem for p in sorted(SHIPPED.glob("*.yaml"))} | beside
+    close = difflib.get_close_matches(path.stem, names, n=1, cutoff=0.5)
+    return f"Did you mean {names[close[0]]}?" if close else f"There are: {', '.join(names)}."
 
 
 def _meant(key: str) -> str:
     """The nearest keys: of that name in other sections, else by spelling."""
-    if "." not in key and key not in (k.split(".")[1] for k in _TYPES):
-        close = difflib.get_close_matches(key, [*_SECTIONS, *_TYPES], n=2, cutoff=0.5)
+    section, dot, name = key.rpartition(".")
+    same = [k for k in _defaults() if k.split(".")[1] == name]
+    if dot or same:
+        close = difflib.get_close_matches(key, same, n=1 if dot else 3, cutoff=0.0)
+        close = close or difflib.get_close_matches(key, _defaults(), n=1, cutoff=0.5)
     else:
-        same = [k for k in _TYPES if k.split(".")[1] == key.split(".")[-1]]
-        close = difflib.get_close_matches(key, same, n=1 if "." in key else 3, cutoff=0.0)
-        close = close or difflib.get_close_matches(key, _TYPES, n=1, cutoff=0.5)
+        close = difflib.get_close_matches(key, [*_sections(), *_defaults()], n=2, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    section = key.split(".")[0]
-    if section in _SECTIONS:
-        return f"{section} has: {', '.join(f.name for f in fields(_SECTIONS[section]))}."
-    return f"Sections are: {', '.join(_SECTIONS)}."
-
-
-def _coerce(value: Raw, kind: Any) -> Any:
-    """The value as the field's type; ValueError with a predicate ("must be ..., is ...")."""
-    if get_origin(kind) is tuple:
-        parts = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
-        return tuple(_coerce(part.strip(), get_args(kind)[0]) for part in parts if part.strip())
-    if isinstance(value, list):
-        raise ValueError(f"must be one value, is the list [{', '.join(value)}].")
-    if get_origin(kind) is Literal:
-        return _choice(value or "", get_args(kind))
-    if kind is str:
-        return value or ""
-    if value is None or value == "":
-        raise ValueError("has no value.")
-    return {bool: _bool, int: _int, float: _float}[kind](value)
-
-
-def _choice(value: str, choices: tuple[str, ...]) -> str:
-    if value in choices:
-        return value
-    close = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-    meant = f" Did you mean {close[0]}?" if close else ""
-    raise ValueError(f"must be one of {', '.join(choices)}, is '{value}'.{meant}")
-
-
-def _bool(value: str) -> bool:
-    if value.lower() in (*_TRUE, *_FALSE):
-        return value.lower() in _TRUE
-    raise ValueError(f"must be true or false, is '{value}'.")
-
-
-def _int(value: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        number = _float(value, "a whole number")
-    if number != int(number):
-        raise ValueError(f"must be a whole number, is '{value}'.")
-    return int(number)
-
-
-def _float(value: str, what: str = "a number") -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"must be {what}, is '{value}'.") from None
-    if not math.isfinite(number):
-        raise ValueError(f"must be finite, is '{value}'.")
-    return number
+    if section in _sections():
+        return f"{section} has: {', '.join(f.name for f in fields(_sections()[section]))}."
+    return f"Sections are: {', '.join(_sections())}."

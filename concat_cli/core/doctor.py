@@ -210,7 +210,7 @@ def _cache() -> Iterator[Check]:
             "missing",
             f"no models in {constants.HF_HUB_CACHE}",
             "Only for training with a real CLIP: `concat train-con -c "
-            "configs/concat_coco_119_14.yaml --dry-run` says what it needs.",
+            "concat_coco_119_14 --dry-run` says what it needs.",
         )
 
 

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from concat_cli.core.config import Config
-from concat_cli.core.config_file import dump_yaml, load_config
+from concat_cli.core.config_file import diff, dump_yaml, load_config
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json, write_text
-from concat_cli.core.stages import COMMANDS, METHODS, STAGES, relevant_diff
+from concat_cli.core.method import methods, stage_named
 
 RUNS = Path("runs")
 DEFAULT_NAME = "shapes"
 BUILT_IN = Path(__file__).parent / "weights" / "segmentor.safetensors"
+HOW_TO_RUN = """data.workers data.cache optim.per_device optim.channels_last optim.save_every
+    optim.log_every optim.preview_every infer.batch""".split()  # no result depends on these
+
+
+def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
+    """The lines of `diff` that matter for the result of a stage."""
+    relevant = stage_named(stage)[1].relevant
+    keys = {line: line.partition(":")[0] for line in diff(before, after)}
+    return [
+        line
+        for line, key in keys.items()
+        if key not in HOW_TO_RUN and (key in relevant or key.partition(".")[0] in relevant)
+    ]
+
+
+class _In:
+    """A file in the folder of a stage, by its name there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, stage: StageDir, _: type) -> Path:
+        return stage.path / self.name
 
 
 @dataclass(frozen=True)
 class StageDir:
-    """The folder of one stage of one run; `stage` is one of `STAGES` or `METHODS`, `part` one of it
-    with a loop of its own."""
+    """The folder of one stage of one run; `part`: one of it with a loop of its own."""
 
     path: Path
     stage: str
@@ -33,40 +56,13 @@ class StageDir:
         """What it is called while it runs: `con`, or `con warmup`."""
         return f"{self.stage} {self.part}".strip()
 
-    @property
-    def config_yaml(self) -> Path:
-        """Every key of the configuration that made it."""
-        return self.path / "config.yaml"
-
-    @property
-    def inputs_json(self) -> Path:
-        """What the stage was made from (hashes of weights, vocabulary)."""
-        return self.path / "inputs.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object a line, each with `step`."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def last(self) -> Path:
-        """The newest weights."""
-        return self.path / "last.safetensors"
-
-    @property
-    def best(self) -> Path:
-        """The weights with the best score on dev; there only if the stage chose."""
-        return self.path / "best.safetensors"
-
-    @property
-    def state(self) -> Path:
-        """What the loop resumes from."""
-        return self.path / "last.state.pt"
-
-    @property
-    def previews(self) -> Path:
-        """Pictures made during training."""
-        return self.path / "previews"
+    config_yaml = _In("config.yaml")  # every key of the configuration that made it
+    inputs_json = _In("inputs.json")  # what it was made from: hashes of weights, vocabulary
+    metrics = _In("metrics.jsonl")  # one JSON object a line, each with `step`
+    last = _In("last.safetensors")  # the newest weights
+    best = _In("best.safetensors")  # those with the best score on dev; only if the stage chose
+    state = _In("last.state.pt")  # what the loop resumes from
+    previews = _In("previews")  # pictures made during training
 
     @property
     def weights(self) -> Path | None:
@@ -121,9 +117,12 @@ class StageDir:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; one that was cut off by a kill is left out."""
-        if not self.metrics.exists():
-            return []
-        return list(_rows(self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()))
+        rows: list[Any] = []
+        if self.metrics.exists():
+            for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed loop will do again."""
@@ -132,10 +131,8 @@ class StageDir:
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
 
     def _aside(self) -> Path:
-        number = 1
-        while (path := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
-            number += 1
-        return path
+        names = (self.path.with_name(f"{self.path.name}.old-{n}") for n in itertools.count(1))
+        return next(path for path in names if not path.exists())
 
     def _check_config(self, cfg: Config) -> None:
         lines = relevant_diff(self.stage, load_config(self.config_yaml), cfg)
@@ -178,18 +175,16 @@ class Run:
         return self.root / self.name
 
     def stage(self, name: str) -> StageDir:
-        """The folder of a stage: of `STAGES`, of `METHODS`, or `finetune-<vocabulary>`."""
-        stage = name.partition("-")[0]
-        assert stage in COMMANDS, name
-        return StageDir(self.path / name, stage)
+        """The folder of a stage, or of one that was taught a vocabulary: `finetune-<stem>`."""
+        return StageDir(self.path / name, stage_named(name.partition("-")[0])[1].name)
 
     def last_stage(self, vocabulary: Path | None = None) -> StageDir | None:
-        """The last stage that holds weights: taught this vocabulary > finetune > cat > con > the
-        other methods."""
-        names: list[str] = [*METHODS, *STAGES]
+        """The last stage that holds weights: taught this vocabulary, else the last stage of the
+        first method that has any."""
+        names = [stage.name for method in methods() for stage in reversed(method.stages)]
         if vocabulary is not None and self.was_taught(vocabulary):
-            names.append(taught(vocabulary))
-        stages = (self.stage(name) for name in reversed(names))
+            names.insert(0, taught(vocabulary))
+        stages = (self.stage(name) for name in names)
         return next((stage for stage in stages if stage.weights is not None), None)
 
     def was_taught(self, vocabulary: Path) -> bool | None:
@@ -201,8 +196,7 @@ class Run:
         if not stage.inputs_json.exists():
             return False
         from concat_cli.core.checkpoint import read_meta  # heavy, and seldom needed
-        from concat_cli.core.vocabulary import Vocabulary
-        from concat_cli.core.vocabulary_file import parse_vocabulary, written
+        from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
 
         known = Vocabulary.from_json(read_meta(stage.weights)["vocabulary"])
         made_of = json.loads(stage.inputs_json.read_text(encoding="utf-8"))
@@ -212,12 +206,14 @@ class Run:
         """The weights of a stage, `best` before `last`; UserError where there are none yet."""
         stage = self.stage(name)
         if stage.weights is None:
-            chain = STAGES if stage.stage in STAGES else (stage.stage,)
-            first = next(s for s in chain if s == stage.stage or self.stage(s).weights is None)
+            method, wanted = stage_named(stage.stage)
+            first = next(
+                s for s in method.stages if s is wanted or self.stage(s.name).weights is None
+            )
             raise UserError(
                 f"Run {self.name} has no weights of stage {name} yet (looked in {stage.path})."
                 f"{_known_runs(self)}",
-                f"Make them with `concat {COMMANDS[first]} --name {self.name}`, or give --weights.",
+                f"Make them with `concat {first.command} --name {self.name}`, or give --weights.",
             )
         return stage.weights
 
@@ -292,13 +288,3 @@ def _known_runs(run: Run) -> str:
     others = [f.name for f in folders if f.is_dir() and f.name != run.name]
     names = [name for name in others if Run(name, run.root).last_stage() is not None]
     return f" Other runs have: {', '.join(names[:8])}." if names else ""
-
-
-def _rows(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row

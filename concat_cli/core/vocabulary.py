@@ -1,13 +1,37 @@
-"""Vocabulary: the ordered classes a run can name."""
+"""Vocabulary: the ordered classes a run can name, and the files and lists that hold one.
+
+A vocabulary file has a class a line, or is a YAML or JSON list:
+
+# comment
+cat, kitten          a name, then its synonyms
+sky : stuff          its kind, where it is not the default
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import json
+import re
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import yaml
+
+from concat_cli.core.errors import UserError
 
 Kind = Literal["thing", "stuff"]
+_KINDS: tuple[str, ...] = get_args(Kind)
+_KEYS = ("name", "synonyms", "kind")  # of a class in a YAML or JSON list
+_FORM = "A vocabulary file has a class a line, like `cat, kitten` or `sky : stuff`, in UTF-8."
+_ROW = (
+    'Write "cat, kitten", or {"name": "cat", "synonyms": ["kitten"], "kind": "thing"}; '
+    f"a kind is {' or '.join(_KINDS)}."
+)
+_SHORT = reprlib.Repr()  # a few lines of YAML can stand for lists of gigabytes
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 @dataclass(frozen=True)
@@ -98,14 +122,182 @@ class Vocabulary:
     ) -> Vocabulary:
         """From the `categories` of a COCO panoptic JSON, in file order; a name with ", " holds
         synonyms only by a vocabulary file's rules, so it is kept whole here."""
+        kinds: tuple[Kind, Kind] = ("stuff", "thing")
         return Vocabulary(
             tuple(
                 ClassEntry(
                     name=str(c["name"]),
                     id=int(c["id"]),
-                    kind="thing" if c.get("isthing", 1) else "stuff",
+                    kind=kinds[bool(c.get("isthing", 1))],
                     seen=c["name"] not in unseen,
                 )
                 for c in categories
             )
         )
+
+
+class _Item(NamedTuple):
+    """One class as written; `kind` is empty where none was given."""
+
+    names: tuple[str, ...]
+    kind: str
+    where: str
+
+
+def same_name(name: str) -> str:
+    """The form in which two names count as one: case and spaces do not matter."""
+    return " ".join(name.casefold().split())
+
+
+def parse_vocabulary(
+    path: Path | str,
+    known: Vocabulary | None = None,
+    key: Callable[[str], str] = same_name,
+    text: str | None = None,
+) -> Vocabulary:
+    """The classes of a file, in order; UserError where it is missing, malformed or ambiguous.
+
+    Args:
+        known: the vocabulary of the weights. A name that it holds takes its kind (unless the file
+            gives one), its id and whether it is seen; other names are unseen things.
+        key: the form in which a name is looked up in `known`.
+        text: the content, where the caller has taken something out of it.
+    """
+    path = Path(path)
+    text = _read(path) if text is None else text
+    kind = path.suffix.lower()
+    if kind in (".yaml", ".yml", ".json"):
+        items = _list_items(str(path), _loaded(path, text, kind == ".json"))
+    else:
+        lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in re.split(r"\r\n|\r|\n", text))
+        items = [_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
+    return _vocabulary(str(path), items, known, key)
+
+
+def parse_names(names: Sequence[str], known: Vocabulary | None = None) -> Vocabulary:
+    """The classes of a list, each as on a line of a file: ["cat, kitten", "sky : stuff"]; `known`
+    and errors as in `parse_vocabulary`."""
+    rows = [names] if isinstance(names, str) else list(names)
+    return _vocabulary("The list", _list_items("The list", rows), known, same_name)
+
+
+def written(vocabulary: Vocabulary) -> str:
+    """The names, synonyms and kinds in one line, as a vocabulary file would have them."""
+    return "; ".join(
+        f"{', '.join((entry.name, *entry.synonyms))} : {entry.kind}" for entry in vocabulary.entries
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"There is no vocabulary file {path}.", _FORM) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}).",
+            "Save it as UTF-8 text.",
+        ) from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.", _FORM) from error
+
+
+def _loaded(path: Path, text: str, as_json: bool) -> Any:
+    """What a YAML or JSON file holds; YAML leaves `no` and `1` as they are written."""
+    try:
+        return json.loads(text) if as_json else yaml.load(text, yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        kind, reason = "JSON" if as_json else "YAML", " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is no valid {kind}: {reason}.", "Mend it.") from error
+
+
+def _list_items(where: str, rows: Any) -> list[_Item]:
+    if rows and not isinstance(rows, list):
+        raise UserError(
+            f"{where} holds no list.", 'Write `- cat` lines (YAML) or ["cat", ...] (JSON).'
+        )
+    return [_row(row, f"{where}, item {n}") for n, row in enumerate(rows or (), 1)]
+
+
+def _row(row: Any, where: str) -> _Item:
+    """A list's item: a string as in a text file, or {name, synonyms, kind}."""
+    if isinstance(row, str):
+        return _line(row, where)
+    if isinstance(row, dict) and len(row) == 1 and not set(row) & set(_KEYS):
+        name, kind = next(iter(row.items()))  # YAML reads `- sky : stuff` as a mapping
+        if kind in _KINDS:
+            return _line(f"{name} : {kind}", where)
+    if not isinstance(row, dict) or not {"name"} <= set(row) <= set(_KEYS):
+        unknown = [repr(k) for k in row if k not in _KEYS] if isinstance(row, dict) else []
+        lacks = ": it has no name" if isinstance(row, dict) else ""
+        lacks = f": unknown key {', '.join(unknown)[:200]}" if unknown else lacks
+        raise UserError(f"{where}: {_SHORT.repr(row):.300} is no class{lacks}.", _ROW)
+    synonyms = row.get("synonyms") or []
+    synonyms = synonyms.split(",") if isinstance(synonyms, str) else synonyms
+    names: list[Any] = [row["name"], *synonyms] if isinstance(synonyms, list) else [None]
+    kind = row.get("kind") or ""
+    if not all(isinstance(name, str) for name in (*names, kind)):
+        raise UserError(f"{where}: name, synonyms and kind must be strings.", _FORM)
+    return _item(names, kind, where)
+
+
+def _line(line: str, where: str) -> _Item:
+    if ";" in line:
+        raise UserError(
+            f"{where}: {line!r:.200} holds a semicolon.",
+            "Write one class a line; a comma stands before a synonym: `cat, kitten`.",
+        )
+    names, colon, kind = line.rpartition(":")
+    if colon and not kind.strip():
+        raise UserError(f"{where}: nothing after the colon of {line!r:.200}.", _FORM)
+    return _item((names if colon else line).split(","), kind.strip() if colon else "", where)
+
+
+def _item(names: list[str], kind: str, where: str) -> _Item:
+    """A class with sound names and a kind that there is."""
+    item = _Item(tuple(" ".join(name.split()) for name in names), kind, where)
+    if kind and kind not in _KINDS:
+        raise UserError(f"{where}: unknown kind {kind!r:.200}.", _ROW)
+    if not all(item.names):
+        raise UserError(f"{where}: a name is empty.", _FORM)
+    if odd := [name for name in item.names if not name.isprintable()]:
+        raise UserError(f"{where}: {odd[0]!r:.200} holds control characters.", _FORM)
+    return item
+
+
+def _check_duplicates(source: str, items: list[_Item]) -> None:
+    first: dict[str, str] = {}
+    for item in items:
+        for name in item.names:
+            if (form := same_name(name)) in first:
+                place = f"{first[form]} and {item.where.removeprefix(source).strip(':, ')}"
+                raise UserError(
+                    f"'{name}' stands twice in the vocabulary: {place}.",
+                    "Leave one of them out; a synonym belongs to one class.",
+                )
+            first[form] = item.where
+
+
+def _vocabulary(
+    source: str, items: list[_Item], known: Vocabulary | None, key: Callable[[str], str]
+) -> Vocabulary:
+    """Entries with what `known` says of them; ids that it does not give follow its highest."""
+    if not items:
+        raise UserError(f"{source} names no class.", _FORM)
+    _check_duplicates(source, items)
+    known = known or Vocabulary(())
+    table = {key(n): e for e in reversed(known.entries) for n in (*e.synonyms, e.name)}
+    used: set[int] = set()
+    highest = max(known.ids, default=0)
+    entries: list[ClassEntry] = []
+    for item in items:
+        old = next((table[k] for name in item.names if (k := key(name)) in table), None)
+        if old is not None and old.id not in used:
+            number = old.id
+        else:
+            number = highest = highest + 1
+        used.add(number)
+        kind: Any = item.kind or (old.kind if old is not None else "thing")
+        seen = old is not None and old.seen
+        entries.append(ClassEntry(item.names[0], number, item.names[1:], kind, seen))
+    return Vocabulary(tuple(entries))

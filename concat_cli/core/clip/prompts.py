@@ -112,7 +112,7 @@ def check_words(vocabulary: Vocabulary, clip: Clip, force: bool = False) -> tupl
             f"The built-in CLIP has never seen: {_list(list(unknown))}. It knows drawn shapes and "
             f"{len(clip.known_words)} words: {', '.join(sorted(clip.known_words))}.",
             "Use weights trained with a real CLIP (concat train-con -c "
-            "configs/concat_coco_119_14.yaml), or --force to go on all the same.",
+            "concat_coco_119_14), or --force to go on all the same.",
         )
     return tuple(unknown)
 

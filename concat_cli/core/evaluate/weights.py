@@ -21,10 +21,9 @@ from concat_cli.core.evaluate.run import Gather, alone, evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.restore import seen_by, vocabulary_of
 from concat_cli.core.infer.tasks import SEMANTIC_ALONE, TASKS, tasks_of_model
+from concat_cli.core.method import stage_named
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.stages import METHODS
-from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import same_name
+from concat_cli.core.vocabulary import Vocabulary, same_name
 
 PART = "val"
 Candidates = Literal["all", "split"]
@@ -207,7 +206,8 @@ def filtering_of(loaded: Weights, otherwise: Mapping[str, Any]) -> dict[str, Any
 
 def _mode(loaded: Weights) -> str:
     """ZegFormer and CLIP-ZSS use no unseen name in training, whatever the configuration says."""
-    return "inductive" if loaded.stage in METHODS else config_of(loaded).protocol.mode
+    method, _ = stage_named(loaded.stage)
+    return "inductive" if method.inductive else config_of(loaded).protocol.mode
 
 
 def _offsets(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concat_cli.core.checkpoint import Weights
-from concat_cli.core.config import InferConfig, ZegFormerConfig
+from concat_cli.core.config import InferConfig
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.instances import Instance, instances
 from concat_cli.core.infer.outputs import Picture, Prediction, Raw, RawOutput, to_array
@@ -23,6 +23,7 @@ from concat_cli.core.infer.postprocess import PanopticResult, Size, calibrated, 
 from concat_cli.core.infer.tasks import TASKS
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 
 DIVISOR = 32  # the coarsest stride of a model
 

@@ -16,8 +16,7 @@ from concat_cli.core.config import InferConfig
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.method import loaded, stage_named
 from concat_cli.core.progress import Progress
-from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import parse_vocabulary, same_name
+from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, same_name
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concat_cli.core.config import ZegFormerConfig
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 
 TASKS = ("panoptic", "semantic", "instance")
 SEMANTIC_ALONE = ("semantic",)

@@ -24,8 +24,7 @@ from concat_cli.core.train.session import (
     text_clip,
     trained_names,
 )
-from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import parse_vocabulary, written
+from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
 from concat_cli.methods.concat.cat import choose_fold
 from concat_cli.methods.concat.generator import Generator, restore_generator
 from concat_cli.methods.concat.query_bank import Banks, open_banks

@@ -19,7 +19,7 @@ from concat_cli.core.train.plan import (
     training_facts,
     weights_facts,
 )
-from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.vocabulary import parse_vocabulary
 from concat_cli.methods.concat.generator import build_generator
 
 

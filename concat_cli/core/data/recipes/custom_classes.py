@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary
 
 VOID = (255, 65535)  # void by custom, in 8 and 16 bit, unless they are classes
 _VALUE = re.compile(r"^(.*?)\s*=\s*(\d+)\s*$")

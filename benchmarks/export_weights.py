@@ -1,6 +1,6 @@
 """Weights for shipping: matrices in half precision, everything needed to go on from them kept.
 
-python -m concat_cli.core.export runs/shapes/finetune/last.safetensors OUT.safetensors
+python benchmarks/export_weights.py runs/shapes/finetune/last.safetensors OUT.safetensors
 """
 
 from __future__ import annotations
