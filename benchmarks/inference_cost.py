@@ -38,8 +38,7 @@ from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig, Config, InferConfig, ZegFormerConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.device import choose_device, choose_precision
-from concat_cli.core.infer.outputs import RawOutput
-from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer.build import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor

@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import build_segmentor, config_of
+from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig, ZegFormerConfig
 from concat_cli.core.data.shapes import draw_scene
 from concat_cli.core.data.shapes_split import CLASSES
-from concat_cli.core.infer.outputs import Raw, RawOutput
 from concat_cli.core.infer.postprocess import Size, resized_strips
-from concat_cli.core.infer.predictor import Predictor, row_of
-from concat_cli.core.infer.restore import restore
-from concat_cli.core.progress import SILENT
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, at_test, named_by
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer.crops import encode_segments
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
@@ -109,20 +105,16 @@ class Parts:
 def loaded(path: Path) -> Parts:
     """Those of a weights file."""
     weights = load_weights(path)
-    found = restore(
-        weights, None, "cpu", infer=None, image_tower=True, precision="fp32", force=True,
-        cache_dir=None, progress=SILENT,
-    )  # fmt: skip
-    cfg = config_of(weights)
-    way = replace(cfg.zegformer, branch="fusion")
-    image_text = text_embeddings(
-        found.clip,
-        found.vocabulary,
-        cfg.clip,
-        templates="masked" if way.image_prompts == "masked" else None,
-    )
+    found = Loading(weights, at_test(weights), named_by(weights), torch.device("cpu"))
+    way = replace(found.cfg.zegformer, branch="fusion")
     return Parts(
-        found.model, found.text, found.vocabulary, found.infer, way, found.clip, image_text
+        found.model(),
+        found.text(),
+        found.vocabulary,
+        found.cfg.infer,
+        way,
+        found.clip(image_tower=True),
+        found.text("masked" if way.image_prompts == "masked" else None),
     )
 
 
@@ -163,10 +155,21 @@ def by_position(raws: Iterable[Raw]) -> dict[int, RawOutput]:
     found: dict[int, RawOutput] = {}
     for raw in raws:
         for row, position in enumerate(raw.positions):
-            one = row_of(raw, row)
-            assert isinstance(one, RawOutput)
-            found[position] = one
+            assert isinstance(raw, RawOutput)
+            found[position] = row_of(raw, row)
     return found
+
+
+def row_of(raw: RawOutput, row: int) -> RawOutput:
+    """The output for one of the pictures; it does not keep the whole batch alive."""
+    own: dict[str, Any] = {}
+    for each in fields(raw):
+        value = getattr(raw, each.name)
+        if isinstance(value, Tensor):
+            own[each.name] = value[row : row + 1].clone()
+        elif isinstance(value, list):
+            own[each.name] = [value[row]]
+    return replace(raw, **own)
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
 from concat_cli.core.evaluate.comparable import Entry, parse_entry
 from concat_cli.core.evaluate.compare import Comparison, compare_runs
-from concat_cli.core.evaluate.cost import Cost, measure_cost, parameters
+from concat_cli.core.evaluate.cost import Cost, measure_cost
 from concat_cli.core.evaluate.differences import Interval
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
@@ -315,5 +315,5 @@ def test_clips_image_encoder_counts_where_it_runs() -> None:
             model, text, names, InferConfig(), zegformer=ZegFormerConfig(branch=branch), clip=clip,
             image_text=text,
         )  # fmt: skip
-        assert parameters(predictor) == expected
+        assert predictor.parameters == expected
         assert predictor.needs_clip_image == (branch != "segment")

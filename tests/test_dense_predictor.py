@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from concat_cli.core.config import InferConfig
 from concat_cli.core.data.image_io import read_image
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.predict import predict_paths
+from concat_cli.core.infer.files import predict_paths
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.clip_zss.predictor import CHUNK, DensePredictor, classify_pixels
 

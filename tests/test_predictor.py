@@ -19,7 +19,7 @@ from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.image_io import read_id_png, write_png
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import evaluate_files
-from concat_cli.core.infer.files import image_ids, output_names, write_index, write_prediction
+from concat_cli.core.infer.files import image_ids, output_names, predict_paths
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import overlay
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
@@ -90,25 +90,24 @@ def test_an_empty_result_is_valid(predictor, tmp_path):
     )
     found = none(picture(30, 40))
     assert found.segments == () and not found.panoptic_map.any()
-    written = write_prediction(tmp_path, "a", found, image_id=1, file_name="a.jpg")
-    index = write_index(tmp_path, [written], VOCABULARY)
-    assert json.loads(index.read_text())["annotations"][0]["segments_info"] == []
+    write_png(tmp_path / "a.png", picture(30, 40))
+    predicted = predict_paths(none, [tmp_path / "a.png"], tmp_path / "out")
+    content = json.loads(predicted.index.read_text())
+    assert content["annotations"][0]["segments_info"] == []
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_files_are_valid_for_scoring(predictor, tmp_path):
-    written = []
-    for number in (2, 1):
-        image = picture(60, 80, number)
-        found = predictor(image)
-        assert found.segments
-        one = write_prediction(
-            tmp_path, f"p{number}", found, image_id=number, file_name=f"p{number}.jpg",
-            overlay=overlay(image, found),
-        )  # fmt: skip
+    paths = [tmp_path / f"{number}.png" for number in (2, 1)]
+    for number, path in zip((2, 1), paths, strict=True):
+        write_png(path, picture(60, 80, number))
+    predicted = predict_paths(predictor, paths, tmp_path / "out")
+    for path, one in zip(paths, predicted.pictures, strict=True):
+        found = predictor(path)
+        assert found.segments and one.path == path
         assert (read_id_png(one.png) == found.panoptic_map).all()
-        assert one.overlay is not None and Image.open(one.overlay).size[0] >= 512
-        written.append(one)
-    index = write_index(tmp_path, written, VOCABULARY)
+        assert Image.open(one.overlay).size[0] >= 512
+    index = predicted.index
     content = json.loads(index.read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [c["id"] for c in content["categories"]] == [1, 4, 9]

@@ -18,8 +18,8 @@ from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.prompts import TEMPLATES
 from concat_cli.core.config import ClipConfig, Config, InferConfig, ModelConfig, ZegFormerConfig
 from concat_cli.core.config_file import to_dict
-from concat_cli.core.infer.outputs import RawOutput
-from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.errors import UserError
+from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer.build import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
@@ -105,8 +105,8 @@ def test_prompts_of_the_image_branch(clip: Clip, vocabulary: Path, tmp_path: Pat
         torch.testing.assert_close(predictor.image_text, embedded(clip, prompts))
         torch.testing.assert_close(predictor.text, embedded(clip, SAME))
         found[way.image_prompts] = raw_of(predictor)
-    asked = replace(same_way, skip_below=0.0)  # of weights that keep the other
-    found["asked"] = raw_of(Predictor.load(weights, vocabulary, "cpu", zegformer=asked))
+    asked = ["zegformer.image_prompts=same"]  # of weights that keep the other
+    found["asked"] = raw_of(Predictor.load(weights, vocabulary, "cpu", overrides=asked))
     logits = {name: raw.image_logits for name, raw in found.items()}
     same, masked, again = (logits[name] for name in ("same", "masked", "asked"))
     assert same is not None and masked is not None and again is not None
@@ -122,7 +122,10 @@ def test_what_was_trained_is_not_a_choice_at_test(
     clip: Clip, tmp_path: Path, targets: Literal["category", "segment"], tasks: tuple[str, ...]
 ) -> None:
     weights = written(tmp_path / "w.safetensors", clip, ZegFormerConfig(targets=targets))
-    for asked in (None, ZegFormerConfig(branch="segment"), ZegFormerConfig(targets="segment")):
-        predictor = Predictor.load(weights, None, "cpu", zegformer=asked)
+    for asked in (ZegFormerConfig(branch="segment"), ZegFormerConfig(targets="segment")):
+        predictor = Predictor.load(weights, None, "cpu", overrides=Config(zegformer=asked))
         assert predictor.tasks == tasks
-        assert predictor.needs_clip_image == (asked is None or asked.branch == "fusion")
+        assert predictor.needs_clip_image == (asked.branch == "fusion")
+    other = "category" if targets == "segment" else "segment"
+    with pytest.raises(UserError, match=r"zegformer\.targets cannot be changed"):
+        Predictor.load(weights, None, "cpu", overrides=[f"zegformer.targets={other}"])

@@ -34,8 +34,7 @@ class ClipIdentity:
 class Clip(nn.Module):
     """A frozen CLIP with L2-normalised fp32 outputs.
 
-    `mean`, `std`: (3, 1, 1) of the image normalisation. `known_words`: the words a small built-in
-    model has learned; None for a model of open vocabulary.
+    `mean`, `std`: (3, 1, 1) of the image normalisation.
     """
 
     model: Any  # an open_clip model: a module with encode_image and encode_text
@@ -47,7 +46,6 @@ class Clip(nn.Module):
         model: Any,
         tokenize: Callable[..., Tensor],
         identity: ClipIdentity,
-        known_words: frozenset[str] | None = None,
         image_tower: bool = True,
         half: bool = False,
     ) -> None:
@@ -58,7 +56,6 @@ class Clip(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
         self.logit_scale = float(model.logit_scale.detach().exp())
         self.identity = identity
-        self.known_words = known_words
         self.has_image_tower = image_tower
         self.half_precision = half
         self._tokenize = tokenize
@@ -134,15 +131,13 @@ def load_clip(
     """
     device = torch.device(device)
     assert not half or device.type == "cuda", "half precision is for CUDA"
-    words = None
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if cfg.model in tiny.FILES:
             source = f"local-dir:{tiny.FOLDER}"
-            weights = tiny.load_tiny(tiny_files[cfg.model])
+            state = tiny.load_tiny(tiny_files[cfg.model]).state
             model = open_clip.create_model(source, load_weights=False)
-            model.load_state_dict(weights.state)
-            words = weights.words
+            model.load_state_dict(state)
             tokenize = open_clip.get_tokenizer(source)
         else:
             model = create(cfg)
@@ -152,7 +147,7 @@ def load_clip(
     if half:
         progress.say("CLIP encodes in fp16: the device supports it.")
     identity = ClipIdentity(cfg.model, cfg.pretrained, hash_weights(model))
-    return Clip(model, tokenize, identity, words, image_tower, half).to(device)
+    return Clip(model, tokenize, identity, image_tower, half).to(device)
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -23,7 +23,7 @@ from concat_cli.core.evaluate.panoptic import Quality
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult

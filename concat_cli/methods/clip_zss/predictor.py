@@ -7,6 +7,7 @@ their number. CLIP's image encoder takes no part.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +17,17 @@ from torch import Tensor
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance
-from concat_cli.core.infer.outputs import DenseRaw, Raw
-from concat_cli.core.infer.postprocess import PanopticResult, Size, resized_strips
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.regions import regions
-from concat_cli.core.infer.tasks import SEMANTIC_ALONE
+from concat_cli.core.infer.postprocess import PanopticResult, Size, regions, resized_strips
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw
 
 CHUNK = 32  # classes whose logits are held at a time
+
+
+@dataclass(frozen=True)
+class DenseRaw(Raw):
+    """Of a dense model: normalised features (B, E, h, w) at stride 4."""
+
+    features: Tensor
 
 
 class DensePredictor(Predictor):
@@ -31,7 +36,7 @@ class DensePredictor(Predictor):
     The model maps images and padding to features (B, E, h, w) at stride 4 and has a `scale`.
     """
 
-    tasks = SEMANTIC_ALONE
+    tasks = ("semantic",)
     semantic_from = "pixels"
     chunk = CHUNK
 
@@ -133,4 +138,17 @@ def _no_segments(what: str) -> UserError:
     return UserError(
         f"These weights name every pixel and tell no segments of a class apart: no {what}.",
         "Score them with --tasks semantic, or give weights of CONCAT or ZegFormer.",
+    )
+
+
+def open_predictor(loading: Loading) -> DensePredictor:
+    """The predictor of a weights file of stage `clip_zss`."""
+    return DensePredictor(
+        loading.model(),
+        loading.text(),
+        loading.vocabulary,
+        loading.cfg.infer,
+        loading.device,
+        loading.dtype,
+        loading.weights.meta,
     )

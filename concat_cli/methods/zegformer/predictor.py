@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import InferConfig, ZegFormerConfig
-from concat_cli.core.infer.outputs import Raw, RawOutput
-from concat_cli.core.infer.postprocess import PanopticResult, Size, semantic, semantic_shares
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.regions import regions
-from concat_cli.core.infer.tasks import tasks_of_model
+from concat_cli.core.infer.postprocess import (
+    PanopticResult,
+    Size,
+    regions,
+    semantic,
+    semantic_shares,
+)
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
+from concat_cli.core.method import TASKS
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer.crops import encode_alike, peaks
 from concat_cli.methods.zegformer.fusion import (
@@ -60,7 +64,8 @@ class ZegFormerPredictor(Predictor):
         super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
         self.needs_clip_image = zegformer.branch != "segment"
         assert not self.needs_clip_image or (clip is not None and image_text is not None)
-        self.zegformer, self.tasks = zegformer, tasks_of_model("zegformer", zegformer)
+        self.zegformer = zegformer
+        self.tasks = ("semantic",) if zegformer.targets == "category" else TASKS
         self.clip = clip
         self.image_text = None if image_text is None else image_text.to(self.device)
 
@@ -68,6 +73,13 @@ class ZegFormerPredictor(Predictor):
     def offset_scale(self) -> float:
         """Offsets are taken off probabilities."""
         return 1.0
+
+    @property
+    def parameters(self) -> int:
+        """With those of CLIP's image encoder, where it runs."""
+        clip = self.clip if self.needs_clip_image else None
+        looks = () if clip is None else clip.model.visual.parameters()
+        return super().parameters + sum(parameter.numel() for parameter in looks)
 
     def scores(self, raw: RawOutput) -> Tensor:
         """(B, Q, K+1) scores of the branch, before any offset; see `class_scores`."""
@@ -123,3 +135,23 @@ class ZegFormerPredictor(Predictor):
         logits = raw.class_logits.new_full((*sent.shape, len(self.image_text)), -torch.inf)
         logits[sent] = self.clip.logit_scale * (tokens @ self.image_text.T).to(logits.dtype)
         return replace(raw, image_logits=logits)
+
+
+def open_predictor(loading: Loading) -> ZegFormerPredictor:
+    """The predictor of a weights file of stage `zegformer`."""
+    way, clip, image_text = loading.cfg.own(ZegFormerConfig), None, None
+    if way.branch != "segment":
+        clip = loading.clip(image_tower=True)
+        image_text = loading.text(None if way.image_prompts == "same" else "masked")
+    return ZegFormerPredictor(
+        loading.model(),
+        loading.text(),
+        loading.vocabulary,
+        loading.cfg.infer,
+        loading.device,
+        loading.dtype,
+        loading.weights.meta,
+        zegformer=way,
+        clip=clip,
+        image_text=image_text,
+    )
