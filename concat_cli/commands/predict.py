@@ -1,4 +1,4 @@
-"""`concat predict`: its options, what it does between them and the core, and how it shows it."""
+"""`concat predict`: its options, and how it shows what comes of them."""
 
 from __future__ import annotations
 
@@ -17,40 +17,34 @@ from concat_cli.commands.options import (
     Json,
     RunName,
     WeightsFile,
+    open_share,
+    with_options,
 )
 from concat_cli.console import Console, relative
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.pictures import expand_inputs
 
 if TYPE_CHECKING:
+    from concat_cli.core.checkpoint import Weights
+    from concat_cli.core.config import Config
     from concat_cli.core.infer.files import PicturePrediction, Predicted
 
 SHOWN = ("infer.size", "infer.max_size", "infer.min_score", "infer.overlap", "infer.seen_offset")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What to predict, and how, as the options say it."""
+class Options:
+    """What to predict, and how."""
 
-    paths: Sequence[Path]
-    weights: Path
-    vocabulary: Path | None
-    out: Path
-    overrides: Sequence[str]
-    device: str
-    force: bool
-
-
-def predict(
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of pictures.")],
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of pictures.")]
     vocab: Annotated[
         Path | None, typer.Option(help="Names, a class a line. Default: those of the weights.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions"),
+    ] = None
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions")
     min_score: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Least score of a segment. Default: that of the weights."),
-    ] = None,
+    ] = None
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,61 +52,59 @@ def predict(
             metavar="KEY=VALUE",
             help="A key of inference, e.g. infer.size=640; repeatable.",
         ),
-    ] = None,
-    as_json: Json = False,
-    name: RunName = None,
-    weights: WeightsFile = None,
-    device: DeviceOption = Device.auto,
-    force: Force = False,
-    dry_run: DryRun = False,
-) -> None:
+    ] = None
+    as_json: Json = False
+    name: RunName = None
+    weights: WeightsFile = None
+    device: DeviceOption = Device.auto
+    force: Force = False
+    dry_run: DryRun = False
+
+    def keys(self) -> list[str]:
+        """The overrides; `--min-score` goes last."""
+        last = [] if self.min_score is None else [f"infer.min_score={self.min_score}"]
+        return [*(self.overrides or []), *last]
+
+
+@with_options(Options)
+def predict(asked: Options) -> None:
     """Segment pictures, with any class names."""
+    from concat_cli.core.checkpoint import load_weights
+    from concat_cli.core.infer.predictor import at_test
     from concat_cli.core.runs import find_weights
 
-    console = Console(json_only=as_json)
-    paths = expand_inputs(inputs)
-    found = find_weights(name, weights, vocabulary=vocab)
+    console = Console(json_only=asked.as_json)
+    paths = expand_inputs(asked.inputs)
+    found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
-    keys = [*(overrides or []), *([] if min_score is None else [f"infer.min_score={min_score}"])]
-    asked = Asked(paths, found.path, vocab, out, keys, device.value, force)
-    broken = _check(asked)
-    if dry_run:
-        if broken:
-            raise _unreadable(broken)
-        return _show_plan(console, asked)
-    predicted = _predicted(console, asked)
-    if as_json:
+    _check(paths, every=asked.dry_run)
+    weights = load_weights(found.path)
+    cfg = at_test(weights, asked.keys())
+    if asked.dry_run:
+        return _show_plan(console, asked, paths, weights, cfg)
+    predicted = _predicted(console, asked, paths, weights, cfg)
+    if asked.as_json:
         console.json(_to_json(predicted, found.path))
     else:
         _show(console, predicted.pictures)
-        overlays = relative(out) + "/*.overlay.png"
+        overlays = relative(asked.out) + "/*.overlay.png"
         console.done({"pictures": overlays, "segments": relative(predicted.index)})
     if predicted.unreadable:
         raise _unreadable(predicted.unreadable, written=len(predicted.pictures))
 
 
-def _check(asked: Asked) -> list[UserError]:
-    """An error for each picture whose header cannot be read; UserError, before anything slow, where
-    none can, and for weights or a class list that are not there."""
+def _check(paths: Sequence[Path], every: bool) -> None:
+    """UserError, before anything slow, where no picture can be read, or not every one."""
     from concat_cli.core.data.image_io import check_image
-    from concat_cli.core.vocabulary_file import parse_vocabulary
 
-    if not asked.weights.is_file():
-        raise UserError(
-            f"There is no file {asked.weights}.",
-            "Make weights with `concat train-con`, or leave --weights out.",
-        )
-    if asked.vocabulary is not None:
-        parse_vocabulary(asked.vocabulary)
     broken: list[UserError] = []
-    for path in asked.paths:
+    for path in paths:
         try:
             check_image(path)
         except UserError as error:
             broken.append(error)
-    if len(broken) == len(asked.paths):
+    if len(broken) == len(paths) or (broken and every):
         raise _unreadable(broken)
-    return broken
 
 
 def _unreadable(errors: Sequence[UserError], written: int = 0) -> UserError:
@@ -125,53 +117,49 @@ def _unreadable(errors: Sequence[UserError], written: int = 0) -> UserError:
     return UserError(f"{pictures} could not be read.{rest}\n{lines}", errors[0].hint)
 
 
-def _predicted(console: Console, asked: Asked) -> Predicted:
+def _predicted(
+    console: Console, asked: Options, paths: Sequence[Path], weights: Weights, cfg: Config
+) -> Predicted:
     """Predicts; every process of a `torchrun` takes its share of the pictures."""
-    from concat_cli.commands.shares import open_shares
-    from concat_cli.core.checkpoint import load_weights
     from concat_cli.core.clip.prompts import known_words
     from concat_cli.core.infer.files import predict_paths
-    from concat_cli.core.infer.predictor import Predictor, at_test
+    from concat_cli.core.infer.predictor import Predictor
 
-    weights = load_weights(asked.weights)
-    at_test(weights, asked.overrides)  # a wrong key is told before anything else
-    place, shares = open_shares(asked.device, console)
+    device, share = open_share(asked.device.value, console)
     predictor = Predictor.load(
-        weights, asked.vocabulary, place, overrides=asked.overrides, force=asked.force,
-        progress=console.progress,
-    )  # fmt: skip
-    words = known_words(weights.meta["clip"]["model"])
+        weights, asked.vocab, device, overrides=cfg, force=asked.force, progress=console.progress
+    )
+    words = known_words(cfg.clip.model)
     if words is not None:
         console.warn(
             f"these weights know drawn shapes and {len(words)} words; in a photo they find nothing "
             "sensible. Train with a real CLIP for that (configs/concat_coco_119_14.yaml)."
         )
-    return predict_paths(predictor, asked.paths, asked.out, progress=console.progress, **shares)
+    return predict_paths(predictor, paths, asked.out, share=share, progress=console.progress)
 
 
-def _show_plan(console: Console, asked: Asked) -> None:
+def _show_plan(
+    console: Console, asked: Options, paths: Sequence[Path], weights: Weights, cfg: Config
+) -> None:
     """What would be predicted; UserError for what would stop it."""
-    from concat_cli.core.checkpoint import load_weights
     from concat_cli.core.clip.prompts import check_words, known_words
     from concat_cli.core.config_file import to_dict
-    from concat_cli.core.infer.predictor import at_test, named_by
+    from concat_cli.core.infer.predictor import named_by
     from concat_cli.core.method import stage_named
 
-    weights = load_weights(asked.weights)
-    classes, cfg = named_by(weights, asked.vocabulary), at_test(weights, asked.overrides)
+    classes, values = named_by(weights, asked.vocab), to_dict(cfg)
     check_words(classes, known_words(cfg.clip.model), asked.force)
-    method, stage = stage_named(weights.stage)
-    values = {f"{part}.{key}": v for part, keys in to_dict(cfg).items() for key, v in keys.items()}
-    seen, source = len(classes.seen_indices), asked.vocabulary or "the weights"
-    rows = {
-        "stage": stage.name,
-        "pictures": str(len(asked.paths)),
-        "classes": f"{len(classes)} of {source}; trained with labels: {seen}",
-        "names": ", ".join(classes.names),
-        **{key: str(values[key]) for key in (*SHOWN, *method.at_test)},
-        "would write to": relative(asked.out),
-    }
-    console.table(["what", "value"], list(rows.items()))
+    keys = (key.partition(".") for key in (*SHOWN, *stage_named(weights.stage)[0].at_test))
+    seen, source = len(classes.seen_indices), asked.vocab or "the weights"
+    rows = [
+        ("stage", weights.stage),
+        ("pictures", str(len(paths))),
+        ("classes", f"{len(classes)} of {source}; trained with labels: {seen}"),
+        ("names", ", ".join(classes.names)),
+        *((f"{section}.{key}", str(values[section][key])) for section, _, key in keys),
+        ("would write to", relative(asked.out)),
+    ]
+    console.table(["what", "value"], rows)
     console.dry_run()
 
 
@@ -189,9 +177,8 @@ def _show(console: Console, predicted: Sequence[PicturePrediction], most: int = 
 
 
 def _found(segments: Sequence[dict[str, Any]]) -> str:
-    if not segments:
-        return "no segment"
-    return ", ".join(f"{segment['name']} {segment['score']:.2f}" for segment in segments)
+    found = (f"{segment['name']} {segment['score']:.2f}" for segment in segments)
+    return ", ".join(found) or "no segment"
 
 
 def _to_json(predicted: Predicted, weights: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.data.image_io import write_id_png, write_png
+from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, bounding_box
 from concat_cli.core.infer.pictures import OVERLAY, to_array
@@ -296,9 +297,7 @@ def predict_paths(
     paths: Sequence[Path],
     out: Path,
     *,
-    rank: int = 0,
-    world: int = 1,
-    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    share: Share = ALONE,
     progress: Progress = SILENT,
 ) -> Predicted:
     """Writes an overlay and a PNG for each picture, then one JSON for all.
@@ -309,10 +308,10 @@ def predict_paths(
     kind = PANOPTIC if PANOPTIC in predictor.tasks else SEMANTIC
     names = output_names(paths)
     named = list(zip(paths, names, image_ids(names), strict=True))
-    mine = range(rank, len(paths), world)
+    mine = share.of(len(paths))
     chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
     done: dict[int, PicturePrediction | UserError] = {}
-    saver = Saver(out, predictor.vocabulary, rank)
+    saver = Saver(out, predictor.vocabulary, share.rank)
     try:
         for name in (f"{kind}.images", f"{kind}.annotations"):
             saver.open(name)
@@ -321,8 +320,8 @@ def predict_paths(
             found = predictor.predict_batch(list(images.values()), semantic=False)
             for (index, image), prediction in zip(images.items(), found, strict=True):
                 done[index] = _save(saver, *named[index], image, prediction, load)
-        parts = gather((done, saver.state()))
-        if rank == 0:
+        parts = share.gather((done, saver.state()))
+        if share.rank == 0:
             saver.finish(state for _, state in parts)
     except BaseException:
         saver.abandon()

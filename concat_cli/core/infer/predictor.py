@@ -321,6 +321,9 @@ class Predictor:
         return RawOutput([], [], valid, 0.0, classes, masks)
 
 
+load = Predictor.load
+
+
 @dataclass
 class Loading:
     """What a method's predictor is made of: weights, and what was asked for.
