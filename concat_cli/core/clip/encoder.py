@@ -32,10 +32,7 @@ class ClipIdentity:
 
 
 class Clip(nn.Module):
-    """A frozen CLIP with L2-normalised fp32 outputs.
-
-    `mean`, `std`: (3, 1, 1) of the image normalisation.
-    """
+    """A frozen CLIP with L2-normalised fp32 outputs; `mean`, `std` (3, 1, 1) normalise images."""
 
     model: Any  # an open_clip model: a module with encode_image and encode_text
     mean: Tensor

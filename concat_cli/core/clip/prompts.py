@@ -23,9 +23,9 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-# "single": CLIP paper, 3.1.4. "scene": ZegFormer's single one. "imagenet_select": PADing's eight
-# (of open_clip's templates), which ZegFormer takes on COCO. "masked": the 32 that name what CLIP's
-# image encoder is shown of a segment [ZegFormer].
+# "single": CLIP paper, 3.1.4. "scene" and "masked": Ding et al., CVPR 2022, who say by the 32 of
+# the latter what CLIP's image encoder is shown of a segment. "imagenet_select": PADing's eight (of
+# open_clip's templates), which Ding et al. take on COCO.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),

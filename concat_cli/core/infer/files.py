@@ -235,13 +235,10 @@ def output_names(inputs: Sequence[Path]) -> list[str]:
     The stem where no other input has it; else with the ending (`cat_jpg`), then with the folder
     (`holiday_cat_jpg`), then with a number.
     """
+    endings = [f"{path.stem}_{path.suffix[1:]}" for path in inputs]
     candidates = [
-        (
-            path.stem,
-            f"{path.stem}_{path.suffix[1:]}",
-            f"{path.parent.name}_{path.stem}_{path.suffix[1:]}",
-        )
-        for path in inputs
+        (path.stem, ending, f"{path.parent.name}_{ending}")
+        for path, ending in zip(inputs, endings, strict=True)
     ]
     count = Counter(form.casefold() for forms in candidates for form in set(forms))
     names: list[str] = []
