@@ -100,7 +100,7 @@ class Clip(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
         """N texts -> (N, E); a text beyond the context length is cut."""
-        parts = []
+        parts: list[Tensor] = []
         for i in range(0, len(texts), _TEXT_BATCH):
             tokens = self._tokenize(texts[i : i + _TEXT_BATCH]).to(self.device)
             with self._precision():

@@ -66,7 +66,7 @@ class Saver:
         """
         png = self._png(PANOPTIC, name or flat_name(file_name))
         write_id_png(png, panoptic_map)
-        self.list(png, image_id, file_name, panoptic_map.shape, segments_info)
+        self.enter(png, image_id, file_name, panoptic_map.shape, segments_info)
         return png
 
     def semantic(
@@ -86,7 +86,7 @@ class Saver:
         files.write_bytes(png, buffer.getvalue(), sync=False)
         return png
 
-    def list(
+    def enter(
         self,
         png: Path,
         image_id: int,
@@ -103,7 +103,7 @@ class Saver:
 
     def instances(self, image_id: int, found: Sequence[Instance]) -> None:
         """The instances of an image."""
-        self.open(INSTANCES)  # so that the file is there, even where nothing is found
+        self.begin(INSTANCES)  # so that the file is there, even where nothing is found
         for one in found:
             rle = one.rle | {"counts": one.rle["counts"].decode("ascii")}
             value = {
@@ -115,7 +115,7 @@ class Saver:
             }
             self._wait(INSTANCES, image_id, value)
 
-    def open(self, name: str) -> BinaryIO:
+    def begin(self, name: str) -> BinaryIO:
         """The hidden file of a list; `finish` writes the list even if nothing is added."""
         if name not in self._waiting:
             path = self.out / f".{name}.{self.rank}.tmp"
@@ -161,7 +161,7 @@ class Saver:
         return self.out / kind / f"{name}.png"
 
     def _wait(self, name: str, image_id: int, value: dict[str, Any]) -> None:
-        file = self.open(name)
+        file = self.begin(name)
         try:
             file.write(f"{image_id} {json.dumps(value, ensure_ascii=False)}\n".encode())
         except OSError as error:
@@ -182,13 +182,13 @@ class Saver:
 def _in_order(paths: Sequence[Path]) -> Iterator[str]:
     """The pieces of one JSON list of the values in some hidden files, by image id."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(path.open("rb")) for path in paths]
+        opened: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
         places = np.fromiter(_places(opened), np.dtype((np.int64, 3)))
         yield "["
         for number, row in enumerate(np.argsort(places[:, 0], kind="stable")):
-            _, which, start = places[row].tolist()
-            opened[which].seek(start)
-            value = opened[which].readline().partition(b" ")[2].strip().decode("utf-8")
+            file = opened[places[row, 1]]
+            file.seek(int(places[row, 2]))
+            value = file.readline().partition(b" ")[2].strip().decode("utf-8")
             yield f", {value}" if number else value
         yield "]"
 
@@ -311,7 +311,7 @@ def predict_paths(
     saver = Saver(out, predictor.vocabulary, share.rank)
     try:
         for name in (f"{kind}.images", f"{kind}.annotations"):
-            saver.open(name)
+            saver.begin(name)
         for chunk in progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks)):
             images, load = _read(paths, chunk, done)
             found = predictor.predict_batch(list(images.values()), semantic=False)
@@ -361,7 +361,7 @@ def _save(
         png = saver.panoptic(image_id, file_name, prediction.panoptic_map, entries, name)
     else:
         png = saver.semantic(file_name, prediction.semantic_map, name)
-        saver.list(png, image_id, file_name, size, entries)
+        saver.enter(png, image_id, file_name, size, entries)
     drawn = saver.out / f"{name}{OVERLAY}"
     write_png(drawn, np.asarray(overlay(image, prediction).convert("RGB")))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])

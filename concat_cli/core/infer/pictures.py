@@ -38,11 +38,13 @@ def to_array(picture: Picture) -> NDArray[np.uint8]:
         return np.array(to_rgb(picture))
     if isinstance(picture, Tensor):
         values = picture.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
-        return _from_values(values, (0, -1), f"a tensor {tuple(picture.shape)} of {picture.dtype}")
-    if isinstance(picture, np.ndarray):
-        return _from_values(picture, (-1, 0), f"an array {picture.shape} of {picture.dtype}")
-    raise _no_picture(f"a {type(picture).__name__}")
+        values = values.float() if values.is_floating_point() else values
+        return _from_values(
+            values.numpy(), (0, -1), f"a tensor {tuple(picture.shape)} of {picture.dtype}"
+        )
+    if not isinstance(picture, np.ndarray):  # a caller without types
+        raise _no_picture(f"a {type(picture).__name__}")
+    return _from_values(picture, (-1, 0), f"an array {picture.shape} of {picture.dtype}")
 
 
 def _from_values(values: NDArray[Any], ends: tuple[int, int], given: str) -> NDArray[np.uint8]:

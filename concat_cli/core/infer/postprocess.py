@@ -125,7 +125,8 @@ def semantic_shares(
     """`semantic`, and (H, W) how much of the sums of all classes the named one has, 0-1."""
     maps: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
     for members, strips in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
-        labels, shares = [], []
+        labels: list[Tensor] = []
+        shares: list[Tensor] = []
         for scores in strips:
             best, index = scores.max(1)
             total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
@@ -232,7 +233,8 @@ def _compete(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per pixel the query of highest score * mask (B, H, W); whether its own mask covers the pixel
     (B, H, W); pixels of each query's whole mask (B, n)."""
-    winners, insides = [], []
+    winners: list[Tensor] = []
+    insides: list[Tensor] = []
     own = torch.zeros_like(scores, dtype=torch.int64)
     for strip in resized_strips(masks, size, valid):
         mask = strip.sigmoid()  # (B, n, rows, W)

@@ -202,7 +202,7 @@ class Predictor:
         A picture is a path, a PIL image, or an array or tensor as `to_array` takes it; see
         `predict_batch` for the rest.
         """
-        if isinstance(pictures, (list, tuple)):
+        if isinstance(pictures, Sequence) and not isinstance(pictures, str):
             return self.predict_batch(pictures, semantic)
         return self.predict_batch([pictures], semantic)[0]
 
