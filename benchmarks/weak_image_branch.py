@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from cells import SPLITS, spread
 from compare import ROOT, qualities
-from concat_cli.core.infer.load import image_embeddings
 
 from concat_cli.console import ConsoleProgress
 from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.differences import GROUPS
@@ -44,12 +44,18 @@ def weakened(path: Path, branch: str, device: str) -> tuple[ZegFormerPredictor, 
     weights = load_weights(path)
     cfg = config_of(weights)
     info = read_dataset_info(Path(cfg.data.root))
-    way = replace(cfg.zegformer, branch=branch)
-    predictor = Predictor.load(weights, info.vocabulary, device, zegformer=way)
+    predictor = Predictor.load(
+        weights, info.vocabulary, device, overrides=[f"zegformer.branch={branch}"]
+    )
     assert isinstance(predictor, ZegFormerPredictor)
     clip_cfg = replace(cfg.clip, model=WEAK)
     predictor.clip = load_clip(clip_cfg, predictor.device)
-    predictor.image_text = image_embeddings(predictor.clip, info.vocabulary, clip_cfg, way)
+    predictor.image_text = text_embeddings(
+        predictor.clip,
+        info.vocabulary,
+        clip_cfg,
+        templates=None if cfg.zegformer.image_prompts == "same" else "masked",
+    )
     return predictor, PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
 
 

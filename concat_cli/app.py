@@ -15,6 +15,7 @@ from concat_cli import __version__
 from concat_cli.commands import data, train, use
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
+from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
@@ -38,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 _COMMANDS = {
-    "predict": use.predict,
+    "predict": predict,
     **train.training_commands(),
     "evaluate": use.evaluate,
     "compare": compare,

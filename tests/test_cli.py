@@ -24,7 +24,7 @@ from concat_cli.commands.train import resume_command
 from concat_cli.console import Console, ConsoleProgress, duration
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import Cost
-from concat_cli.core.infer.predict import predict_paths
+from concat_cli.core.infer.files import predict_paths
 from concat_cli.core.progress import Progress
 from concat_cli.examples import EXAMPLES
 
@@ -182,7 +182,7 @@ def test_predicting_with_other_keys(
         used.append(predictor)
         return predict_paths(predictor, *args, **keys)
 
-    monkeypatch.setattr("concat_cli.core.infer.predict.predict_paths", predicting)
+    monkeypatch.setattr("concat_cli.core.infer.files.predict_paths", predicting)
     words = ["predict", "photo.jpg", "--name", "shapes_zegformer", "--out"]
     for branch, needed in (("segment", False), ("image", True)):
         keys = ["--set", f"zegformer.branch={branch}", "--set", "infer.min_score=0.1"]

@@ -27,8 +27,8 @@ def test_counts_of_images_add_up_to_the_report(mini_run):
     weights = load_weights(mini_run.run.weights_of("finetune"))
     key = "segmentor.classifier.no_object"
     weights = replace(weights, tensors=weights.tensors | {key: 0 * weights.tensors[key]})
-    infer = mini_config(info.root, "infer.min_score=0", "infer.min_mask=0", "infer.overlap=0").infer
-    predictor = Predictor.load(weights, info.vocabulary, "cpu", infer=infer)
+    cfg = mini_config(info.root, "infer.min_score=0", "infer.min_mask=0", "infer.overlap=0")
+    predictor = Predictor.load(weights, info.vocabulary, "cpu", overrides=cfg)
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
     report = evaluate_model(predictor, dataset, with_semantic=False, with_counts=True)
     assert report.counts is not None

@@ -86,8 +86,8 @@ def score(run: Run, rank: int = 0, world: int = 1, gather: Any = lambda value: [
     nothing = {key: torch.zeros_like(weights.tensors[key])}
     weights = replace(weights, tensors=weights.tensors | nothing)
     info = read_dataset_info(Path(weights.meta["config"]["data"]["root"]))
-    infer = mini_config(info.root, "infer.min_score=0", "infer.min_mask=0", "infer.overlap=0").infer
-    predictor = Predictor.load(weights, info.vocabulary, "cpu", infer=infer)
+    cfg = mini_config(info.root, "infer.min_score=0", "infer.min_mask=0", "infer.overlap=0")
+    predictor = Predictor.load(weights, info.vocabulary, "cpu", overrides=cfg)
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
     return evaluate_model(predictor, dataset, rank=rank, world=world, gather=gather)
 

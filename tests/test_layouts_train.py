@@ -17,7 +17,7 @@ from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.data.prepare import Options, prepare
 from concat_cli.core.data.recipes import RECIPES
 from concat_cli.core.evaluate.weights import evaluate_weights
-from concat_cli.core.infer import restore
+from concat_cli.core.infer import predictor
 from concat_cli.core.runs import Run
 from concat_cli.methods.concat import con
 
@@ -30,7 +30,7 @@ align.image=0 align.instance=0 model.decoder_layers=1 clip.templates=single
 @pytest.fixture(autouse=True)
 def one_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in CLIP is loaded once for all layouts: half of what each would take."""
-    for module in (con, restore):
+    for module in (con, predictor):
         monkeypatch.setattr(module, "load_clip", lambda cfg, *_, **__: _clip(cfg))
 
 

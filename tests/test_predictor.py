@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -11,16 +15,17 @@ import torch
 from PIL import Image
 
 from concat_cli.core.build import build_segmentor
-from concat_cli.core.checkpoint import save_weights
+from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.config import Config, InferConfig, ModelConfig
+from concat_cli.core.config import ClipConfig, Config, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.image_io import read_id_png, write_png
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import evaluate_files
-from concat_cli.core.infer.files import image_ids, output_names, write_index, write_prediction
-from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.files import image_ids, output_names, predict_paths
+from concat_cli.core.infer.pictures import to_array
+from concat_cli.core.infer.predictor import Loading, Predictor, at_test, named_by
 from concat_cli.core.infer.render import overlay
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
@@ -72,16 +77,78 @@ def test_a_batch_equals_single_pictures(predictor):
         assert (found.semantic_map != alone.semantic_map).mean() < 0.01
 
 
-def test_paths_arrays_and_images_are_the_same(predictor, tmp_path):
+def test_one_picture_or_a_list_of_them(predictor, tmp_path):
     array = picture(70, 50)
     write_png(tmp_path / "p.png", array)
-    maps = [
-        predictor(form).panoptic_map
-        for form in (array, tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(array))
-    ]
-    assert all((m == maps[0]).all() for m in maps)
+    forms = (array, tmp_path / "p.png", str(tmp_path / "p.png"), Image.fromarray(array))
+    alone = predictor(array)
+    assert all((found.panoptic_map == alone.panoptic_map).all() for found in predictor(forms))
+    assert predictor([]) == [] and len(predictor([array])) == 1
     with pytest.raises(UserError, match="nowhere"):
         predictor(tmp_path / "nowhere.jpg")
+
+
+@pytest.mark.parametrize("height", [1, 3, 20])
+def test_arrays_and_tensors_of_many_forms_are_one_picture(height):
+    rgb = picture(height, 30)
+    first = np.moveaxis(rgb, -1, 0)
+    opaque = np.dstack((rgb, np.full(rgb.shape[:2], 255, np.uint8)))
+    forms = [rgb, rgb / 255, (rgb / 255).astype(np.float16), opaque, torch.tensor(first) / 255]
+    forms += [first, torch.tensor(first), Image.fromarray(rgb), Image.fromarray(opaque)]
+    forms += [torch.tensor(rgb)] if height == 20 else []  # else its rows may be channels
+    for form in forms:
+        found = to_array(form)
+        assert found.dtype == np.uint8 and (found == rgb).all(), form
+    grey = rgb[..., 0]
+    for form in (grey, grey[..., None], grey[None], torch.tensor(grey), Image.fromarray(grey)):
+        assert (to_array(form) == grey[..., None]).all() and to_array(form).shape == rgb.shape
+    clear = np.dstack((rgb, np.zeros(rgb.shape[:2], np.uint8)))
+    assert (to_array(clear) == 255).all() and (to_array(Image.fromarray(clear)) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("odd", "what"),
+    [
+        (np.zeros((8, 8, 3), np.int64), r"array \(8, 8, 3\) of int64"),
+        (np.full((8, 8, 3), 255.0), "values from 255 to 255"),
+        (np.full((8, 8), np.nan), "values from nan"),
+        (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\)"),
+        (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
+        (np.zeros(8, np.uint8), r"\(8,\)"),
+        (np.zeros((8, 8), bool), "of bool"),
+        (torch.zeros(2, 3, 8, 8), r"tensor \(2, 3, 8, 8\) of torch.float32"),
+        (7, "a int"),
+    ],
+)
+def test_what_is_no_picture_is_refused(predictor, odd, what):
+    with pytest.raises(UserError, match=what) as caught:
+        predictor(odd)
+    assert "as a list" in caught.value.hint
+
+
+def reachable(root):
+    """Everything that a value keeps alive, less modules, classes and functions."""
+    seen, todo = {}, [root]
+    while todo:
+        one = todo.pop()
+        if id(one) not in seen and not isinstance(one, (type, ModuleType, FunctionType)):
+            seen[id(one)] = one
+            todo += gc.get_referents(one)
+    return seen.values()
+
+
+@pytest.mark.parametrize("semantic", [True, False])
+def test_a_prediction_holds_plain_values(predictor, semantic):
+    found = predictor(picture(60, 80), semantic=semantic)
+    assert not any(isinstance(one, torch.Tensor) for one in reachable(found))
+    again = pickle.loads(pickle.dumps(found))
+    assert again.names == found.names and again.segments == found.segments
+    assert (again.panoptic_map == found.panoptic_map).all()
+    if semantic:
+        assert (again.semantic_map == found.semantic_map).all()
+    else:
+        with pytest.raises(UserError, match="semantic=False"):
+            _ = again.semantic_map
 
 
 def test_an_empty_result_is_valid(predictor, tmp_path):
@@ -90,25 +157,24 @@ def test_an_empty_result_is_valid(predictor, tmp_path):
     )
     found = none(picture(30, 40))
     assert found.segments == () and not found.panoptic_map.any()
-    written = write_prediction(tmp_path, "a", found, image_id=1, file_name="a.jpg")
-    index = write_index(tmp_path, [written], VOCABULARY)
-    assert json.loads(index.read_text())["annotations"][0]["segments_info"] == []
+    write_png(tmp_path / "a.png", picture(30, 40))
+    predicted = predict_paths(none, [tmp_path / "a.png"], tmp_path / "out")
+    content = json.loads(predicted.index.read_text())
+    assert content["annotations"][0]["segments_info"] == []
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_files_are_valid_for_scoring(predictor, tmp_path):
-    written = []
-    for number in (2, 1):
-        image = picture(60, 80, number)
-        found = predictor(image)
-        assert found.segments
-        one = write_prediction(
-            tmp_path, f"p{number}", found, image_id=number, file_name=f"p{number}.jpg",
-            overlay=overlay(image, found),
-        )  # fmt: skip
+    paths = [tmp_path / f"{number}.png" for number in (2, 1)]
+    for number, path in zip((2, 1), paths, strict=True):
+        write_png(path, picture(60, 80, number))
+    predicted = predict_paths(predictor, paths, tmp_path / "out")
+    for path, one in zip(paths, predicted.pictures, strict=True):
+        found = predictor(path)
+        assert found.segments and one.path == path
         assert (read_id_png(one.png) == found.panoptic_map).all()
-        assert one.overlay is not None and Image.open(one.overlay).size[0] >= 512
-        written.append(one)
-    index = write_index(tmp_path, written, VOCABULARY)
+        assert Image.open(one.overlay).size[0] >= 512
+    index = predicted.index
     content = json.loads(index.read_text())
     assert [image["id"] for image in content["images"]] == [1, 2]
     assert [c["id"] for c in content["categories"]] == [1, 4, 9]
@@ -177,6 +243,52 @@ def test_load_defaults_to_the_vocabulary_of_the_weights(weights, tmp_path):
     assert found.vocabulary.is_seen == (True, False, True)
 
 
+def test_texts_in_the_cache_need_no_clip(weights, tmp_path, monkeypatch):
+    first = Predictor.load(weights, device="cpu", cache_dir=tmp_path)
+
+    def refuse(*_args, **_keys):
+        raise AssertionError("CLIP is loaded")
+
+    monkeypatch.setattr("concat_cli.core.infer.predictor.load_clip", refuse)
+    again = Predictor.load(weights, device="cpu", cache_dir=tmp_path)
+    assert torch.equal(again.text, first.text) and again(picture(50, 60)).names is not None
+    with pytest.raises(UserError, match="zebra"):  # words are checked all the same
+        Predictor.load(weights, ["zebra"], "cpu", cache_dir=tmp_path)
+    with pytest.raises(AssertionError, match="CLIP is loaded"):
+        Predictor.load(weights, ["striped heart"], "cpu", cache_dir=tmp_path)
+
+
+def test_clip_is_loaded_once_and_again_for_its_image_tower(weights):
+    known = load_weights(weights)
+    loading = Loading(known, at_test(known), named_by(known), torch.device("cpu"))
+    small = loading.clip(image_tower=False)
+    assert loading.clip(image_tower=False) is small and not small.has_image_tower
+    whole = loading.clip(image_tower=True)
+    assert whole.has_image_tower and loading.clip(image_tower=False) is whole
+
+
+def test_names_as_a_list(weights, tmp_path):
+    names = ["red brick", "striped heart, solid star", "green water : stuff"]
+    found = Predictor.load(weights, names, "cpu", cache_dir=tmp_path).vocabulary
+    assert found.names == ("red brick", "striped heart", "green water")
+    assert found.is_thing == (False, True, False) and found.is_seen == (True, True, False)
+    for wrong, what in (([], "no class"), (["cat", "Cat"], "twice"), (["cat : beast"], "beast")):
+        with pytest.raises(UserError, match=what):
+            Predictor.load(weights, wrong, "cpu", cache_dir=tmp_path)
+
+
+def test_what_may_be_asked_for_at_test(weights, tmp_path):
+    keys = ["infer.size=96", "infer.batch=2"]
+    found = Predictor.load(weights, device="cpu", overrides=keys, cache_dir=tmp_path)
+    assert found.cfg == replace(CFG, size=96, batch=2)
+    whole = Config(infer=replace(CFG, size=32), clip=ClipConfig(model="other"))
+    found = Predictor.load(weights, device="cpu", overrides=whole, cache_dir=tmp_path)
+    assert found.cfg.size == 32  # and nothing else of it counts
+    with pytest.raises(UserError, match=r"model\.width cannot be changed") as caught:
+        Predictor.load(weights, device="cpu", overrides=["model.width=64"], cache_dir=tmp_path)
+    assert "infer.min_score" in caught.value.hint
+
+
 def test_words_that_the_built_in_clip_never_saw(weights, tmp_path):
     file = tmp_path / "classes.txt"
     file.write_text("zebra\n")
@@ -186,8 +298,6 @@ def test_words_that_the_built_in_clip_never_saw(weights, tmp_path):
 
 
 def test_weights_of_another_clip(weights, tmp_path):
-    from concat_cli.core.checkpoint import load_weights
-
     known = load_weights(weights)
     other = known.meta | {"clip": known.meta["clip"] | {"sha256": "0" * 64}}
     save_weights(tmp_path / "o.safetensors", known.tensors, other)

@@ -10,7 +10,7 @@ import pytest
 from concat_cli.commands.prepare import config_for
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.class_split import class_split_names
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 
 CASES = [  # name, class split, task -> configuration
     ("coco", "coco_panoptic_119_14", "panoptic", "concat_coco_119_14"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from clip_helpers import random_clip
 
 from concat_cli.core.clip import prompts
-from concat_cli.core.clip.prompts import check_words, clean_name, text_embeddings
+from concat_cli.core.clip.prompts import check_words, clean_name, known_words, text_embeddings
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Silent
@@ -143,12 +143,12 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     assert prompts.default_cache_dir().parts[-2:] == (".cache", "concat")
 
 
-def test_unknown_words_stop_a_small_clip_only(clip, monkeypatch):
-    assert check_words(VOCABULARY, clip) == ()
-    monkeypatch.setattr(clip, "known_words", frozenset({"cat", "kitten", "striped"}))
+def test_unknown_words_stop_a_small_clip_only():
+    assert known_words("ViT-B-16") is None and check_words(VOCABULARY, None) == ()
+    words = frozenset({"cat", "kitten", "striped"})
     with pytest.raises(UserError, match="'tabby', 'sky'") as caught:
-        check_words(VOCABULARY, clip)
+        check_words(VOCABULARY, words)
     assert "--force" in caught.value.hint and "-c concat_coco_119_14" in caught.value.hint
-    assert check_words(VOCABULARY, clip, force=True) == ("tabby", "sky")
+    assert check_words(VOCABULARY, words, force=True) == ("tabby", "sky")
     known = Vocabulary((ClassEntry("a striped Cat", 1, synonyms=("the kitten",)),))
-    assert check_words(known, clip) == ()
+    assert check_words(known, words) == ()

@@ -165,15 +165,14 @@ def show_weights(console: Console, weights: Path, overrides: Sequence[str], aske
     from concat_cli.core.checkpoint import Weights, read_meta
     from concat_cli.core.config_file import from_dict, override
     from concat_cli.core.data.dataset import read_dataset_info
-    from concat_cli.core.evaluate.weights import check_segments, divided, tasks_of
-    from concat_cli.core.infer.tasks import tasks_of_model
+    from concat_cli.core.evaluate.weights import able_tasks, check_segments, divided, tasks_of
 
     meta = read_meta(weights)
     own = from_dict(meta["config"])
     cfg = override(own, overrides)
     # the tensors play no part in it
     info, _ = divided(read_dataset_info(Path(cfg.data.root)), Weights({}, meta, weights, ""))
-    able = tasks_of_model(meta["stage"], own.zegformer)
+    able = able_tasks(meta["stage"], own)
     tasks = tasks_of(info, asked.task_names(), able)
     check_segments(able, tasks, asked.diagnostics, asked.official)
     seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)

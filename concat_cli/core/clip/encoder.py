@@ -32,11 +32,7 @@ class ClipIdentity:
 
 
 class Clip(nn.Module):
-    """A frozen CLIP with L2-normalised fp32 outputs.
-
-    `mean`, `std`: (3, 1, 1) of the image normalisation. `known_words`: the words a small built-in
-    model has learned; None for a model of open vocabulary.
-    """
+    """A frozen CLIP with L2-normalised fp32 outputs; `mean`, `std` (3, 1, 1) normalise images."""
 
     model: Any  # an open_clip model: a module with encode_image and encode_text
     mean: Tensor
@@ -47,7 +43,6 @@ class Clip(nn.Module):
         model: Any,
         tokenize: Callable[..., Tensor],
         identity: ClipIdentity,
-        known_words: frozenset[str] | None = None,
         image_tower: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -58,7 +53,6 @@ class Clip(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(3, 1, 1), persistent=False)
         self.logit_scale = float(model.logit_scale.detach().exp())
         self.identity = identity
-        self.known_words = known_words
         self.has_image_tower = image_tower
         self.dtype = dtype
         self._tokenize = tokenize
@@ -106,7 +100,7 @@ class Clip(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
         """N texts -> (N, E); a text beyond the context length is cut."""
-        parts = []
+        parts: list[Tensor] = []
         for i in range(0, len(texts), _TEXT_BATCH):
             tokens = self._tokenize(texts[i : i + _TEXT_BATCH]).to(self.device)
             with torch.autocast(self.device.type, enabled=False):
@@ -134,15 +128,13 @@ def load_clip(
     UserError if the model or its weights cannot be had.
     """
     device = torch.device(device)
-    words = None
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if cfg.model in tiny.FILES:
             source = f"local-dir:{tiny.FOLDER}"
-            weights = tiny.load_tiny(tiny_files[cfg.model])
+            state = tiny.load_tiny(tiny_files[cfg.model]).state
             model = open_clip.create_model(source, load_weights=False)
-            model.load_state_dict(weights.state)
-            words = weights.words
+            model.load_state_dict(state)
             tokenize = open_clip.get_tokenizer(source)
         else:
             model = create(cfg)
@@ -152,7 +144,7 @@ def load_clip(
     if dtype is not None and image_tower:
         progress.say(f"CLIP encodes images in {str(dtype).removeprefix('torch.')}")
     identity = ClipIdentity(cfg.model, cfg.pretrained, hash_weights(model))
-    return Clip(model, tokenize, identity, words, image_tower, dtype).to(device)
+    return Clip(model, tokenize, identity, image_tower, dtype).to(device)
 
 
 def hash_weights(model: nn.Module) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
@@ -21,9 +23,9 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-# "single": CLIP paper, 3.1.4. "scene": ZegFormer's single one. "imagenet_select": PADing's eight
-# (of open_clip's templates), which ZegFormer takes on COCO. "masked": the 32 that name what CLIP's
-# image encoder is shown of a segment [ZegFormer].
+# "single": CLIP paper, 3.1.4. "scene" and "masked": Ding et al., CVPR 2022, who say by the 32 of
+# the latter what CLIP's image encoder is shown of a segment. "imagenet_select": PADing's eight (of
+# open_clip's templates), which Ding et al. take on COCO.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),
@@ -95,22 +97,29 @@ def clean_name(name: str) -> str:
     return " ".join(_SPLIT_WORDS.get(part.lower(), part) for part in parts)
 
 
-def check_words(vocabulary: Vocabulary, clip: Clip, force: bool = False) -> tuple[str, ...]:
+def known_words(model: str) -> frozenset[str] | None:
+    """The words that a built-in model has learned; None for a model of open vocabulary."""
+    return tiny.load_tiny(tiny.FILES[model]).words if model in tiny.FILES else None
+
+
+def check_words(
+    vocabulary: Vocabulary, known: Collection[str] | None, force: bool = False
+) -> tuple[str, ...]:
     """Words of the vocabulary that the built-in CLIP has never seen; none for a real CLIP.
 
-    UserError if there are any, unless `force`.
+    known: as of `known_words`. UserError if there are any, unless `force`.
     """
-    if clip.known_words is None:
+    if known is None:
         return ()
     unknown: dict[str, None] = {}  # an ordered set
     for entry in vocabulary.entries:
         for name in (entry.name, *entry.synonyms):
             words = re.findall(r"[^\W_]+", clean_name(name).lower())
-            unknown.update(dict.fromkeys(w for w in words if w not in clip.known_words | _ARTICLES))
+            unknown.update(dict.fromkeys(w for w in words if w not in {*known, *_ARTICLES}))
     if unknown and not force:
         raise UserError(
             f"The built-in CLIP has never seen: {_list(list(unknown))}. It knows drawn shapes and "
-            f"{len(clip.known_words)} words: {', '.join(sorted(clip.known_words))}.",
+            f"{len(known)} words: {', '.join(sorted(known))}.",
             "Use weights trained with a real CLIP (concat train-con -c "
             "concat_coco_119_14), or --force to go on all the same.",
         )
@@ -129,12 +138,28 @@ def text_embeddings(
     normalised embeddings, normalised again. `cache_dir` None: `default_cache_dir()`; `templates`:
     a key of `TEMPLATES`, None: `cfg.templates`."""
     rows = class_texts(vocabulary, cfg, templates)
-    path = (cache_dir or default_cache_dir()) / "text" / f"{_key(clip, rows)}.safetensors"
-    embeddings = _read(path, (len(rows), clip.embed_dim), progress)
+    found = cached_texts(clip.identity.sha256, rows, lambda: clip, cache_dir, progress)
+    return found.to(clip.device)
+
+
+def cached_texts(
+    sha256: str,
+    rows: list[list[str]],
+    clip: Callable[[], Clip],
+    cache_dir: Path | None = None,
+    progress: Progress = SILENT,
+) -> Tensor:
+    """`text_embeddings` of the texts of each class, on the CPU or the CLIP's device.
+
+    sha256: the CLIP's, by which the cache knows them; `clip` is called where they are not there.
+    """
+    key = hashlib.sha256(json.dumps([sha256, rows], ensure_ascii=False).encode()).hexdigest()
+    path = (cache_dir or default_cache_dir()) / "text" / f"{key[:40]}.safetensors"
+    embeddings = _read(path, len(rows), progress)
     if embeddings is None:
-        embeddings = encode_classes(clip, rows)
+        embeddings = encode_classes(clip(), rows)
         _write(path, embeddings, progress)
-    return embeddings.to(clip.device)
+    return embeddings
 
 
 def default_cache_dir() -> Path:
@@ -166,12 +191,7 @@ def encode_classes(clip: Clip, rows: list[list[str]]) -> Tensor:
     return F.normalize(total, dim=-1)
 
 
-def _key(clip: Clip, rows: list[list[str]]) -> str:
-    text = json.dumps([clip.identity.sha256, rows], ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:40]
-
-
-def _read(path: Path, shape: tuple[int, int], progress: Progress) -> Tensor | None:
+def _read(path: Path, classes: int, progress: Progress) -> Tensor | None:
     """The cached embeddings; None where there are none or the file is broken."""
     if not path.is_file():
         return None
@@ -180,7 +200,8 @@ def _read(path: Path, shape: tuple[int, int], progress: Progress) -> Tensor | No
     except (SafetensorError, OSError, KeyError) as error:
         progress.say(f"Cached text embeddings are computed again: {path} is broken ({error}).")
         return None
-    if embeddings.shape != shape or not torch.isfinite(embeddings).all():
+    fits = embeddings.ndim == 2 and len(embeddings) == classes
+    if not fits or not torch.isfinite(embeddings).all():
         progress.say(f"Cached text embeddings are computed again: {path} does not fit.")
         return None
     return embeddings

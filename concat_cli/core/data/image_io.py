@@ -50,7 +50,7 @@ def read_image(path: File | str) -> np.ndarray:
     try:
         with open_image(path) as image:
             image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except BROKEN as error:
         raise broken(path, error) from error
 
@@ -147,7 +147,8 @@ def _ends(image: Image.Image) -> bool:
     return _END in tail
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as `read_image` has it."""
     if image.mode.startswith("I") or image.mode == "F":
         return _wide_to_rgb(image)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:

@@ -30,7 +30,6 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.weights import PART, divided
 from concat_cli.core.files import write_json
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 IMAGES = 8  # of val, one at a time
 WARM_UP = 2  # images before the clock runs
@@ -95,29 +94,19 @@ def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
     loaded = load_weights(weights)
     cfg = override(config_of(loaded), overrides)
     info, _ = divided(read_dataset_info(Path(cfg.data.root)), loaded)
-    predictor = Predictor.load(
-        loaded, info.vocabulary, chosen, infer=cfg.infer, zegformer=cfg.zegformer, force=True
-    )
+    predictor = Predictor.load(loaded, info.vocabulary, chosen, overrides=cfg, force=True)
     samples = PanopticDataset(info.part(PART), info.vocabulary)
     images = [samples[i].image for i in range(min(IMAGES, len(samples)))]
     del loaded, samples
     memory.start()
     return Cost(
-        parameters(predictor),
+        predictor.parameters,
         predictor.needs_clip_image,
         images_per_second(predictor, images),
         memory.mib(),
         str(chosen),
         torch.get_num_threads(),
     )
-
-
-def parameters(predictor: Predictor) -> int:
-    """How many parameters run at test: those of the model, and of CLIP's image encoder if used."""
-    modules = [predictor.model]
-    if isinstance(predictor, ZegFormerPredictor) and predictor.clip and predictor.needs_clip_image:
-        modules.append(predictor.clip.model.visual)
-    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def images_per_second(predictor: Predictor, images: Sequence[Any]) -> dict[str, float | None]:

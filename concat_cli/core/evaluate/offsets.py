@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.semantic import SemanticScore, class_map
-from concat_cli.core.infer.outputs import Raw
-from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.predictor import Predictor, Raw
 from concat_cli.core.vocabulary import Vocabulary
 
 STEPS = 11  # offsets between 0 and 0.3 of the logit scale, where the offsets of finetuning lie

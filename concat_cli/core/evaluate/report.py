@@ -15,7 +15,7 @@ from concat_cli.core.evaluate.instance import InstanceQuality, InstanceResult, I
 from concat_cli.core.evaluate.offsets import Calibration
 from concat_cli.core.evaluate.panoptic import PanopticScore, Quality
 from concat_cli.core.evaluate.semantic import SemanticQuality, SemanticScore
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 from concat_cli.core.vocabulary import Vocabulary
 
 Split = Literal["all", "seen", "unseen"]

@@ -16,9 +16,9 @@ from concat_cli.core.evaluate.bootstrap import bootstrap
 from concat_cli.core.evaluate.offsets import calibration
 from concat_cli.core.evaluate.report import Report, Split, make_report
 from concat_cli.core.evaluate.scores import Scores, Wanted
+from concat_cli.core.infer.files import Saver
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.saving import Saver
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 from concat_cli.core.progress import SILENT, Progress
 
 Gather = Callable[[Any], list[Any]]
@@ -70,7 +70,7 @@ def evaluate_model(
         dev_offset: the one that was chosen without val, for the report.
         restricted: truth of classes that are no candidates is void: the easier protocol.
         check: UserError where the truth is next to nothing.
-        save_dir: write the predictions there (`infer/saving.py`).
+        save_dir: write the predictions there (`infer/files.py`).
         truth_dir: write the panoptic truth there, as COCO panoptic files.
         workers: threads that decode images ahead.
         limit: only the first so many images.

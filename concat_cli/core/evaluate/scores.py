@@ -17,11 +17,9 @@ from concat_cli.core.evaluate.instance import InstanceScore, true_instances
 from concat_cli.core.evaluate.offsets import OffsetScore
 from concat_cli.core.evaluate.panoptic import PanopticScore
 from concat_cli.core.evaluate.semantic import SemanticScore, class_map
-from concat_cli.core.infer.files import segment_entries
-from concat_cli.core.infer.outputs import Raw, RawOutput
+from concat_cli.core.infer.files import Saver, segment_entries
 from concat_cli.core.infer.postprocess import bounding_boxes
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.saving import Saver
+from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
 from concat_cli.core.vocabulary import Vocabulary
 
 

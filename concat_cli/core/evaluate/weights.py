@@ -18,10 +18,9 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.offsets import sweep_offsets
 from concat_cli.core.evaluate.report import Report, Split
 from concat_cli.core.evaluate.run import Gather, alone, evaluate_model
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.restore import seen_by, vocabulary_of
-from concat_cli.core.infer.tasks import SEMANTIC_ALONE, TASKS, tasks_of_model
-from concat_cli.core.method import stage_named
+from concat_cli.core.infer.predictor import Predictor, seen_by, vocabulary_of
+from concat_cli.core.method import TASKS, stage_named
+from concat_cli.core.method import loaded as named
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary, same_name
 
@@ -62,13 +61,12 @@ def evaluate_weights(
     own = config_of(loaded)
     cfg = override(own, overrides)
     info, foreign = divided(read_dataset_info(Path(cfg.data.root)), loaded)
-    able = tasks_of_model(loaded.stage, own.zegformer)
+    able = able_tasks(loaded.stage, own)
     chosen = tasks_of(info, tasks, able)
     check_segments(able, chosen, diagnostics, official=truth_dir is not None)
     competing = _competing(info.vocabulary, split, candidates)
     predictor = Predictor.load(
-        loaded, competing, device, infer=cfg.infer, zegformer=cfg.zegformer, force=True,
-        progress=progress,
+        loaded, competing, device, overrides=cfg, force=True, progress=progress,
     )  # fmt: skip
     protocol = _protocol(loaded, info, progress) | {
         "filtering": filtering_of(loaded, {} if foreign else info.protocol),
@@ -97,6 +95,11 @@ def evaluate_weights(
         gather=gather,
         progress=progress,
     )
+
+
+def able_tasks(stage: str, own: Config) -> tuple[str, ...]:
+    """What weights of a stage can be scored for, by the configuration that they carry."""
+    return named(stage_named(stage)[0].tasks)(own)
 
 
 def tasks_of(
@@ -135,7 +138,7 @@ def check_segments(
     able: tuple[str, ...], chosen: tuple[str, ...], diagnostics: bool, official: bool
 ) -> None:
     """UserError for what needs segments where the weights (`able`) or the tasks have none."""
-    if diagnostics and able == SEMANTIC_ALONE:
+    if diagnostics and able == ("semantic",):
         raise UserError(
             "--diagnostics looks at segments, and these weights tell none of a class apart.",
             "Leave it out.",

@@ -1,21 +1,25 @@
-"""Predictions on disk: COCO panoptic JSON, id PNGs and overlays.
+"""What comes out, on disk: predictions, or the truth of a data set, one picture after the other.
 
-OUT/panoptic.json        one for all pictures; `concat evaluate --predictions` reads it
-OUT/panoptic/NAME.png    id PNGs, in the folder named like the JSON
-OUT/NAME.overlay.png     the picture with its segments drawn in
-
-Of weights that tell no segments apart, OUT/semantic.json and OUT/semantic/NAME.png, whose values
-are category ids.
+OUT/panoptic.json        COCO panoptic, one for all; `concat evaluate --predictions` reads it
+OUT/panoptic/NAME.png    ids in R + 256 G + 65536 B, in the folder named like the JSON
+OUT/semantic/NAME.png    grey PNG of the data set's category ids, of 8 bits where all ids fit, else
+                         of 16; `predict` lists them in OUT/semantic.json
+OUT/instances.json       COCO results: [{image_id, category_id, score, bbox, segmentation
+                         (compressed run lengths)}]
+OUT/NAME.overlay.png     the picture with its segments drawn in, made by `predict`
 """
 
 from __future__ import annotations
 
 import io
+import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +27,206 @@ from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.data.image_io import write_id_png, write_png
+from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.outputs import Prediction
-from concat_cli.core.infer.postprocess import Segment
+from concat_cli.core.infer.instances import Instance, bounding_box
+from concat_cli.core.infer.pictures import OVERLAY, to_array
+from concat_cli.core.infer.postprocess import Segment, Size
+from concat_cli.core.infer.predictor import Prediction, Predictor
+from concat_cli.core.infer.render import overlay
+from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-JSON_NAME = "panoptic.json"
-SEMANTIC = "semantic"
+PANOPTIC, SEMANTIC, INSTANCES = "panoptic", "semantic", "instances"
+CHUNK = 8  # pictures in memory at a time
 
 
-@dataclass(frozen=True)
-class WrittenPrediction:
-    """Where one prediction was written, and its entries for the JSON."""
+class Saver:
+    """Writes what is handed over; `finish` makes the JSON files of what all processes wrote.
 
-    png: Path
-    overlay: Path | None
-    image: dict[str, Any]
-    annotation: dict[str, Any]
+    What the JSON files list waits in hidden files, each value in a line behind its image's id, so
+    that nothing of it stays in memory.
+    """
+
+    def __init__(self, out: Path, vocabulary: Vocabulary, rank: int = 0) -> None:
+        self.out, self.vocabulary, self.rank = out, vocabulary, rank
+        self._waiting: dict[str, BinaryIO] = {}
+
+    def panoptic(
+        self,
+        image_id: int,
+        file_name: str,
+        panoptic_map: NDArray[np.integer],
+        segments_info: list[dict[str, Any]],
+        name: str | None = None,
+    ) -> Path:
+        """A panoptic map (H, W) of segment ids, 0 = void, and what COCO says of its segments.
+
+        name: of the PNG without its ending; None: made of `file_name`. Returns the PNG.
+        """
+        png = self._png(PANOPTIC, name or flat_name(file_name))
+        write_id_png(png, panoptic_map)
+        self.enter(png, image_id, file_name, panoptic_map.shape, segments_info)
+        return png
+
+    def semantic(
+        self, file_name: str, semantic_map: NDArray[np.integer], name: str | None = None
+    ) -> Path:
+        """A semantic map (H, W) of class indices; UserError where ids need more than 16 bits."""
+        png = self._png(SEMANTIC, name or flat_name(file_name))
+        ids = np.array(self.vocabulary.ids)
+        if ids.min() < 0 or ids.max() >= 1 << 16:
+            raise UserError(
+                f"The category ids {ids.min()} to {ids.max()} do not fit into a PNG of 16 bits.",
+                "Prepare the data set with ids of 0..65535, or leave --save out.",
+            )
+        kind = np.uint8 if ids.max() < 1 << 8 else np.uint16
+        buffer = io.BytesIO()
+        Image.fromarray(ids.astype(kind)[semantic_map]).save(buffer, "PNG")
+        files.write_bytes(png, buffer.getvalue(), sync=False)
+        return png
+
+    def enter(
+        self,
+        png: Path,
+        image_id: int,
+        file_name: str,
+        size: Sequence[int],
+        segments_info: list[dict[str, Any]],
+    ) -> None:
+        """Lists a PNG in the JSON that is named like its folder; size: height, width."""
+        kind = png.parent.name
+        image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
+        self._wait(f"{kind}.images", image_id, image)
+        annotation = {"image_id": image_id, "file_name": png.name, "segments_info": segments_info}
+        self._wait(f"{kind}.annotations", image_id, annotation)
+
+    def instances(self, image_id: int, found: Sequence[Instance]) -> None:
+        """The instances of an image."""
+        self.begin(INSTANCES)  # so that the file is there, even where nothing is found
+        for one in found:
+            rle = one.rle | {"counts": one.rle["counts"].decode("ascii")}
+            value = {
+                "image_id": image_id,
+                "category_id": self.vocabulary.ids[one.class_index],
+                "score": round(one.score, 6),
+                "bbox": bounding_box(one.rle),
+                "segmentation": rle,
+            }
+            self._wait(INSTANCES, image_id, value)
+
+    def begin(self, name: str) -> BinaryIO:
+        """The hidden file of a list; `finish` writes the list even if nothing is added."""
+        if name not in self._waiting:
+            path = self.out / f".{name}.{self.rank}.tmp"
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._waiting[name] = path.open("wb")
+            except OSError as error:
+                raise files.write_error(path, error) from error
+        return self._waiting[name]
+
+    def state(self) -> dict[str, Path]:
+        """What this process wrote, for `finish`; nothing is added after."""
+        paths = {name: Path(file.name) for name, file in self._waiting.items()}
+        for name, file in self._waiting.items():
+            try:
+                file.close()
+            except OSError as error:
+                raise files.write_error(paths[name], error) from error
+        return paths
+
+    def finish(self, states: Iterable[dict[str, Path]]) -> None:
+        """Writes the JSON files from what all processes wrote, and deletes the hidden ones."""
+        found: dict[str, list[Path]] = {}
+        for name, path in (item for state in states for item in state.items()):
+            found.setdefault(name, []).append(path)
+        try:
+            for kind in (PANOPTIC, SEMANTIC):
+                if f"{kind}.images" in found:
+                    _write(self.out / f"{kind}.json", self._listing(kind, found))
+            if INSTANCES in found:
+                _write(self.out / f"{INSTANCES}.json", _in_order(found[INSTANCES]))
+        finally:
+            for path in (path for paths in found.values() for path in paths):
+                path.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Deletes this process's hidden files."""
+        for file in self._waiting.values():
+            file.close()
+            Path(file.name).unlink(missing_ok=True)
+
+    def _png(self, kind: str, name: str) -> Path:
+        return self.out / kind / f"{name}.png"
+
+    def _wait(self, name: str, image_id: int, value: dict[str, Any]) -> None:
+        file = self.begin(name)
+        try:
+            file.write(f"{image_id} {json.dumps(value, ensure_ascii=False)}\n".encode())
+        except OSError as error:
+            raise files.write_error(Path(file.name), error) from error
+
+    def _listing(self, kind: str, found: dict[str, list[Path]]) -> Iterator[str]:
+        categories = [
+            {"id": entry.id, "name": entry.name, "isthing": int(entry.kind == "thing")}
+            for entry in self.vocabulary.entries
+        ]
+        yield '{"images": '
+        yield from _in_order(found[f"{kind}.images"])
+        yield ', "annotations": '
+        yield from _in_order(found[f"{kind}.annotations"])
+        yield f', "categories": {json.dumps(categories, ensure_ascii=False)}}}'
+
+
+def _in_order(paths: Sequence[Path]) -> Iterator[str]:
+    """The pieces of one JSON list of the values in some hidden files, by image id."""
+    with ExitStack() as stack:
+        opened: list[BinaryIO] = [stack.enter_context(path.open("rb")) for path in paths]
+        places = np.fromiter(_places(opened), np.dtype((np.int64, 3)))
+        yield "["
+        for number, row in enumerate(np.argsort(places[:, 0], kind="stable")):
+            file = opened[places[row, 1]]
+            file.seek(int(places[row, 2]))
+            value = file.readline().partition(b" ")[2].strip().decode("utf-8")
+            yield f", {value}" if number else value
+        yield "]"
+
+
+def _places(opened: Sequence[BinaryIO]) -> Iterator[tuple[int, int, int]]:
+    """Image id, file and offset of each value."""
+    for which, file in enumerate(opened):
+        start = 0
+        for line in file:
+            yield int(line.partition(b" ")[0]), which, start
+            start += len(line)
+
+
+def _write(path: Path, pieces: Iterator[str]) -> None:
+    with files.atomic_path(path) as temp, temp.open("w", encoding="utf-8") as file:
+        file.writelines(pieces)
+        file.write("\n")
+
+
+def flat_name(file_name: str) -> str:
+    """A file name without folders and ending: `town/0001.jpg` -> `town_0001`."""
+    return Path(file_name).with_suffix("").as_posix().replace("/", "_")
+
+
+def segment_entries(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The segments as COCO panoptic entries, with the class's name and score besides."""
+    return [
+        {
+            "id": segment.id,
+            "category_id": vocabulary.ids[segment.class_index],
+            "name": vocabulary.names[segment.class_index],
+            "score": round(segment.score, 4),
+            "area": segment.area,
+            "bbox": list(segment.bbox),
+            "iscrowd": 0,
+        }
+        for segment in segments
+    ]
 
 
 def output_names(inputs: Sequence[Path]) -> list[str]:
@@ -48,13 +235,10 @@ def output_names(inputs: Sequence[Path]) -> list[str]:
     The stem where no other input has it; else with the ending (`cat_jpg`), then with the folder
     (`holiday_cat_jpg`), then with a number.
     """
+    endings = [f"{path.stem}_{path.suffix[1:]}" for path in inputs]
     candidates = [
-        (
-            path.stem,
-            f"{path.stem}_{path.suffix[1:]}",
-            f"{path.parent.name}_{path.stem}_{path.suffix[1:]}",
-        )
-        for path in inputs
+        (path.stem, ending, f"{path.parent.name}_{ending}")
+        for path, ending in zip(inputs, endings, strict=True)
     ]
     count = Counter(form.casefold() for forms in candidates for form in set(forms))
     names: list[str] = []
@@ -78,101 +262,108 @@ def image_ids(names: Sequence[str]) -> list[int]:
     return list(range(1, len(names) + 1))
 
 
-def write_prediction(
+@dataclass(frozen=True)
+class PicturePrediction:
+    """What was found in one picture and where it was written.
+
+    size: height, width. segments: COCO panoptic entries with `name` and `score`, the largest first.
+    milliseconds: load, model, post.
+    """
+
+    path: Path
+    id: int
+    size: Size
+    png: Path
+    overlay: Path
+    segments: list[dict[str, Any]]
+    milliseconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What came of many pictures: predictions in their order, an error for each unreadable one, and
+    the JSON that lists the predictions."""
+
+    pictures: list[PicturePrediction]
+    unreadable: list[UserError]
+    index: Path
+
+
+def predict_paths(
+    predictor: Predictor,
+    paths: Sequence[Path],
     out: Path,
-    name: str,
-    prediction: Prediction,
     *,
-    image_id: int,
-    file_name: str,
-    overlay: Image.Image | None = None,
-) -> WrittenPrediction:
-    """Writes a prediction's id PNG and, if given, its overlay; `write_index` completes them."""
-    png = out / Path(index_name(prediction.is_panoptic)).stem / f"{name}.png"
-    if prediction.is_panoptic:
-        write_id_png(png, prediction.panoptic_map)
-    else:
-        write_semantic_png(png, prediction.semantic_map, prediction.vocabulary)
-    drawn = None
-    if overlay is not None:
-        drawn = out / f"{name}.overlay.png"
-        write_png(drawn, np.asarray(overlay.convert("RGB")))
-    height, width = prediction.panoptic_map.shape
-    image = {"id": image_id, "file_name": file_name, "height": height, "width": width}
-    annotation = {
-        "image_id": image_id,
-        "file_name": png.name,
-        "segments_info": segments_info(prediction),
-    }
-    return WrittenPrediction(png, drawn, image, annotation)
+    share: Share = ALONE,
+    progress: Progress = SILENT,
+) -> Predicted:
+    """Writes an overlay and a PNG for each picture, then one JSON for all.
 
-
-def index_name(is_panoptic: bool) -> str:
-    """The name of the one JSON of all predictions."""
-    return JSON_NAME if is_panoptic else f"{SEMANTIC}.json"
-
-
-def write_semantic_png(
-    path: Path, semantic_map: NDArray[np.integer], vocabulary: Vocabulary
-) -> None:
-    """Class indices (H, W) as a grey PNG of category ids, of 8 bits where all ids fit, else of 16;
-    UserError where they need more."""
-    ids = np.array(vocabulary.ids)
-    if ids.min() < 0 or ids.max() >= 1 << 16:
-        raise UserError(
-            f"The category ids {ids.min()} to {ids.max()} do not fit into a PNG of 16 bits.",
-            "Prepare the data set with ids of 0..65535, or leave --save out.",
-        )
-    kind = np.uint8 if ids.max() < 1 << 8 else np.uint16
-    buffer = io.BytesIO()
-    Image.fromarray(ids.astype(kind)[semantic_map]).save(buffer, "PNG")
-    files.write_bytes(path, buffer.getvalue(), sync=False)
-
-
-def segments_info(prediction: Prediction) -> list[dict[str, Any]]:
-    """The segments as COCO panoptic entries, with the class's name and score besides."""
-    return segment_entries(prediction.segments, prediction.vocabulary)
-
-
-def segment_entries(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """`segments_info` of segments whose classes are those of the vocabulary."""
-    return [
-        {
-            "id": segment.id,
-            "category_id": vocabulary.ids[segment.class_index],
-            "name": vocabulary.names[segment.class_index],
-            "score": round(segment.score, 4),
-            "area": segment.area,
-            "bbox": list(segment.bbox),
-            "iscrowd": 0,
-        }
-        for segment in segments
-    ]
-
-
-def categories(vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """The vocabulary as COCO panoptic categories."""
-    return [
-        {"id": entry.id, "name": entry.name, "isthing": int(entry.kind == "thing")}
-        for entry in vocabulary.entries
-    ]
-
-
-def write_index(
-    out: Path,
-    written: Iterable[WrittenPrediction],
-    vocabulary: Vocabulary,
-    is_panoptic: bool = True,
-) -> Path:
-    """Writes the one JSON of all predictions; returns its path."""
-    rows = sorted(written, key=lambda one: one.image["id"])
-    path = out / index_name(is_panoptic)
-    files.write_json(
-        path,
-        {
-            "images": [one.image for one in rows],
-            "annotations": [one.annotation for one in rows],
-            "categories": categories(vocabulary),
-        },
+    Pictures that cannot be read are left out and named in the result.
+    Each of several processes takes its share, all return everything, in the order of `paths`.
+    """
+    kind = PANOPTIC if PANOPTIC in predictor.tasks else SEMANTIC
+    names = output_names(paths)
+    named = list(zip(paths, names, image_ids(names), strict=True))
+    mine = share.of(len(paths))
+    chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
+    done: dict[int, PicturePrediction | UserError] = {}
+    saver = Saver(out, predictor.vocabulary, share.rank)
+    try:
+        for name in (f"{kind}.images", f"{kind}.annotations"):
+            saver.begin(name)
+        for chunk in progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks)):
+            images, load = _read(paths, chunk, done)
+            found = predictor.predict_batch(list(images.values()), semantic=False)
+            for (index, image), prediction in zip(images.items(), found, strict=True):
+                done[index] = _save(saver, *named[index], image, prediction, load)
+        parts = share.gather((done, saver.state()))
+        if share.rank == 0:
+            saver.finish(state for _, state in parts)
+    except BaseException:
+        saver.abandon()
+        raise
+    everything = dict(item for part, _ in parts for item in part.items())
+    ordered = [everything[index] for index in sorted(everything)]
+    return Predicted(
+        [one for one in ordered if isinstance(one, PicturePrediction)],
+        [one for one in ordered if isinstance(one, UserError)],
+        out / f"{kind}.json",
     )
-    return path
+
+
+def _read(
+    paths: Sequence[Path], chunk: Sequence[int], done: dict[int, PicturePrediction | UserError]
+) -> tuple[dict[int, NDArray[np.uint8]], float]:
+    """Images by their number, and the milliseconds of one; errors go to `done`."""
+    start = time.perf_counter()
+    images: dict[int, NDArray[np.uint8]] = {}
+    for index in chunk:
+        try:
+            images[index] = to_array(paths[index])
+        except UserError as error:
+            done[index] = error
+    return images, round((time.perf_counter() - start) * 1000 / len(chunk), 2)
+
+
+def _save(
+    saver: Saver,
+    path: Path,
+    name: str,
+    image_id: int,
+    image: NDArray[np.uint8],
+    prediction: Prediction,
+    load: float,
+) -> PicturePrediction:
+    entries = segment_entries(prediction.segments, prediction.vocabulary)
+    file_name, size = path.as_posix(), (image.shape[0], image.shape[1])
+    if prediction.is_panoptic:
+        png = saver.panoptic(image_id, file_name, prediction.panoptic_map, entries, name)
+    else:
+        png = saver.semantic(file_name, prediction.semantic_map, name)
+        saver.enter(png, image_id, file_name, size, entries)
+    drawn = saver.out / f"{name}{OVERLAY}"
+    write_png(drawn, np.asarray(overlay(image, prediction).convert("RGB")))
+    largest_first = sorted(entries, key=lambda segment: -segment["area"])
+    times = prediction.milliseconds | {"load": load}
+    return PicturePrediction(path, image_id, size, png, drawn, largest_first, times)

@@ -125,7 +125,8 @@ def semantic_shares(
     """`semantic`, and (H, W) how much of the sums of all classes the named one has, 0-1."""
     maps: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
     for members, strips in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
-        labels, shares = [], []
+        labels: list[Tensor] = []
+        shares: list[Tensor] = []
         for scores in strips:
             best, index = scores.max(1)
             total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
@@ -232,7 +233,8 @@ def _compete(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per pixel the query of highest score * mask (B, H, W); whether its own mask covers the pixel
     (B, H, W); pixels of each query's whole mask (B, n)."""
-    winners, insides = [], []
+    winners: list[Tensor] = []
+    insides: list[Tensor] = []
     own = torch.zeros_like(scores, dtype=torch.int64)
     for strip in resized_strips(masks, size, valid):
         mask = strip.sigmoid()  # (B, n, rows, W)
@@ -290,3 +292,21 @@ def bounding_boxes(segment_map: NDArray[np.int32], count: int) -> NDArray[np.int
     bottom, right = height - rows[:, ::-1].argmax(1), width - columns[:, ::-1].argmax(1)
     boxes = np.stack([x, y, right - x, bottom - y], 1)
     return np.where(rows.any(1, keepdims=True), boxes, 0)
+
+
+def regions(labels: NDArray[np.int32], sure: NDArray[np.float32]) -> PanopticResult:
+    """Everything of one class as one segment, in the order of the classes.
+
+    labels (H, W); sure (H, W) in 0-1, whose mean is a segment's score.
+    """
+    classes, ids = np.unique(labels, return_inverse=True)
+    segment_map = ids.reshape(labels.shape).astype(np.int32) + 1
+    areas = np.bincount(segment_map.ravel(), minlength=len(classes) + 1)[1:]
+    sums = np.bincount(segment_map.ravel(), sure.ravel())[1:]
+    boxes = bounding_boxes(segment_map, len(classes))
+    rows = zip(classes, sums / areas, areas, boxes, strict=True)
+    segments = (
+        Segment(number, int(label), float(score), int(area), (int(x), int(y), int(w), int(h)))
+        for number, (label, score, area, (x, y, w, h)) in enumerate(rows, 1)
+    )
+    return PanopticResult(segment_map, tuple(segments))

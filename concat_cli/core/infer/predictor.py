@@ -1,38 +1,121 @@
-"""A picture in, a panoptic prediction out."""
+"""From a weights file to a predictor, and from a picture to what is in it: one path for all.
+
+What differs between methods is behind two functions of their `METHOD`: `restore` makes the model of
+a weights file, `predictor` the `Predictor` of a `Loading`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from concat_cli.core.checkpoint import Weights
-from concat_cli.core.config import InferConfig
+from concat_cli.core.build import config_of
+from concat_cli.core.checkpoint import Weights, check_clip, load_weights
+from concat_cli.core.clip.encoder import Clip, load_clip
+from concat_cli.core.clip.prompts import cached_texts, check_words, class_texts, known_words
+from concat_cli.core.config import Config, InferConfig
+from concat_cli.core.config_file import diff, from_dict, override, to_dict
 from concat_cli.core.data.transforms import resize_short
+from concat_cli.core.device import choose_device, choose_precision
+from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, instances
-from concat_cli.core.infer.outputs import Picture, Prediction, Raw, RawOutput, to_array
-from concat_cli.core.infer.postprocess import PanopticResult, Size, calibrated, panoptic, semantic
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.infer.pictures import Picture, to_array
+from concat_cli.core.infer.postprocess import (
+    PanopticResult,
+    Segment,
+    Size,
+    calibrated,
+    panoptic,
+    semantic,
+)
+from concat_cli.core.method import TASKS, loaded, stage_named
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.core.runs import BUILT_IN
+from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, same_name
 
 DIVISOR = 32  # the coarsest stride of a model
+Names = Vocabulary | Path | str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one picture; plain values, which may be kept, pickled and sent.
+
+    panoptic_map (H, W) int32: 0 = nothing, else a segment's id. milliseconds: load, model, post.
+    is_panoptic: False where the model tells no segments apart: then a segment is all that is of one
+    class.
+    """
+
+    panoptic_map: NDArray[np.int32]
+    segments: tuple[Segment, ...]
+    vocabulary: Vocabulary
+    milliseconds: dict[str, float]
+    is_panoptic: bool = True
+    _semantic: NDArray[np.int32] | None = field(default=None, repr=False)
+
+    @property
+    def semantic_map(self) -> NDArray[np.int32]:
+        """(H, W) int32 class index of every pixel; UserError where it was declined."""
+        if self._semantic is not None:
+            return self._semantic
+        if self.is_panoptic:
+            raise UserError(
+                "This prediction has no semantic map: it was made with semantic=False.",
+                "Call predictor(picture), which makes it.",
+            )
+        classes = np.array([segment.class_index for segment in self.segments], np.int32)
+        return classes[self.panoptic_map - 1]
+
+    def name(self, segment: Segment) -> str:
+        """The class name of a segment."""
+        return self.vocabulary.names[segment.class_index]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class name of each segment."""
+        return tuple(self.name(segment) for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The model's output for some of the pictures given, which share one padded size.
+
+    positions: which pictures; sizes: of the pictures; valid: their parts of the padded input;
+    milliseconds per picture.
+    """
+
+    positions: list[int]
+    sizes: list[Size]
+    valid: list[Size]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class RawOutput(Raw):
+    """Of a model with queries: its final layer.
+
+    class_logits (B, Q, K+1); mask_logits (B, Q, h, w) at stride 4; image_logits (B, Q, K): what
+    CLIP's image encoder says of the segments, where it was asked; else None.
+    """
+
+    class_logits: Tensor
+    mask_logits: Tensor
+    image_logits: Tensor | None = None
 
 
 class Predictor:
     """A segmentor with the vocabulary it names segments by.
 
-    Predictors of other kinds of models (`zegformer.py`, `dense.py`) change what `_run` gives and
-    what is made of it.
+    Predictors of other kinds of models change what `_run` gives and what is made of it.
 
     Args:
         model: a segmentor in evaluation mode.
@@ -69,63 +152,86 @@ class Predictor:
     def load(
         cls,
         weights: Weights | Path | str | None = None,
-        vocabulary: Vocabulary | Path | str | None = None,
+        vocabulary: Names | None = None,
         device: torch.device | str = "auto",
         *,
-        infer: InferConfig | None = None,
-        zegformer: ZegFormerConfig | None = None,
+        overrides: Sequence[str] | Config = (),
         precision: str = "auto",
         force: bool = False,
         cache_dir: Path | None = None,
         progress: Progress = SILENT,
     ) -> Predictor:
-        """From weights of any kind (a file; None: the built-in ones) and a vocabulary (a file;
-        None: the classes of the data set that the weights were trained on).
+        """The predictor of weights of any method; UserError for what cannot be read or named.
 
         Args:
-            infer: thresholds and sizes; None: those of the weights' configuration.
-            zegformer: the branch of a ZegFormer; None: that of the weights' configuration.
+            weights: a file; None: the built-in ones.
+            vocabulary: a file, or names like `["cat, kitten", "sky : stuff"]`; None: the classes of
+                the data set that the weights were trained on.
+            overrides: keys that say how to predict (`["infer.size=640"]`); of a whole
+                configuration, those keys alone count.
             precision: auto (fp32 on the CPU, the best the GPU has otherwise), fp32, bf16 or fp16.
             force: allow names with words that the built-in CLIP never saw.
             cache_dir: where text embeddings are kept between runs.
         """
-        from concat_cli.core.infer.load import load_predictor  # which imports every kind of them
+        if not isinstance(weights, Weights):
+            weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
+        method, _ = stage_named(weights.stage)
+        cfg = at_test(weights, overrides)
+        place = _device(device, progress)
+        dtype = None
+        if precision != "auto" or place.type == "cuda":  # the CPU stays exact unless told otherwise
+            dtype, reason = choose_precision(precision, place)
+            progress.say(f"precision {dtype or torch.float32} ({reason})")
+        classes = named_by(weights, vocabulary)
+        unknown = check_words(classes, known_words(cfg.clip.model), force)
+        if unknown:
+            progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
+        loading = Loading(weights, cfg, classes, place, dtype, progress, cache_dir, force)
+        return loaded(method.predictor)(loading)
 
-        return load_predictor(
-            weights,
-            vocabulary,
-            device,
-            infer=infer,
-            zegformer=zegformer,
-            precision=precision,
-            force=force,
-            cache_dir=cache_dir,
-            progress=progress,
-        )
+    @overload
+    def __call__(self, pictures: Picture, semantic: bool = True) -> Prediction: ...
+    @overload
+    def __call__(self, pictures: Sequence[Picture], semantic: bool = True) -> list[Prediction]: ...
+    def __call__(
+        self, pictures: Picture | Sequence[Picture], semantic: bool = True
+    ) -> Prediction | list[Prediction]:
+        """What is in a picture, or in each of a list of them.
 
-    def __call__(self, picture: Picture) -> Prediction:
-        """Predicts one picture: an (H, W, 3) uint8 RGB array, a path, or a PIL image."""
-        return self.predict_batch([picture])[0]
+        A picture is a path, a PIL image, or an array or tensor as `to_array` takes it; see
+        `predict_batch` for the rest.
+        """
+        if isinstance(pictures, Sequence) and not isinstance(pictures, str):
+            return self.predict_batch(pictures, semantic)
+        return self.predict_batch([pictures], semantic)[0]
 
-    def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """Predictions in the order of the pictures; those of like size run together."""
+    def predict_batch(self, pictures: Sequence[Picture], semantic: bool = True) -> list[Prediction]:
+        """Predictions in the order of the pictures; those of like size run together.
+
+        semantic: also make the semantic maps, which panoptic segments alone do not need. UserError
+        for a picture that cannot be read or is none.
+        """
         start = time.perf_counter()
         images = [to_array(picture) for picture in pictures]
         load = (time.perf_counter() - start) * 1000 / max(1, len(images))
         found: dict[int, Prediction] = {}
+        is_panoptic = "panoptic" in self.tasks
         for raw in self.raw(images):
             start = time.perf_counter()
             results = self.segments(raw)
+            apart = is_panoptic and semantic  # else the segments are the semantic map
+            maps = self.semantic(raw) if apart else [None] * len(results)
             post = (time.perf_counter() - start) * 1000 / len(results)
             times = {"load": load, "model": raw.milliseconds, "post": post}
-            for row, (position, result) in enumerate(zip(raw.positions, results, strict=True)):
+            times = {name: round(value, 2) for name, value in times.items()}
+            for position, result, classes in zip(raw.positions, results, maps, strict=True):
                 found[position] = Prediction(
                     result.panoptic_map,
                     result.segments,
                     self.vocabulary,
-                    {name: round(value, 2) for name, value in times.items()},
-                    self._later(raw, row),
-                    "panoptic" in self.tasks,
+                    times,
+                    is_panoptic,
+                    classes,
                 )
         return [found[position] for position in range(len(images))]
 
@@ -182,6 +288,11 @@ class Predictor:
         assert isinstance(scale, Tensor)
         return scale.item()
 
+    @property
+    def parameters(self) -> int:
+        """How many parameters run at test; text embeddings are made before, once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
     def probabilities(self, raw: RawOutput, offset: float) -> Tensor:
         """(B, Q, K+1) of the classes and no_object, with `offset` taken off the seen ones."""
         return calibrated(raw.class_logits, self.is_seen, offset).softmax(-1)
@@ -208,18 +319,118 @@ class Predictor:
         classes, masks = output.class_logits[-1].float(), output.mask_logits[-1].float()
         return RawOutput([], [], valid, 0.0, classes, masks)
 
-    def _later(self, raw: Raw, row: int) -> Callable[[], NDArray[np.int32]]:
-        one = row_of(raw, row)
-        return lambda: self.semantic(one)[0]
+
+load = Predictor.load
 
 
-def row_of(raw: Raw, row: int) -> Raw:
-    """The output for one of the pictures; it does not keep the whole batch alive."""
-    own: dict[str, Any] = {}
-    for each in fields(raw):
-        value = getattr(raw, each.name)
-        if isinstance(value, Tensor):
-            own[each.name] = value[row : row + 1].clone()
-        elif isinstance(value, list):
-            own[each.name] = [value[row]]
-    return replace(raw, **own)
+@dataclass
+class Loading:
+    """What a method's predictor is made of: weights, and what was asked for.
+
+    cfg: the weights' configuration as it predicts. vocabulary: `seen` are those that the weights
+    were trained on with labels. dtype: of autocast; None: fp32. cache_dir: of text embeddings;
+    None: the user's. force: unknown words were allowed.
+    """
+
+    weights: Weights
+    cfg: Config
+    vocabulary: Vocabulary
+    device: torch.device
+    dtype: torch.dtype | None = None
+    progress: Progress = SILENT
+    cache_dir: Path | None = None
+    force: bool = False
+    _clip: Clip | None = field(default=None, init=False, repr=False)
+
+    def text(self, templates: str | None = None) -> Tensor:
+        """(K, E) normalised embeddings of the vocabulary, of the configured templates or others.
+
+        They come from the cache; CLIP's text tower is loaded where they are not all there.
+        """
+        rows = class_texts(self.vocabulary, self.cfg.clip, templates)
+        key, found = self.weights.meta["clip"]["sha256"], lambda: self.clip(image_tower=False)
+        return cached_texts(key, rows, found, self.cache_dir, self.progress).to(self.device)
+
+    def clip(self, image_tower: bool) -> Clip:
+        """The CLIP of the weights, loaded once; UserError where another one lies in its place."""
+        if self._clip is None or (image_tower and not self._clip.has_image_tower):
+            self._clip = load_clip(self.cfg.clip, self.device, image_tower=image_tower)
+            check_clip(self.weights, self._clip.identity)
+        return self._clip
+
+    def model(self) -> nn.Module:
+        """The model of the weights in evaluation mode, on the device."""
+        method, _ = stage_named(self.weights.stage)
+        return loaded(method.restore)(self.weights).to(self.device)
+
+
+def open_predictor(loading: Loading) -> Predictor:
+    """The predictor of weights whose model is a segmentor and needs nothing else."""
+    return Predictor(
+        loading.model(),
+        loading.text(),
+        loading.vocabulary,
+        loading.cfg.infer,
+        loading.device,
+        loading.dtype,
+        loading.weights.meta,
+    )
+
+
+def at_test(weights: Weights, overrides: Sequence[str] | Config = ()) -> Config:
+    """The configuration of weights with what was asked for at test.
+
+    Only keys that say how to predict change: those of `infer` and `Method.at_test`. UserError where
+    overrides name others; of a whole configuration the others are left aside.
+    """
+    own = config_of(weights)
+    method, _ = stage_named(weights.stage)
+    allowed = (*(f"infer.{one.name}" for one in fields(InferConfig)), *method.at_test)
+    if isinstance(overrides, Config):
+        values, asked = to_dict(own), to_dict(overrides)
+        for section, _, key in (name.partition(".") for name in allowed):
+            values[section][key] = asked[section][key]
+        return from_dict(values)
+    cfg = override(own, overrides)
+    others = [key for line in diff(own, cfg) if (key := line.split(":")[0]) not in allowed]
+    if others:
+        raise UserError(
+            f"{', '.join(others)} cannot be changed in these weights.",
+            f"Keys that say how they predict: {', '.join(allowed)}.",
+        )
+    return cfg
+
+
+def named_by(weights: Weights, vocabulary: Names | None = None) -> Vocabulary:
+    """The classes that a predictor is to name, `seen` as of `seen_by`; see `Predictor.load`."""
+    known = vocabulary_of(weights)
+    if isinstance(vocabulary, (str, Path)):
+        vocabulary = parse_vocabulary(Path(vocabulary), known)
+    elif vocabulary is not None and not isinstance(vocabulary, Vocabulary):
+        vocabulary = parse_vocabulary("names", known, text="\n".join(vocabulary))
+    return seen_by(known if vocabulary is None else vocabulary, weights)
+
+
+def vocabulary_of(weights: Weights) -> Vocabulary:
+    """The classes of the data set that the weights were trained on."""
+    return Vocabulary.from_json(weights.meta["vocabulary"])
+
+
+def seen_by(vocabulary: Vocabulary, weights: Weights) -> Vocabulary:
+    """The vocabulary with `seen` set where labels of a class of that name (or one of its synonyms)
+    were trained on; case does not count."""
+    trained = {same_name(name) for name in weights.meta["trained"]}
+    return Vocabulary(
+        tuple(
+            replace(e, seen=any(same_name(n) in trained for n in (e.name, *e.synonyms)))
+            for e in vocabulary.entries
+        )
+    )
+
+
+def _device(device: torch.device | str, progress: Progress) -> torch.device:
+    if isinstance(device, torch.device):
+        return device
+    chosen, why = choose_device(device)
+    progress.say(f"device {chosen} ({why})")
+    return chosen

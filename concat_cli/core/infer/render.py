@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from concat_cli.core.data.dataset import Sample
-from concat_cli.core.infer.outputs import Prediction
+from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.vocabulary import Vocabulary
 
 Colour = tuple[int, int, int]

@@ -25,7 +25,7 @@ from concat_cli.core.evaluate.semantic import SemanticQuality
 from concat_cli.core.files import atomic_path
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import Drawing, side_by_side, stack
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult

@@ -52,7 +52,7 @@ METHOD = Method(
     ),
     reference="shapes",
     restore="concat_cli.core.build:restore_segmentor",
-    predictor="concat_cli.methods.concat.predictor:open_predictor",
+    predictor="concat_cli.core.infer.predictor:open_predictor",
     tasks="concat_cli.methods.concat:tasks",
     examples={
         "train-con": (

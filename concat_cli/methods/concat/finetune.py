@@ -10,7 +10,7 @@ from torch import Tensor
 
 from concat_cli.core.build import config_of, part_of, restore_segmentor
 from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
-from concat_cli.core.clip.prompts import check_words
+from concat_cli.core.clip.prompts import check_words, known_words
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.device import one_thread
 from concat_cli.core.errors import UserError
@@ -68,7 +68,7 @@ def finetune(
     new = new_names(known, given, cfg) if pseudo else Vocabulary(())
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
-    check_words(new, clip, force)
+    check_words(new, known_words(cfg.clip.model), force)
     name = "finetune" if vocabulary is None else taught(vocabulary)
     inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)

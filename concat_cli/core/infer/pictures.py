@@ -1,0 +1,117 @@
+"""What goes in: files, folders and globs as paths, and pictures of every kind as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from concat_cli.core.data.image_io import read_image, to_rgb
+from concat_cli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"})
+OVERLAY = ".overlay.png"  # how `predict` ends the names of the pictures that it draws
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+
+Picture: TypeAlias = "NDArray[Any] | Path | str | Image.Image | Tensor"
+
+
+def to_array(picture: Picture) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 RGB of a picture; what is transparent is laid over white.
+
+    A path; a PIL image; an array or a tensor (H, W), (H, W, C) or (C, H, W), of uint8 or of floats
+    in 0-1, of C = 1 (grey), 3 (RGB) or 4 (RGBA) channels. Where both ends may be C, an array has it
+    last and a tensor first. UserError for anything else, and for a file that cannot be read.
+    """
+    from torch import Tensor  # heavy, and not needed to find pictures
+
+    if isinstance(picture, (str, Path)):
+        return read_image(Path(picture))
+    if isinstance(picture, Image.Image):
+        return np.array(to_rgb(picture))
+    if isinstance(picture, Tensor):
+        values = picture.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+        return _from_values(
+            values.numpy(), (0, -1), f"a tensor {tuple(picture.shape)} of {picture.dtype}"
+        )
+    if not isinstance(picture, np.ndarray):  # a caller without types
+        raise _no_picture(f"a {type(picture).__name__}")
+    return _from_values(picture, (-1, 0), f"an array {picture.shape} of {picture.dtype}")
+
+
+def _from_values(values: NDArray[Any], ends: tuple[int, int], given: str) -> NDArray[np.uint8]:
+    """ends: where the channels may be, the likelier place first."""
+    if values.ndim == 3 and values.size:
+        place = next((end for end in ends if values.shape[end] in CHANNELS), None)
+        if place is None:
+            raise _no_picture(given)
+        values = np.moveaxis(values, place, -1)
+        values = values[..., 0] if values.shape[2] == 1 else values
+    elif values.ndim != 2 or not values.size:
+        raise _no_picture(given)
+    if values.dtype.kind == "f":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # nan is refused, too
+            raise _no_picture(f"{given} with values from {low:g} to {high:g}")
+        values = (values * 255).round().astype(np.uint8)
+    if values.dtype != np.uint8:
+        raise _no_picture(given)
+    if values.ndim == 3 and values.shape[2] == 3:
+        return values
+    return np.array(to_rgb(Image.fromarray(np.ascontiguousarray(values))))
+
+
+def _no_picture(given: str) -> UserError:
+    return UserError(
+        f"This is no picture: {given}.",
+        "Give a path, a PIL image, or an array or tensor (H, W, 3), (H, W), (H, W, 4) or with the "
+        "channels first, of uint8 or of floats in 0-1; several pictures as a list.",
+    )
+
+
+def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+    """Every picture once, in the order given, those of a folder or glob by name.
+
+    A folder gives the pictures directly in it, without hidden files and overlays; a glob may hold
+    `**`. UserError where one of the inputs gives nothing.
+    """
+    return list(dict.fromkeys(path for text in inputs for path in _expand(text)))
+
+
+def _expand(text: str) -> list[Path]:
+    path = Path(text)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [p for p in sorted(path.iterdir()) if is_picture(p)]
+        if not found:
+            raise UserError(
+                f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}).",
+                f'For the folders below it, write "{path}/**/*.jpg".',
+            )
+        return found
+    if any(sign in text for sign in "*?["):
+        root = Path(path.anchor)
+        found = [p for p in sorted(root.glob(str(path.relative_to(root)))) if is_picture(p)]
+        if not found:
+            raise UserError(f"No picture matches {text}.", "Check the pattern and the folder.")
+        return found
+    raise UserError(f"There is no picture {path}.", "Give files, folders or globs of pictures.")
+
+
+def is_picture(path: Path) -> bool:
+    """A file with a picture's ending that is neither hidden nor an overlay made here."""
+    return (
+        path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and not path.name.endswith(OVERLAY)
+        and path.is_file()
+    )
