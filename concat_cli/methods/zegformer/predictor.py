@@ -87,13 +87,6 @@ class ZegFormerPredictor(Predictor):
         """Offsets are taken off probabilities."""
         return 1.0
 
-    @property
-    def parameters(self) -> int:
-        """With those of CLIP's image encoder, where it runs."""
-        clip = self.clip if self.needs_clip_image else None
-        looks = () if clip is None else clip.model.visual.parameters()
-        return super().parameters + sum(parameter.numel() for parameter in looks)
-
     def scores(self, raw: RawOutput) -> Tensor:
         """(B, Q, K+1) scores of the branch, before any offset; see `class_scores`."""
         way = self.zegformer
