@@ -28,7 +28,7 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.differences import GROUPS
+from concat_cli.core.evaluate.intervals import GROUPS
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.load import image_embeddings
 from concat_cli.core.infer.predictor import Predictor

@@ -14,6 +14,7 @@ from concat_cli import __version__
 from concat_cli.commands import data, train, use
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
+from concat_cli.commands.evaluate import evaluate
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
@@ -31,7 +32,7 @@ _COMMANDS = {
     "finetune": train.finetune,
     "train-zegformer": train.train_zegformer,
     "train-clip-zss": train.train_clip_zss,
-    "evaluate": use.evaluate,
+    "evaluate": evaluate,
     "predict": use.predict,
     "compare": compare,
     "doctor": doctor,

@@ -20,10 +20,10 @@ from concat_cli.core.config import ClipConfig, ClipZssConfig, InferConfig, ZegFo
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
-from concat_cli.core.evaluate.comparable import Entry, parse_entry
-from concat_cli.core.evaluate.compare import Comparison, compare_runs
-from concat_cli.core.evaluate.cost import Cost, measure_cost, parameters
-from concat_cli.core.evaluate.differences import Interval
+from concat_cli.core.evaluate.compare import Comparison, Entry, compare_runs, parse_entry
+from concat_cli.core.evaluate.cost import Cost, measure_cost
+from concat_cli.core.evaluate.intervals import Interval
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import BUILT_IN
@@ -158,7 +158,7 @@ def found(worlds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_figures_are_those_of_the_evaluation(found: Comparison, worlds: dict[str, Path]) -> None:
     keys = (f"data.root={worlds['drop']}", *SMALL)
-    report = evaluate_weights(BUILT_IN, keys, device="cpu", bootstraps=50)
+    report = evaluate_weights(BUILT_IN, keys, Scoring(bootstraps=50), device="cpu")
     row = found.rows[0]
     assert (found.images, found.seen, found.unseen, found.repeats) == (8, 38, 10, 50)
     for group in ("seen", "unseen", "harmonic"):
@@ -315,5 +315,5 @@ def test_clips_image_encoder_counts_where_it_runs() -> None:
             model, text, names, InferConfig(), zegformer=ZegFormerConfig(branch=branch), clip=clip,
             image_text=text,
         )  # fmt: skip
-        assert parameters(predictor) == expected
+        assert predictor.parameters == expected
         assert predictor.needs_clip_image == (branch != "segment")

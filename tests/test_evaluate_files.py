@@ -15,9 +15,14 @@ from jsonschema import Draft202012Validator
 
 from concat_cli.core.data.image_io import read_id_png, write_id_png
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.files import evaluate_files
-from concat_cli.core.evaluate.official import compare_with_official, official_scores
+from concat_cli.core.evaluate.files import (
+    PanopticFiles,
+    compare_with_official,
+    evaluate_files,
+    official_scores,
+)
 from concat_cli.core.evaluate.report import load_schema
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.progress import Silent
 
 GOLDEN = Path(__file__).parent / "golden" / "pq"
@@ -72,7 +77,9 @@ def test_folders_may_be_named(golden):
     expected = evaluate_files(golden / "pred.json", golden / "gt.json").panoptic
     (golden / "pred").rename(golden / "elsewhere")
     refused(golden, "no folder")
-    found = evaluate_files(golden / "pred.json", golden / "gt.json", golden / "elsewhere")
+    found = evaluate_files(
+        PanopticFiles(golden / "pred.json", golden / "elsewhere"), golden / "gt.json"
+    )
     assert found.panoptic == expected
 
 
@@ -85,11 +92,11 @@ def test_missing_files(golden):
 
 def test_not_json_and_not_panoptic(golden):
     (golden / "pred.json").write_text("{")
-    refused(golden, "not valid JSON")
+    refused(golden, "Invalid JSON")
     (golden / "pred.json").write_text("[]")
-    refused(golden, "annotations")
+    refused(golden, "is no COCO panoptic JSON")
     (golden / "pred.json").write_text('{"annotations": [{"image_id": 0}]}')
-    refused(golden, "incomplete")
+    refused(golden, r"annotations\.0\.segments_info: Field required")
 
 
 def test_unknown_category(golden):
@@ -146,7 +153,9 @@ def test_a_truth_without_segments(golden):
 
 
 def test_intervals_of_files(golden):
-    plain = evaluate_files(golden / "pred.json", golden / "gt.json", bootstraps=50).to_json()
+    plain = evaluate_files(
+        golden / "pred.json", golden / "gt.json", Scoring(bootstraps=50)
+    ).to_json()
     for task, key in (("panoptic", "pq"), ("semantic", "miou")):
         low, high = plain["intervals"][key]["all"]
         assert low < plain[task]["all"][key] < high and high - low < 0.5
@@ -195,7 +204,7 @@ def test_predictions_without_truth_are_counted(golden):
     lines = Lines()
     report = evaluate_files(golden / "pred.json", golden / "gt.json", progress=lines)
     assert report.protocol["not_scored"] == 1 and report.images == 15
-    assert "1 of 16 predictions have no truth and were not scored" in lines.lines[0]
+    assert "1 of 16 predictions have no truth and were not scored" in lines.lines[-1]
 
 
 def test_classes_are_divided_only_where_it_is_known_how(golden):
@@ -206,7 +215,7 @@ def test_classes_are_divided_only_where_it_is_known_how(golden):
         assert [groups[name] for name in ("seen", "unseen", "harmonic")] == [None] * 3
     whole = evaluate_files(golden / "pred.json", golden / "gt.json", unseen=()).to_json()
     assert whole["panoptic"]["seen"] == whole["panoptic"]["all"] == report["panoptic"]["all"]
-    refused(golden, "which classes are seen", split="seen")
+    refused(golden, "which classes are seen", scoring=Scoring(split="seen"))
 
 
 def test_png_of_another_size(golden):
@@ -232,7 +241,7 @@ def test_official_says_how_to_install(golden, monkeypatch):
     monkeypatch.setitem(sys.modules, "panopticapi", None)
     monkeypatch.setitem(sys.modules, "panopticapi.evaluation", None)
     with pytest.raises(UserError) as caught:
-        official_scores(golden / "pred.json", golden / "gt.json")
+        official_scores(*map(PanopticFiles, (golden / "pred.json", golden / "gt.json")))
     assert "pip install git+https" in caught.value.hint
 
 
@@ -249,7 +258,7 @@ def test_official_figures_are_compared(golden, monkeypatch):
     expected["per_class"] = {int(k): v for k, v in expected["per_class"].items()}
     official_stand_in(monkeypatch, expected)
     report = evaluate_files(golden / "pred.json", golden / "gt.json")
-    scores = official_scores(golden / "pred.json", golden / "gt.json")
+    scores = official_scores(*map(PanopticFiles, (golden / "pred.json", golden / "gt.json")))
     assert compare_with_official(report, scores) < 1e-9
     expected["Things"]["sq"] += 1e-6
     with pytest.raises(UserError, match="Things sq"):

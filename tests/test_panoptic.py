@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from concat_cli.core.evaluate.files import evaluate_files
-from concat_cli.core.evaluate.panoptic import PanopticScore, overlaps
+from concat_cli.core.evaluate.quality import PanopticScore, overlaps
 
 GOLDEN = Path(__file__).parent / "golden" / "pq"
 CLASSES = 4

@@ -11,7 +11,7 @@ import pytest
 from concat_cli.commands.prepare import config_for
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.class_split import class_split_names
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 
 ROOT = Path(__file__).parents[1]
 CASES = [  # name, class split, task -> configuration

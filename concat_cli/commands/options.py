@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import MISSING, fields
 from enum import Enum
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
 from concat_cli.console import Console
 
 if TYPE_CHECKING:
+    import torch
+
     from concat_cli.core.config import Config
+    from concat_cli.core.device import Share
     from concat_cli.core.runs import Run
+
+T = TypeVar("T")
 
 
 class Device(str, Enum):
@@ -79,3 +87,43 @@ def open_run(
         if lines:
             console.warn(f"unlike {saved}: {'; '.join(lines)}")
     return cfg, run
+
+
+def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """A command of a function that takes one dataclass, whose fields are the command's options."""
+    types = get_type_hints(kind, include_extras=True)
+    parameters = [
+        Parameter(
+            one.name,
+            Parameter.KEYWORD_ONLY,
+            default=Parameter.empty if one.default is MISSING else one.default,
+            annotation=types[one.name],
+        )
+        for one in fields(kind)  # type: ignore[arg-type]
+    ]
+
+    def command_of(function: Callable[[T], None]) -> Callable[..., None]:
+        def command(**given: Any) -> None:
+            function(kind(**given))
+
+        command.__doc__ = function.__doc__
+        vars(command)["__signature__"] = Signature(parameters)  # which typer reads
+        return command
+
+    return command_of
+
+
+def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
+    """The device, and this process's share of the pictures under `torchrun`."""
+    import torch
+
+    from concat_cli.core.device import Share, choose_device
+    from concat_cli.core.train.distributed import gather_objects, join
+
+    chosen, why = choose_device(device)
+    console.say(f"device {chosen} ({why})")
+    processes = join(chosen.type)
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", processes.local_rank)
+        torch.cuda.set_device(chosen)
+    return chosen, Share(processes.rank, processes.world, gather_objects)

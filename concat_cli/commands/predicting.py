@@ -27,14 +27,14 @@ def run_predictor(
     console: Console,
 ) -> Predicted:
     """Predicts pictures; every process of a `torchrun` takes its share of them."""
-    from concat_cli.commands.shares import open_shares
+    from concat_cli.commands.options import open_share
     from concat_cli.core.checkpoint import load_weights
     from concat_cli.core.infer.predict import predict_paths
     from concat_cli.core.infer.predictor import Predictor
 
     loaded = load_weights(weights)
     cfg = used_config(loaded, overrides)
-    place, shares = open_shares(device, console)
+    place, share = open_share(device, console)
     predictor = Predictor.load(
         loaded, vocabulary, place, infer=cfg.infer, zegformer=cfg.zegformer, force=force,
         progress=console.progress,
@@ -45,7 +45,10 @@ def run_predictor(
             f"these weights know drawn shapes and {words} words; in a photo they find nothing "
             "sensible. Train with a real CLIP for that (configs/concat_coco_119_14.yaml)."
         )
-    return predict_paths(predictor, paths, out, progress=console.progress, **shares)
+    return predict_paths(
+        predictor, paths, out, rank=share.rank, world=share.world, gather=share.gather,
+        progress=console.progress,
+    )  # fmt: skip
 
 
 def used_config(loaded: Weights, overrides: Sequence[str]) -> Config:

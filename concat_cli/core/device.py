@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from concat_cli.core.errors import UserError
 
 DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+def _alone(value: Any) -> list[Any]:
+    return [value]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A process's share of many pictures: every `world`-th of them, from `rank` on.
+
+    gather: (a picklable value of this process) -> those of all, in rank order, on every process.
+    """
+
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[Any], list[Any]] = _alone
+
+    def of(self, count: int) -> range:
+        """The numbers of the pictures that are this process's."""
+        return range(self.rank, count, self.world)
+
+
+ALONE = Share()
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:

@@ -22,6 +22,7 @@ BUILT_IN = (
     "concat_cli.methods.clip_zss:METHOD",
 )
 ENTRY_POINTS = "concat.methods"
+TASKS = ("panoptic", "semantic", "instance")  # that weights can be scored for
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,11 @@ from typing import Any
 
 import torch
 
-from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import load_weights
-from concat_cli.core.config_file import override
-from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.device import choose_device
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.weights import PART, divided
+from concat_cli.core.evaluate.weights import open_subject
 from concat_cli.core.files import write_json
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 IMAGES = 8  # of val, one at a time
 WARM_UP = 2  # images before the clock runs
@@ -92,32 +87,22 @@ def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
     """The cost, measured in this process."""
     chosen, _ = choose_device(device)
     memory = PeakMemory(chosen)
-    loaded = load_weights(weights)
-    cfg = override(config_of(loaded), overrides)
-    info, _ = divided(read_dataset_info(Path(cfg.data.root)), loaded)
+    subject = open_subject(weights, overrides)
     predictor = Predictor.load(
-        loaded, info.vocabulary, chosen, infer=cfg.infer, zegformer=cfg.zegformer, force=True
+        subject.weights, subject.info.vocabulary, chosen, overrides=subject.cfg, force=True
     )
-    samples = PanopticDataset(info.part(PART), info.vocabulary)
+    samples = subject.dataset()
     images = [samples[i].image for i in range(min(IMAGES, len(samples)))]
-    del loaded, samples
+    del subject, samples
     memory.start()
     return Cost(
-        parameters(predictor),
+        predictor.parameters,
         predictor.needs_clip_image,
         images_per_second(predictor, images),
         memory.mib(),
         str(chosen),
         torch.get_num_threads(),
     )
-
-
-def parameters(predictor: Predictor) -> int:
-    """How many parameters run at test: those of the model, and of CLIP's image encoder if used."""
-    modules = [predictor.model]
-    if isinstance(predictor, ZegFormerPredictor) and predictor.clip and predictor.needs_clip_image:
-        modules.append(predictor.clip.model.visual)
-    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def images_per_second(predictor: Predictor, images: Sequence[Any]) -> dict[str, float | None]:

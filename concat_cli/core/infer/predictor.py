@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concat_cli.core.checkpoint import Weights
-from concat_cli.core.config import InferConfig, ZegFormerConfig
+from concat_cli.core.config import Config, InferConfig, ZegFormerConfig
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.infer.instances import Instance, instances
 from concat_cli.core.infer.outputs import Picture, Prediction, Raw, RawOutput, to_array
 from concat_cli.core.infer.postprocess import PanopticResult, Size, calibrated, panoptic, semantic
-from concat_cli.core.infer.tasks import TASKS
+from concat_cli.core.method import TASKS
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -71,6 +71,7 @@ class Predictor:
         vocabulary: Vocabulary | Path | str | None = None,
         device: torch.device | str = "auto",
         *,
+        overrides: Config | None = None,
         infer: InferConfig | None = None,
         zegformer: ZegFormerConfig | None = None,
         precision: str = "auto",
@@ -90,6 +91,8 @@ class Predictor:
         """
         from concat_cli.core.infer.load import load_predictor  # which imports every kind of them
 
+        if overrides is not None:
+            infer, zegformer = overrides.infer, overrides.own(ZegFormerConfig)
         return load_predictor(
             weights,
             vocabulary,
@@ -180,6 +183,11 @@ class Predictor:
         scale = self.model.get_submodule("classifier").scale
         assert isinstance(scale, Tensor)
         return scale.item()
+
+    @property
+    def parameters(self) -> int:
+        """How many parameters run at test; text embeddings are made before, once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
     def probabilities(self, raw: RawOutput, offset: float) -> Tensor:
         """(B, Q, K+1) of the classes and no_object, with `offset` taken off the seen ones."""
