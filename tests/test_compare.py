@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,15 +257,16 @@ def test_the_cost_is_measured_in_a_process_of_its_own(worlds: dict[str, Path]) -
     assert found.peak_mib is not None and 10 < found.peak_mib < 1000
 
 
-def test_mistakes_and_deaths_of_that_process_are_told(
-    worlds: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    job, result = tmp_path / "job.json", tmp_path / "result.json"
-    job.write_text(json.dumps({"weights": "none", "overrides": [], "device": "cpu"}))
-    costs.main(job, result)
-    assert "There is no file none" in json.loads(result.read_text())["error"][0]
-    monkeypatch.setattr(costs.sys, "executable", "false")
-    with pytest.raises(UserError, match="exit code 1; its last line: nothing"):
+def dies(*_: object) -> None:
+    os._exit(9)
+
+
+def test_mistakes_and_deaths_of_that_process_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="There is no file none") as caught:
+        measure_cost(Path("none"))
+    assert caught.value.hint
+    monkeypatch.setattr(costs, "cost_here", dies)
+    with pytest.raises(UserError, match="died"):
         measure_cost(BUILT_IN)
 
 

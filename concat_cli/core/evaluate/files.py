@@ -9,11 +9,11 @@ import io
 import json
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,10 @@ class _Annotation(_Row):
     file_name: str | None = None
     segments_info: list[_Segment]
 
+    def labels(self, vocabulary: Vocabulary) -> NDArray[np.int64]:
+        """(N,) class indices of the segments."""
+        return np.array([vocabulary.index_of_id[s.category_id] for s in self.segments_info], int)
+
 
 class _Category(_Row):
     id: int
@@ -70,10 +74,13 @@ class _Predictions(_Row):
     annotations: list[_Annotation]
     categories: list[_Category] | None = None
 
-    @property
     def names(self) -> dict[int, str]:
         """Names by category id, none where the JSON says nothing of them."""
         return {one.id: one.name for one in self.categories or ()}
+
+    def said(self) -> set[int]:
+        """The category ids of all segments."""
+        return {s.category_id for one in self.annotations for s in one.segments_info}
 
 
 class _Truth(_Predictions):
@@ -96,22 +103,12 @@ class PanopticFiles:
         return self.folder or self.json.with_suffix("")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One annotation of a panoptic JSON: ids, class indices and crowd flags in its own order."""
-
-    png_name: str
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    crowd: NDArray[np.bool_]
-
-
 def evaluate_files(
     predictions: PanopticFiles | Path | str,
     truth: PanopticFiles | Path | str,
     scoring: Scoring = PLAIN,
     *,
-    unseen: Collection[str | int] | None = None,
+    unseen: Collection[str] | None = None,
     class_split: str | None = None,
     progress: Progress = SILENT,
 ) -> Report:
@@ -119,29 +116,29 @@ def evaluate_files(
 
     Args:
         scoring: its `split`, `bootstraps` and `official`; the others need weights.
-        unseen: names or category ids of the classes that count as unseen; None: those of
-            `class_split`, a split's name or file; None: as the truth's `dataset.json` says, a
-            folder above it; without one, classes are not divided.
+        unseen: names of the classes that count as unseen; None: those of `class_split`, a split's
+            name or file; None: as the truth's `dataset.json` says, a folder above it; without one,
+            classes are not divided.
     """
     _check_asked(scoring)
     start = time.perf_counter()
     found, real = _given(predictions), _given(truth)
     said, told = _read(found, _Predictions), _read(real, _Truth)
     vocabulary = Vocabulary.from_categories(one.model_dump() for one in told.categories or ())
-    if len(told.names) < len(vocabulary) or len(set(vocabulary.names)) < len(vocabulary):
+    if len(told.names()) < len(vocabulary) or len(set(vocabulary.names)) < len(vocabulary):
         raise UserError(f"{real.json}: two categories have one id or one name.", FORMAT_HINT)
     if unseen is None:
         class_split, unseen = _unseen_of(real.json, class_split, vocabulary, progress)
-    if unseen is None and scoring.split != "all":
+    vocabulary = _divided(vocabulary, unseen, scoring.split)
+    truths, preds = _by_image(real, told), _by_image(found, said)
+    _check_categories(found.json, said, real.json, told)
+    missing = [image_id for image_id in truths if image_id not in preds]
+    if missing:
         raise UserError(
-            f"Nobody says which classes are {scoring.split}.",
-            "Give --class-split, or leave --split out.",
+            f"{found.json} has no prediction for {len(missing)} of the {len(truths)} images of "
+            f"{real.json}, such as image {missing[0]}.",
+            "Predict every image; one without segments has an empty `segments_info`.",
         )
-    vocabulary = vocabulary.with_unseen(_names(vocabulary, unseen or ()))
-    truths = _entries(real.json, told, real.json, vocabulary)
-    _check_names(found.json, said, real.json, told)
-    preds = _entries(found.json, said, real.json, vocabulary)
-    _check_fit(found.json, preds, real.json, truths, named=bool(said.names))
     extra = [image_id for image_id in preds if image_id not in truths]
     if extra:
         progress.say(
@@ -155,14 +152,13 @@ def evaluate_files(
         if image_id not in sizes:
             what = f"{real.json} does not list image {image_id} with its height and width."
             raise UserError(what, "Download or write the JSON again.")
-        truth_map = _read_map(real, one, image_id, sizes[image_id])
-        labels, size = preds[image_id].labels, sizes[image_id]
-        pred_map = _read_map(found, preds[image_id], image_id, size)
-        shares = tally.panoptic.add(pred_map, labels, truth_map, one.labels, one.crowd)
-        pixels = tally.semantic.add(class_map(pred_map, labels), class_map(truth_map, one.labels))
-        if tally.each.panoptic is not None and tally.each.semantic is not None:
-            tally.each.panoptic.add(number, shares)
-            tally.each.semantic.add(number, pixels)
+        truth_map, labels = _read_map(real, one, sizes[image_id]), one.labels(vocabulary)
+        pred_map = _read_map(found, preds[image_id], sizes[image_id])
+        pred_labels = preds[image_id].labels(vocabulary)
+        crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
+        tally.add_panoptic(number, (pred_map, pred_labels), (truth_map, labels, crowd))
+        classes = class_map(pred_map, pred_labels), class_map(truth_map, labels)
+        tally.add_semantic(number, *classes)
     report = make_report(
         tally,
         vocabulary,
@@ -181,13 +177,12 @@ def evaluate_files(
         divided=unseen is not None,
     )
     if scoring.official:
-        ask_official(report, found, real, progress)
+        progress.say(ask_official(report, found, real))
     return report
 
 
 def _check_asked(scoring: Scoring) -> None:
-    weights_alone = scoring.tasks, scoring.calibrate, scoring.diagnostics
-    if any(weights_alone) or scoring.candidates != "all":
+    if scoring.tasks or scoring.calibrate or scoring.diagnostics or scoring.candidates != "all":
         raise UserError(
             "--tasks, --candidates, --calibrate and --diagnostics need weights; files hold "
             "panoptic segments, from which PQ and mIoU are counted.",
@@ -247,95 +242,59 @@ def _unseen_of(
     return name, unseen
 
 
-def _names(vocabulary: Vocabulary, unseen: Collection[str | int]) -> set[str]:
-    """The names of classes told by name or id; UserError for classes that the truth lacks."""
-    by_id = {entry.id: entry.name for entry in vocabulary.entries}
-    named = {one: one for one in vocabulary.names}
-    known: dict[str | int, str] = {**by_id, **named}
-    missing = [one for one in unseen if one not in known]
+def _divided(vocabulary: Vocabulary, unseen: Collection[str] | None, split: str) -> Vocabulary:
+    """The classes with seen and unseen; UserError where the truth lacks one, or none are told."""
+    if unseen is None and split != "all":
+        what = f"Nobody says which classes are {split}."
+        raise UserError(what, "Give --class-split, or leave --split out.")
+    missing = [name for name in unseen or () if name not in vocabulary.index_of_name]
     if missing:
         raise UserError(
             f"The truth has no class {', '.join(map(repr, missing))} that could be unseen.",
-            "Name classes of the truth's `categories`, by name or by id.",
+            "Name classes of the truth's `categories`.",
         )
-    return {known[one] for one in unseen}
+    return vocabulary.with_unseen(unseen or ())
 
 
-def _entries(
-    path: Path, content: _Predictions, truth: Path, vocabulary: Vocabulary
-) -> dict[ImageId, Entry]:
-    """Annotations by image id, in file order; UserError for categories that the truth lacks."""
-    said = {s.category_id for one in content.annotations for s in one.segments_info}
-    unknown = said - vocabulary.index_of_id.keys()
-    if unknown:
-        which = "None" if unknown == said else "Not every"
-        shown = ", ".join(map(str, sorted(unknown)[:5]))
-        raise UserError(
-            f"{which} category id of {path} is among the categories of {truth}: it lacks {shown}.",
-            "Write the data set's category ids, not class indices.",
-        )
-    entries: dict[ImageId, Entry] = {}
+def _by_image(files: PanopticFiles, content: _Predictions) -> dict[ImageId, _Annotation]:
+    """Annotations by image id, in file order; UserError for an image or a segment told twice."""
+    found = {one.image_id: one for one in content.annotations}
+    if len(found) < len(content.annotations):
+        raise UserError(f"{files.json}: two annotations have one image_id.", FORMAT_HINT)
     for one in content.annotations:
-        if one.image_id in entries:
-            raise UserError(f"{path}: an annotation has image {one.image_id} twice.", FORMAT_HINT)
-        ids = [segment.id for segment in one.segments_info]
-        if len(set(ids)) < len(ids):
+        if len({segment.id for segment in one.segments_info}) < len(one.segments_info):
             raise UserError(
-                f"{path}: image {one.image_id} has segment ids that are repeated.",
-                "0 is void in a panoptic PNG; each other id stands for one segment.",
+                f"{files.json}: image {one.image_id} has segment ids that are repeated.",
+                "Each id but 0 stands for one segment of a panoptic PNG.",
             )
-        labels = [vocabulary.index_of_id[segment.category_id] for segment in one.segments_info]
-        entries[one.image_id] = Entry(
-            one.file_name or f"{one.image_id:0>12}.png",
-            np.array(ids, np.int64),
-            np.array(labels, np.int64),
-            np.array([segment.iscrowd for segment in one.segments_info], bool),
-        )
-    return entries
+    return found
 
 
-def _check_names(path: Path, said: _Predictions, truth: Path, told: _Truth) -> None:
-    """UserError where the predictions name their categories and mean others than the truth."""
-    hint = (
-        "Predict with the truth's classes; or take `categories` out of the predictions, if the "
-        "ids are right and only the names differ."
-    )
-    own, names = said.names, told.names
-    if own and not set(own.values()) & set(names.values()):
-        raise UserError(
-            f"No class name of {path} is one of {truth} (such as {next(iter(own.values()))!r}): PQ "
-            "would be 0.",
-            hint,
-        )
+def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth) -> None:
+    """UserError where the files mean different classes, or there is nothing to score."""
+    names, own, real = told.names(), said.names(), told.said()
     for category, name in own.items():
         if names.get(category, name) != name:
-            what = f"Category {category} is {name!r} in {path}, but {names[category]!r} in {truth}."
-            raise UserError(what, hint)
-
-
-def _check_fit(
-    path: Path,
-    preds: Mapping[ImageId, Entry],
-    truth: Path,
-    truths: Mapping[ImageId, Entry],
-    named: bool,
-) -> None:
-    """UserError where an image lacks a prediction, or the files have nothing in common."""
-    missing = [image_id for image_id in truths if image_id not in preds]
-    if missing:
-        raise UserError(
-            f"{path} has no prediction for {len(missing)} of the {len(truths)} images of {truth}, "
-            f"such as image {missing[0]}.",
-            "Predict every image; one without segments has an empty `segments_info`.",
-        )
-    said = {int(label) for entry in preds.values() for label in entry.labels}
-    real = {int(label) for entry in truths.values() for label in entry.labels}
+            raise UserError(
+                f"Category {category} is {name!r} in {path}, but {names[category]!r} in {truth}.",
+                "Predict with the truth's classes; or take `categories` out of the predictions, if "
+                "the ids are right and only the names differ.",
+            )
+    for file, ids in ((truth, real), (path, said.said())):
+        unknown = sorted(ids - names.keys())
+        if unknown:
+            which = "None" if len(unknown) == len(ids) else "Not every"
+            raise UserError(
+                f"{which} category id of {file} is among the categories of {truth}: it lacks "
+                f"{', '.join(map(str, unknown[:5]))}.",
+                "Write the data set's category ids, not class indices.",
+            )
     if not real:
         raise UserError(
-            f"None of the {len(truths)} images of {truth} has a segment: there is no truth.",
+            f"None of the images of {truth} has a segment: there is no truth.",
             "Give the JSON of the labels; lists of test images have none.",
         )
-    if said and not said & real and not named:
+    if said.said() and not said.said() & real and not own:
         raise UserError(
             f"No category id of {path} occurs in the segments of {truth}: PQ would be 0.",
             "Write the data set's category ids, not class indices; or add the `categories` that "
@@ -343,20 +302,19 @@ def _check_fit(
         )
 
 
-def _read_map(
-    files: PanopticFiles, entry: Entry, image_id: ImageId, size: tuple[int, int]
-) -> NDArray[np.int32]:
-    """(H, W): 0 = void, i+1 = segment i of the entry; UserError where PNG and JSON disagree."""
-    path = files.pngs / entry.png_name
+def _read_map(files: PanopticFiles, one: _Annotation, size: tuple[int, int]) -> NDArray[np.int32]:
+    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree."""
+    path = files.pngs / (one.file_name or f"{one.image_id:0>12}.png")
+    ids = np.array([segment.id for segment in one.segments_info], np.int64)
     found = read_id_png(path)
     if found.shape != size:
         raise UserError(
             f"{path} is {found.shape[1]} x {found.shape[0]} pixels, but the truth's JSON says "
-            f"{size[1]} x {size[0]} for image {image_id}.",
+            f"{size[1]} x {size[0]} for image {one.image_id}.",
             TOGETHER,
         )
-    order = np.argsort(entry.ids)
-    known = np.concatenate([[0], entry.ids[order]])
+    order = np.argsort(ids)
+    known = np.concatenate([[0], ids[order]])
     place = np.searchsorted(known, found).clip(max=len(known) - 1)
     strange = found[known[place] != found]
     unused = known[np.bincount(place.ravel(), minlength=len(known)) == 0]
@@ -364,8 +322,8 @@ def _read_map(
     if len(strange) or len(unused):
         side, which = ("JSON", strange[0]) if len(strange) else ("PNG", unused[0])
         raise UserError(
-            f"{path} and {files.json} disagree on image {image_id}: segment id {which} is not in "
-            f"the {side}.",
+            f"{path} and {files.json} disagree on image {one.image_id}: segment id {which} is not "
+            f"in the {side}.",
             TOGETHER,
         )
     return np.concatenate([[0], order + 1]).astype(np.int32)[place]
@@ -379,26 +337,13 @@ def check_official(tasks: Sequence[str] | None) -> None:
         raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
 
 
-def ask_official(
-    report: Report, predictions: PanopticFiles, truth: PanopticFiles, progress: Progress
-) -> None:
-    """Says how far panopticapi is from the report of these files; UserError beyond 1e-9."""
-    official = official_scores(predictions, truth)
-    difference = compare_with_official(report, official)
-    whole = 100 * official["All"]["pq"]
-    progress.say(f"panopticapi: PQ {whole:.4f}, largest difference {difference:.1e}")
-
-
-def official_scores(predictions: PanopticFiles, truth: PanopticFiles) -> dict[str, Any]:
-    """What the installed panopticapi's `pq_compute` returns for the files: All, Things, Stuff
-    (pq, sq, rq, n in 0-1) and per_class by category id. UserError where it is not installed."""
-    try:
-        evaluation = importlib.import_module("panopticapi.evaluation")
-    except ImportError as error:
-        raise UserError("panopticapi is not installed.", f"Install it: {INSTALL}") from error
+def ask_official(report: Report, predictions: PanopticFiles, truth: PanopticFiles) -> str:
+    """What the installed panopticapi says of these files and how far it is from the report, in one
+    line; UserError where any figure differs by more than 1e-9."""
+    evaluation = importlib.import_module("panopticapi.evaluation")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its own table
-            return evaluation.pq_compute(
+            official = evaluation.pq_compute(
                 str(truth.json),
                 str(predictions.json),
                 gt_folder=str(truth.pngs),
@@ -409,26 +354,22 @@ def official_scores(predictions: PanopticFiles, truth: PanopticFiles) -> dict[st
             "panopticapi cannot score files without any thing or without any stuff segment.",
             "Leave --official out.",
         ) from error
-
-
-def compare_with_official(report: Report, official: Mapping[str, Any]) -> float:
-    """The largest difference of any figure; UserError where it exceeds 1e-9."""
     ours = report.to_json()
     pairs: list[tuple[str, float, float]] = []
-    for group, name in (("all", "All"), ("things", "Things"), ("stuff", "Stuff")):
-        mine = ours["panoptic"][group]
+    for group in ("all", "things", "stuff"):
+        mine, theirs = ours["panoptic"][group], official[group.capitalize()]
         if mine is not None:
-            pairs += [(f"{name} {k}", mine[k], official[name][k]) for k in ("pq", "sq", "rq", "n")]
+            pairs += [(f"{group} {k}", mine[k], theirs[k]) for k in ("pq", "sq", "rq", "n")]
     for row in ours["per_class"]:
         theirs = official["per_class"].get(row["id"])
         if theirs is not None:
             pairs += [(f"{row['name']} {k}", row[k], theirs[k]) for k in ("pq", "sq", "rq")]
     name, mine, theirs = max(pairs, key=lambda pair: abs(pair[1] - pair[2]))
-    difference = abs(mine - theirs)
-    if difference > TOLERANCE:
+    if abs(mine - theirs) > TOLERANCE:
         raise UserError(
             f"panopticapi disagrees: {name} is {theirs!r} there and {mine!r} here.",
             "Please report it with the two JSON files; a truth JSON whose `area` is not the number "
             "of pixels in its PNG is a known cause.",
         )
-    return difference
+    whole, difference = 100 * official["All"]["pq"], abs(mine - theirs)
+    return f"panopticapi: PQ {whole:.4f}, largest difference {difference:.1e}"

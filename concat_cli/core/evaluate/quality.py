@@ -47,36 +47,18 @@ class Quality:
 
 @dataclass(frozen=True)
 class ClassQualities:
-    """Per class (K,): summed IoU of matches, matches, false alarms, misses; and what follows."""
+    """Per class (K,): matches, false alarms, misses; PQ, SQ and RQ, 0 where there is nothing."""
 
-    iou: FloatArray
     tp: FloatArray
     fp: FloatArray
     fn: FloatArray
-
-    @property
-    def occurs(self) -> BoolArray:
-        """(K,) True where TP + FP + FN > 0; the other classes are left out of means."""
-        return (self.tp + self.fp + self.fn) > 0
-
-    @property
-    def rq(self) -> FloatArray:
-        """(K,) recognition quality; 0 where a class does not occur."""
-        return self.tp / np.where(self.occurs, self.tp + 0.5 * self.fp + 0.5 * self.fn, 1.0)
-
-    @property
-    def sq(self) -> FloatArray:
-        """(K,) segmentation quality; 0 where nothing matched."""
-        return self.iou / np.maximum(self.tp, 1.0)
-
-    @property
-    def pq(self) -> FloatArray:
-        """(K,) panoptic quality; 0 where a class does not occur."""
-        return self.iou / np.where(self.occurs, self.tp + 0.5 * self.fp + 0.5 * self.fn, 1.0)
+    pq: FloatArray
+    sq: FloatArray
+    rq: FloatArray
 
     def mean(self, classes: Sequence[int]) -> Quality | None:
-        """Plain mean over those of the classes that occur; None if none does."""
-        chosen = [c for c in classes if self.occurs[c]]
+        """Plain mean over those of the classes that occur (TP + FP + FN > 0); None if none does."""
+        chosen = [c for c in classes if self.tp[c] + self.fp[c] + self.fn[c] > 0]
         if not chosen:
             return None
         means = (float(values[chosen].mean()) for values in (self.pq, self.sq, self.rq))
@@ -128,7 +110,10 @@ class PanopticScore:
 
     def result(self) -> ClassQualities:
         """Qualities of every class so far."""
-        return ClassQualities(*self.counts.copy())
+        iou, tp, fp, fn = self.counts.copy()
+        whole = tp + 0.5 * fp + 0.5 * fn
+        whole = np.where(whole > 0, whole, 1.0)
+        return ClassQualities(tp, fp, fn, iou / whole, iou / np.maximum(tp, 1.0), tp / whole)
 
 
 def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> NDArray[np.int64]:

@@ -103,14 +103,7 @@ class Report:
         """Plain values that follow `report.schema.json`."""
         plain = asdict(replace(self, counts=None))
         del plain["counts"]
-        return _lists(plain | {"diagnostics": plain["diagnostics"] or None})
-
-
-def _lists(value: Any) -> Any:
-    """The same with lists for tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {name: _lists(inner) for name, inner in value.items()}
-    return [_lists(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return json.loads(json.dumps(plain | {"diagnostics": plain["diagnostics"] or None}))
 
 
 def make_report(
@@ -145,8 +138,7 @@ def make_report(
         "stuff": [c for c in range(len(vocabulary)) if not thing[c]],
     }
     instance = tally.instance.result()
-    rows = _per_class(vocabulary, tally, instance, members[split])
-    rows = [row if divided else replace(row, seen=None) for row in rows]
+    rows = _per_class(vocabulary, tally, instance, members[split], divided)
     drawn = None
     if scoring.bootstraps:
         drawn = bootstrap(tally.each, vocabulary, scoring.bootstraps)
@@ -184,10 +176,13 @@ def _means(
 
 
 def _per_class(
-    vocabulary: Vocabulary, tally: Tally, instance: InstanceResult, chosen: Sequence[int]
+    vocabulary: Vocabulary,
+    tally: Tally,
+    instance: InstanceResult,
+    chosen: Sequence[int],
+    divided: bool,
 ) -> list[ClassReport]:
     result, iou = tally.panoptic.result(), tally.semantic.iou()
-    pq, sq, rq = result.pq, result.sq, result.rq
     rows: list[ClassReport] = []
     for c in chosen:
         own = instance.quality([c])
@@ -195,18 +190,18 @@ def _per_class(
             ClassReport(
                 name=vocabulary.names[c],
                 id=vocabulary.ids[c],
-                seen=vocabulary.is_seen[c],
+                seen=vocabulary.is_seen[c] if divided else None,
                 thing=vocabulary.is_thing[c],
-                pq=float(pq[c]),
-                sq=float(sq[c]),
-                rq=float(rq[c]),
+                pq=float(result.pq[c]),
+                sq=float(result.sq[c]),
+                rq=float(result.rq[c]),
                 tp=int(result.tp[c]),
                 fp=int(result.fp[c]),
                 fn=int(result.fn[c]),
                 iou=None if math.isnan(iou[c]) else float(iou[c]),
-                ap=None if own is None else own.ap,
-                ap50=None if own is None else own.ap50,
-                ar=None if own is None else own.ar,
+                ap=own and own.ap,
+                ap50=own and own.ap50,
+                ar=own and own.ar,
             )
         )
     return rows

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
@@ -17,7 +16,7 @@ from concat_cli.core.data.dataset import PanopticDataset, Sample, keep_segments
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import true_instances
-from concat_cli.core.evaluate.quality import PanopticScore, class_map, mask_ious
+from concat_cli.core.evaluate.quality import BoolArray, IntArray, class_map, mask_ious
 from concat_cli.core.evaluate.report import Report, make_report
 from concat_cli.core.evaluate.scores import (
     NO_SWEEP,
@@ -72,9 +71,14 @@ def evaluate_model(
     scorer = Scorer(predictor, dataset.vocabulary, scoring, tally, share.rank)
     mine = share.of(count)
     try:
-        samples = _samples(dataset, mine, workers, tally.clock)
+        samples = _samples(dataset, mine, workers)
         shown = progress.track(zip(mine, samples, strict=True), "score", len(mine))
-        while chunk := list(islice(shown, predictor.cfg.batch)):
+        while True:
+            waiting = time.perf_counter()
+            chunk = list(islice(shown, predictor.cfg.batch))
+            tally.clock["load"] += time.perf_counter() - waiting
+            if not chunk:
+                break
             scorer.add([number for number, _ in chunk], [sample for _, sample in chunk])
         parts = share.gather(scorer.finished())
         for other, _ in parts:
@@ -164,7 +168,7 @@ class Scorer:
             if "panoptic" in self.tasks:
                 found = self.predictor.panoptic(raw, offset)
                 for sample, one in zip(samples, found, strict=True):
-                    self._add_segments(panoptic, one, sample)
+                    panoptic.add(*self._segments(one), *truth_of(sample))
             if "semantic" in self.tasks:
                 maps = self.predictor.semantic(raw, offset)
                 for sample, one in zip(samples, maps, strict=True):
@@ -174,9 +178,7 @@ class Scorer:
         saver, truth_saver = self.savers
         results = self.predictor.panoptic(raw)
         for number, sample, result in zip(numbers, samples, results, strict=True):
-            own = self._add_segments(self.tally.panoptic, result, sample)
-            if self.tally.each.panoptic is not None:
-                self.tally.each.panoptic.add(number, own)
+            self.tally.add_panoptic(number, self._segments(result), truth_of(sample))
             image = sample.image_id, sample.file_name
             if saver is not None:
                 entries = segment_entries(result.segments, self.predictor.vocabulary)
@@ -185,30 +187,23 @@ class Scorer:
                 entries = true_entries(sample, self.vocabulary)
                 truth_saver.panoptic(*image, sample.segment_map, entries)
 
-    def _add_segments(
-        self, score: PanopticScore, found: PanopticResult, sample: Sample
-    ) -> NDArray[np.float64]:
-        labels = self.to_truth[np.array([s.class_index for s in found.segments], np.int64)]
-        truth = sample.segment_map, sample.labels, sample.crowd
-        return score.add(found.panoptic_map, labels, *truth)
+    def _segments(self, found: PanopticResult) -> tuple[IntArray, IntArray]:
+        labels = [segment.class_index for segment in found.segments]
+        return found.panoptic_map, self.to_truth[np.array(labels, np.int64)]
 
     def _score_semantic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
         saver, _ = self.savers
         maps = self.predictor.semantic(raw)
         for number, sample, found in zip(numbers, samples, maps, strict=True):
             truth = class_map(sample.segment_map, sample.labels)
-            own = self.tally.semantic.add(self.to_truth[found], truth)
-            if self.tally.each.semantic is not None:
-                self.tally.each.semantic.add(number, own)
+            self.tally.add_semantic(number, self.to_truth[found], truth)
             if saver is not None:
                 saver.semantic(sample.file_name, found)
 
     def _score_instances(self, raw: Raw, samples: Sequence[Sample]) -> None:
         saver, _ = self.savers
         for sample, found in zip(samples, self.predictor.instances(raw), strict=True):
-            truth = true_instances(
-                sample.segment_map, sample.labels, sample.crowd, self.vocabulary.is_thing
-            )
+            truth = true_instances(*truth_of(sample), self.vocabulary.is_thing)
             self.tally.instance.add(sample.image_id, found, truth, self.to_truth)
             if saver is not None:
                 saver.instances(sample.image_id, found)
@@ -257,6 +252,11 @@ def truth_indices(candidates: Vocabulary, vocabulary: Vocabulary) -> NDArray[np.
     return np.array([vocabulary.index_of_name[name] for name in candidates.names], np.int64)
 
 
+def truth_of(sample: Sample) -> tuple[IntArray, IntArray, BoolArray]:
+    """The map of true segments, and what they are."""
+    return sample.segment_map, sample.labels, sample.crowd
+
+
 def true_entries(sample: Sample, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """`segments_info` of a sample's truth, segment i with the id i+1."""
     boxes = bounding_boxes(sample.segment_map, len(sample.labels)).tolist()
@@ -276,29 +276,14 @@ def true_entries(sample: Sample, vocabulary: Vocabulary) -> list[dict[str, Any]]
     ]
 
 
-def _samples(
-    dataset: PanopticDataset, indices: Sequence[int], workers: int, clock: dict[str, float]
-) -> Iterator[Sample]:
-    """The samples in order, decoded up to a few ahead by threads; waiting is booked as "load"."""
+def _samples(dataset: PanopticDataset, indices: Sequence[int], workers: int) -> Iterator[Sample]:
+    """The samples in order; by threads, decoded up to a few ahead."""
     if workers == 0:
-        for index in indices:
-            with _timed(clock):
-                sample = dataset[index]
-            yield sample
+        yield from map(dataset.__getitem__, indices)
         return
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Sample]] = deque()
         waiting = iter(indices)
-        ahead.extend(pool.submit(dataset.__getitem__, i) for i in islice(waiting, 4 * workers))
+        ahead = deque(pool.submit(dataset.__getitem__, i) for i in islice(waiting, 4 * workers))
         while ahead:
             ahead.extend(pool.submit(dataset.__getitem__, i) for i in islice(waiting, 1))
-            with _timed(clock):
-                sample = ahead.popleft().result()
-            yield sample
-
-
-@contextmanager
-def _timed(clock: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    clock["load"] += time.perf_counter() - start
+            yield ahead.popleft().result()

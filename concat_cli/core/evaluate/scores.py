@@ -13,7 +13,13 @@ from concat_cli.core.data.dataset import Sample
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceScore
 from concat_cli.core.evaluate.intervals import ImageCounts, SparseCounts, harmonic
-from concat_cli.core.evaluate.quality import MaskScore, PanopticScore, SemanticScore
+from concat_cli.core.evaluate.quality import (
+    BoolArray,
+    IntArray,
+    MaskScore,
+    PanopticScore,
+    SemanticScore,
+)
 from concat_cli.core.method import TASKS
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -95,6 +101,23 @@ class Tally:
             SparseCounts(3, classes) if keep and "semantic" in tasks else None,
         )
         self.clock = {"load": 0.0, "model": 0.0, "post": 0.0}
+
+    def add_panoptic(
+        self,
+        number: int,
+        found: tuple[IntArray, IntArray],
+        truth: tuple[IntArray, IntArray, BoolArray],
+    ) -> None:
+        """Segments of an image by its number: map and labels, and crowd of the true ones."""
+        own = self.panoptic.add(*found, *truth)
+        if self.each.panoptic is not None:
+            self.each.panoptic.add(number, own)
+
+    def add_semantic(self, number: int, found: IntArray, truth: IntArray) -> None:
+        """Class maps (H, W) of an image by its number, -1 where there is none."""
+        own = self.semantic.add(found, truth)
+        if self.each.semantic is not None:
+            self.each.semantic.add(number, own)
 
     def merge(self, other: Tally) -> None:
         """Adds what another process counted; seconds are those of the slowest."""

@@ -188,7 +188,7 @@ def evaluate_weights(
         )
         if scoring.official and scoring.save and scoring.save_truth and share.rank == 0:
             pair = (scoring.save / "panoptic.json", scoring.save_truth / "panoptic.json")
-            ask_official(report, *map(PanopticFiles, pair), progress)
+            progress.say(ask_official(report, *map(PanopticFiles, pair)))
     return report
 
 
