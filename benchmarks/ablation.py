@@ -48,10 +48,10 @@ from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.bootstrap import mean_pq
-from concat_cli.core.evaluate.differences import GROUPS, group_means
-from concat_cli.core.evaluate.panoptic import PanopticScore
+from concat_cli.core.evaluate.intervals import GROUPS, group_means, mean_pq
+from concat_cli.core.evaluate.quality import PanopticScore
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
 from concat_cli.methods.concat.cat import train_cat
@@ -192,7 +192,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         predictor = Predictor.load(weights, info.vocabulary, args.device)
         dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
         report = evaluate_model(
-            predictor, dataset, with_semantic=False, with_diagnostics=True, with_counts=True
+            predictor, dataset, Scoring(tasks="panoptic", diagnostics=True, counts=True)
         )
         assert report.counts is not None
         counts, extra = report.counts.dense_panoptic(), {"diagnostics": report.diagnostics}

@@ -17,8 +17,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from concat_cli.core.evaluate.bootstrap import bootstrap, harmonic_means, mean_iou, mean_pq
-from concat_cli.core.evaluate.counts import ImageCounts, SparseCounts
+from concat_cli.core.evaluate.intervals import (
+    ImageCounts,
+    SparseCounts,
+    bootstrap,
+    harmonic,
+    mean_iou,
+    mean_pq,
+)
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 LOOPS = 5
@@ -55,7 +61,7 @@ def loop(counts: ImageCounts, vocabulary: Vocabulary, repeats: int) -> list[list
         for values, mean in zip(dense, (mean_pq, mean_iou), strict=True):
             total = values[drawn].sum(0)
             parts = [mean(total, classes) for classes in (range(len(vocabulary)), seen, unseen)]
-            row += [float(one) for one in (*parts, harmonic_means(parts[1], parts[2]))]
+            row += [float(one) for one in (*parts, harmonic(parts[1], parts[2]))]
         rows.append(row)
     return rows
 

@@ -43,10 +43,10 @@ from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.bootstrap import mean_iou, mean_pq
 from concat_cli.core.evaluate.cost import measure_cost
-from concat_cli.core.evaluate.differences import GROUPS
+from concat_cli.core.evaluate.intervals import GROUPS, mean_iou, mean_pq
 from concat_cli.core.evaluate.report import Report
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.runs import Run
 from concat_cli.methods.clip_zss.train import train_clip_zss
@@ -147,7 +147,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     weights = train(split, cell, args)
     trained = time.monotonic()
     report = evaluate_weights(
-        weights, cell.score, with_counts=True, device=args.device, progress=ConsoleProgress()
+        weights, cell.score, Scoring(counts=True), device=args.device, progress=ConsoleProgress()
     )
     scored = time.monotonic()
     assert report.counts is not None

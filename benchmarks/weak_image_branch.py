@@ -29,10 +29,11 @@ from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.differences import GROUPS
+from concat_cli.core.evaluate.intervals import GROUPS
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 BRANCHES = ("image", "fusion")
@@ -54,7 +55,7 @@ def weakened(path: Path, branch: str, device: str) -> tuple[ZegFormerPredictor, 
         predictor.clip,
         info.vocabulary,
         clip_cfg,
-        templates=None if cfg.zegformer.image_prompts == "same" else "masked",
+        templates=None if cfg.own(ZegFormerConfig).image_prompts == "same" else "masked",
     )
     return predictor, PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
 

@@ -12,9 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from concat_cli import __version__
-from concat_cli.commands import data, train, use
+from concat_cli.commands import data, train
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
+from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
@@ -41,7 +42,7 @@ app = typer.Typer(
 _COMMANDS = {
     "predict": predict,
     **train.training_commands(),
-    "evaluate": use.evaluate,
+    "evaluate": evaluate,
     "compare": compare,
     "doctor": doctor,
 }

@@ -15,7 +15,7 @@ from mini import KEYS
 
 from concat_cli.core.config_file import load_config
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.bootstrap import mean_pq
+from concat_cli.core.evaluate.intervals import mean_pq
 
 HERE = Path(__file__).parents[1]
 CELLS = """

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concat_cli.core.evaluate.bootstrap import (
+from concat_cli.core.evaluate.intervals import (
+    ImageCounts,
+    SparseCounts,
     bootstrap,
     draws,
     mean_iou,
     mean_pq,
     resampled,
 )
-from concat_cli.core.evaluate.counts import ImageCounts, SparseCounts
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 CLASSES = 6

@@ -269,7 +269,7 @@ def test_weights_that_name_pixels_are_scored_for_semantic_maps_alone(
     words = ["evaluate", "--name", "shapes_clip_zss"]
     for asked in (["--panoptic"], ["--panoptic", "--dry-run"], ["--panoptic", "--save", "wrong"]):
         code, _, err = call(capsys, *words, *asked)
-        assert code == 2 and "cannot be scored for: panoptic. CLIP-ZSS names every pixel" in err
+        assert code == 2 and "cannot be scored for: panoptic. They say of every pixel" in err
         assert "\n hint: Score them with --tasks semantic" in err and not Path("wrong").exists()
     for more in ([], ["--dry-run"]):
         code, _, err = call(capsys, *words, "--diagnostics", *more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,10 @@ from concat_cli.core.config import ClipConfig, InferConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate import compare as module
 from concat_cli.core.evaluate import cost as costs
-from concat_cli.core.evaluate.comparable import Entry, parse_entry
-from concat_cli.core.evaluate.compare import Comparison, compare_runs
+from concat_cli.core.evaluate.compare import Comparison, Entry, compare_runs, parse_entry
 from concat_cli.core.evaluate.cost import Cost, measure_cost
-from concat_cli.core.evaluate.differences import Interval
+from concat_cli.core.evaluate.intervals import Interval
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import BUILT_IN
@@ -160,7 +161,7 @@ def found(worlds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_figures_are_those_of_the_evaluation(found: Comparison, worlds: dict[str, Path]) -> None:
     keys = (f"data.root={worlds['drop']}", *SMALL)
-    report = evaluate_weights(BUILT_IN, keys, device="cpu", bootstraps=50)
+    report = evaluate_weights(BUILT_IN, keys, Scoring(bootstraps=50), device="cpu")
     row = found.rows[0]
     assert (found.images, found.seen, found.unseen, found.repeats) == (8, 38, 10, 50)
     for group in ("seen", "unseen", "harmonic"):
@@ -258,15 +259,16 @@ def test_the_cost_is_measured_in_a_process_of_its_own(worlds: dict[str, Path]) -
     assert found.peak_mib is not None and 10 < found.peak_mib < 1000
 
 
-def test_mistakes_and_deaths_of_that_process_are_told(
-    worlds: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    job, result = tmp_path / "job.json", tmp_path / "result.json"
-    job.write_text(json.dumps({"weights": "none", "overrides": [], "device": "cpu"}))
-    costs.main(job, result)
-    assert "There is no file none" in json.loads(result.read_text())["error"][0]
-    monkeypatch.setattr(costs.sys, "executable", "false")
-    with pytest.raises(UserError, match="exit code 1; its last line: nothing"):
+def dies(*_: object) -> None:
+    os._exit(9)
+
+
+def test_mistakes_and_deaths_of_that_process_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="There is no file none") as caught:
+        measure_cost(Path("none"))
+    assert caught.value.hint
+    monkeypatch.setattr(costs, "cost_here", dies)
+    with pytest.raises(UserError, match="died"):
         measure_cost(BUILT_IN)
 
 

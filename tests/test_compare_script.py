@@ -15,9 +15,8 @@ from mini import KEYS
 
 from concat_cli.core.config_file import load_config
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.bootstrap import mean_iou
 from concat_cli.core.evaluate.cost import Cost
-from concat_cli.core.evaluate.differences import paired_differences
+from concat_cli.core.evaluate.intervals import mean_iou, paired_differences
 
 HERE = Path(__file__).parents[1]
 CELLS = """

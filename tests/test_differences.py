@@ -11,14 +11,17 @@ from mini import mini_config
 
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-from concat_cli.core.evaluate.bootstrap import draws, mean_iou, mean_pq
-from concat_cli.core.evaluate.differences import (
+from concat_cli.core.evaluate.intervals import (
     Interval,
+    draws,
     group_means,
+    mean_iou,
+    mean_pq,
     paired_differences,
     resample,
 )
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.infer.predictor import Predictor
 
 
@@ -30,7 +33,7 @@ def test_counts_of_images_add_up_to_the_report(mini_run):
     cfg = mini_config(info.root, "infer.min_score=0", "infer.min_mask=0", "infer.overlap=0")
     predictor = Predictor.load(weights, info.vocabulary, "cpu", overrides=cfg)
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
-    report = evaluate_model(predictor, dataset, with_semantic=False, with_counts=True)
+    report = evaluate_model(predictor, dataset, Scoring(tasks="panoptic", counts=True))
     assert report.counts is not None
     counts = report.counts.dense_panoptic()
     assert counts.shape == (12, 4, 48) and counts[:, 2].sum() > 0

@@ -15,6 +15,7 @@ from mini import flat_state, free_port, metrics, mini_config, same
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
@@ -59,7 +60,7 @@ def work(rank: int, port: int, cfg: Config, folder: Path) -> None:
     )
     found["rows"] = distributed.gather_rows(torch.tensor([[rank == 1], [True]]))
     found["mean"] = distributed.mean_over_processes(torch.tensor([1.0 + 2 * rank]))
-    report = score(run, rank, 2, distributed.gather_objects)
+    report = score(run, Share(rank, 2, distributed.gather_objects))
     found["report"] = [[row.name, row.pq, row.tp, row.fp, row.fn] for row in report.per_class]
     found["stopped"] = stopped_at(cfg, run, rank)
     torch.save(found, folder / f"rank{rank}.pt")
@@ -79,7 +80,7 @@ def stopped_at(cfg: Config, run: Run, rank: int) -> int:
     return con.train_con(again, Run("stopped", run.root), device="cpu").steps
 
 
-def score(run: Run, rank: int = 0, world: int = 1, gather: Any = lambda value: [value]) -> Any:
+def score(run: Run, share: Share = ALONE) -> Any:
     """The report on val, without thresholds and no_object, so that there is something to count."""
     weights = load_weights(run.weights_of("finetune"))
     key = "segmentor.classifier.no_object"
@@ -89,7 +90,7 @@ def score(run: Run, rank: int = 0, world: int = 1, gather: Any = lambda value: [
     cfg = mini_config(info.root, "infer.min_score=0", "infer.min_mask=0", "infer.overlap=0")
     predictor = Predictor.load(weights, info.vocabulary, "cpu", overrides=cfg)
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
-    return evaluate_model(predictor, dataset, rank=rank, world=world, gather=gather)
+    return evaluate_model(predictor, dataset, share=share)
 
 
 @pytest.fixture(scope="module")

@@ -20,12 +20,12 @@ from pycocotools import mask as coco_mask
 from concat_cli.commands.report_view import show_report
 from concat_cli.console import Console
 from concat_cli.core.data.dataset import PanopticDataset
+from concat_cli.core.device import Share
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.checks import TruthCheck
 from concat_cli.core.evaluate.files import evaluate_files
-from concat_cli.core.evaluate.offsets import sweep_offsets
 from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.evaluate.scores import Scoring, Sweep, TruthCheck, sweep_offsets
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
@@ -44,7 +44,7 @@ def valid(report) -> dict:
 
 
 def test_instances_of_a_perfect_predictor(dataset):
-    report = evaluate_model(predictor(dataset), dataset, tasks=EVERYTHING)
+    report = evaluate_model(predictor(dataset), dataset, Scoring(tasks=EVERYTHING))
     for name in ("all", "seen", "unseen"):
         group = report.instance[name]
         assert group is not None and group.ap50 == pytest.approx(1) and group.ap > 0.85
@@ -53,7 +53,7 @@ def test_instances_of_a_perfect_predictor(dataset):
     rows = {row["name"]: row for row in valid(report)["per_class"]}
     assert rows["cow"]["ap"] > 0.85 and rows["sky"]["ap"] is None
     assert report.absent["instance"] == ()
-    wrong = evaluate_model(predictor(dataset, {7: 3}), dataset, tasks=["instance"])
+    wrong = evaluate_model(predictor(dataset, {7: 3}), dataset, Scoring(tasks=["instance"]))
     assert wrong.instance["unseen"].ap < 0.5  # every class is a detection, with a tiny score
     assert wrong.instance["harmonic"].ap < report.instance["harmonic"].ap
     assert wrong.panoptic["all"] is None and wrong.semantic["all"] is None
@@ -64,7 +64,7 @@ def test_instances_of_a_perfect_predictor(dataset):
 def test_counts_of_images_and_intervals(dataset):
     plain = evaluate_model(predictor(dataset, {7: 3}), dataset)
     report = evaluate_model(
-        predictor(dataset, {7: 3}), dataset, with_counts=True, bootstraps=100, workers=2
+        predictor(dataset, {7: 3}), dataset, Scoring(counts=True, bootstraps=100), workers=2
     )
     assert report.counts is not None and plain.counts is None and plain.intervals is None
     counts = report.counts.dense_panoptic()
@@ -78,7 +78,9 @@ def test_counts_of_images_and_intervals(dataset):
     assert low <= report.semantic["all"].miou <= high and high - low > 0.01
     assert valid(report)["intervals"]["repeats"] == 100
     assert "counts" not in report.to_json()
-    seen = evaluate_model(predictor(dataset, {7: 3}), dataset, split="seen", bootstraps=100)
+    seen = evaluate_model(
+        predictor(dataset, {7: 3}), dataset, Scoring(split="seen", bootstraps=100)
+    )
     expected = {"all": None, "seen": report.intervals.pq["seen"], "unseen": None, "harmonic": None}
     assert seen.intervals.pq == expected
 
@@ -101,7 +103,7 @@ def mixed(dataset: PanopticDataset) -> Predictor:
 def test_a_sweep_equals_evaluations_of_their_own_and_runs_the_model_once(dataset):
     swept = mixed(dataset)
     offsets = sweep_offsets(20.0, 0.0)
-    report = evaluate_model(swept, dataset, offsets=offsets, dev_offset=1.2)
+    report = evaluate_model(swept, dataset, sweep=Sweep(offsets, 1.2))
     once = swept.model.calls
     again = mixed(dataset)
     plain = evaluate_model(again, dataset)
@@ -137,14 +139,14 @@ def test_fewer_candidates_make_the_other_truth_void(dataset):
         return Predictor(UnseenOracle(SCENES), torch.eye(2), unseen, CFG)
 
     report = evaluate_model(
-        named(), dataset, split="unseen", restricted=True, tasks=EVERYTHING, truth_dir=None
+        named(), dataset, Scoring(split="unseen", candidates="split", tasks=EVERYTHING)
     )
     assert report.protocol["setting"] == "restricted" and report.protocol["candidates"] == 2
     assert report.panoptic["unseen"].rq == 1 and report.panoptic["all"] is None
     assert report.semantic["unseen"].pacc == 1.0  # all its pixels, and no others count
     assert report.instance["unseen"].ap50 == pytest.approx(1)
     valid(report)
-    general = evaluate_model(named(), dataset, split="unseen")
+    general = evaluate_model(named(), dataset, Scoring(split="unseen"))
     assert general.protocol["setting"] == "generalised"
     # pixels of seen classes are named too, as some unseen class
     assert general.semantic["unseen"].miou < report.semantic["unseen"].miou
@@ -188,17 +190,20 @@ def test_truth_that_is_void_stops_the_evaluation(dataset):
 def test_an_empty_or_void_data_set_is_refused_before_a_report(dataset, tmp_path):
     void = told_world(tmp_path, {1: [], 2: []})
     with pytest.raises(UserError, match="has any truth"):
-        evaluate_model(predictor(void, scenes={1: [], 2: []}), void, check=True, save_dir=tmp_path)
+        evaluate_model(
+            predictor(void, scenes={1: [], 2: []}), void, Scoring(check=True, save=tmp_path)
+        )
     assert not list(tmp_path.glob("*.tmp")) and not list(tmp_path.glob(".*"))
     with pytest.raises(UserError, match="no image to score"):
-        evaluate_model(predictor(dataset), dataset, check=True, limit=0)
+        evaluate_model(predictor(dataset), dataset, Scoring(check=True, limit=0))
 
 
 def test_everything_is_saved_and_says_the_same(dataset, tmp_path):
     report = evaluate_model(
-        predictor(dataset, {7: 3}), dataset, tasks=EVERYTHING, save_dir=tmp_path / "found",
-        truth_dir=tmp_path / "truth",
-    )  # fmt: skip
+        predictor(dataset, {7: 3}),
+        dataset,
+        Scoring(tasks=EVERYTHING, save=tmp_path / "found", save_truth=tmp_path / "truth"),
+    )
     truth = tmp_path / "truth" / "panoptic.json"
     again = evaluate_files(tmp_path / "found/panoptic.json", truth, unseen=["cow", "wall"])
     assert again.panoptic == report.panoptic
@@ -225,9 +230,9 @@ def test_large_ids_take_sixteen_bits_and_larger_ones_are_refused(dataset, tmp_pa
         out = tmp_path / str(highest)
         if mode is None:
             with pytest.raises(UserError, match="16 bits"):
-                evaluate_model(named, dataset, save_dir=out)
+                evaluate_model(named, dataset, Scoring(save=out))
             continue
-        evaluate_model(named, dataset, save_dir=out)
+        evaluate_model(named, dataset, Scoring(save=out))
         images = [Image.open(path) for path in sorted((out / "semantic").iterdir())]
         assert {image.mode for image in images} == {mode}
         assert 300 in np.asarray(images[1]) and 20 in np.asarray(images[0])
@@ -236,7 +241,10 @@ def test_large_ids_take_sixteen_bits_and_larger_ones_are_refused(dataset, tmp_pa
 def test_two_processes_count_and_save_everything_once(dataset, tmp_path):
     """Two threads stand in for two processes; a barrier stands in for their gather."""
     parts, reports, barrier = [None, None], [None, None], threading.Barrier(2)
-    options = {"tasks": EVERYTHING, "bootstraps": 20, "offsets": (0.0, 4.0), "with_counts": True}
+    sweep = Sweep((0.0, 4.0))
+
+    def scoring(folder: str) -> Scoring:
+        return Scoring(tasks=EVERYTHING, bootstraps=20, counts=True, save=tmp_path / folder)
 
     def work(rank: int) -> None:
         def gather(value):
@@ -245,16 +253,15 @@ def test_two_processes_count_and_save_everything_once(dataset, tmp_path):
             return list(parts)
 
         reports[rank] = evaluate_model(
-            mixed(dataset), dataset, save_dir=tmp_path / "two", rank=rank, world=2, gather=gather,
-            **options,
-        )  # fmt: skip
+            mixed(dataset), dataset, scoring("two"), sweep=sweep, share=Share(rank, 2, gather)
+        )
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    alone = evaluate_model(mixed(dataset), dataset, save_dir=tmp_path / "one", **options)
+    alone = evaluate_model(mixed(dataset), dataset, scoring("one"), sweep=sweep)
     for report in reports:
         assert report.instance == alone.instance and report.intervals == alone.intervals
         assert report.calibration == alone.calibration
@@ -273,9 +280,11 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
         gc.collect()
         tracemalloc.start()
         evaluate_model(
-            named, data, tasks=EVERYTHING, with_counts=True, save_dir=tmp_path / str(count),
-            offsets=(0.0,), limit=count,
-        )  # fmt: skip
+            named,
+            data,
+            Scoring(tasks=EVERYTHING, counts=True, save=tmp_path / str(count), limit=count),
+            sweep=Sweep((0.0,)),
+        )
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return used
@@ -288,9 +297,9 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 def test_diagnostics_are_told_on_demand(dataset, capsys):
     """A perfect predictor finds every segment and names it right; one that calls cows cats does
     not."""
-    plain = valid(evaluate_model(predictor(dataset), dataset, with_diagnostics=True))
+    plain = valid(evaluate_model(predictor(dataset), dataset, Scoring(diagnostics=True)))
     assert set(plain["diagnostics"].values()) == {1.0} and len(plain["diagnostics"]) == 6
-    wrong = evaluate_model(predictor(dataset, {7: 3}), dataset, with_diagnostics=True)
+    wrong = evaluate_model(predictor(dataset, {7: 3}), dataset, Scoring(diagnostics=True))
     found = valid(wrong)["diagnostics"]
     assert found["mask_recall_unseen"] == 1 and found["matched_accuracy_unseen"] < 1
     show_report(Console(), wrong)

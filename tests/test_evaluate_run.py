@@ -14,11 +14,13 @@ from jsonschema import Draft202012Validator
 from oracle import CFG, SCENES, Oracle, predictor, told_world
 
 from concat_cli.core.data.dataset import PanopticDataset
+from concat_cli.core.device import Share
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.diagnostics import mask_ious
 from concat_cli.core.evaluate.files import evaluate_files
+from concat_cli.core.evaluate.quality import mask_ious
 from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.infer.predictor import Predictor
 
 
@@ -28,7 +30,7 @@ def dataset(tmp_path_factory):
 
 
 def test_a_perfect_predictor(dataset):
-    report = evaluate_model(predictor(dataset), dataset, with_diagnostics=True)
+    report = evaluate_model(predictor(dataset), dataset, Scoring(diagnostics=True))
     for name, n in (("all", 4), ("seen", 2), ("unseen", 2), ("things", 2), ("stuff", 2)):
         group = report.panoptic[name]
         assert group is not None and group.rq == 1 and group.sq > 0.93 and group.n == n
@@ -44,7 +46,7 @@ def test_a_perfect_predictor(dataset):
 
 
 def test_wrong_classes_of_right_masks(dataset):
-    report = evaluate_model(predictor(dataset, swap={7: 3}), dataset, with_diagnostics=True)
+    report = evaluate_model(predictor(dataset, swap={7: 3}), dataset, Scoring(diagnostics=True))
     rows = {row.name: row for row in report.per_class}
     assert (rows["cow"].tp, rows["cow"].fn) == (0, 2) and rows["cat"].fp == 2
     assert report.diagnostics["mask_recall_unseen"] == 1
@@ -71,7 +73,7 @@ def test_candidates_may_be_some_of_the_classes(dataset):
 
 
 def test_without_semantic_and_with_a_limit(dataset):
-    report = evaluate_model(predictor(dataset), dataset, with_semantic=False, limit=2)
+    report = evaluate_model(predictor(dataset), dataset, Scoring(tasks="panoptic", limit=2))
     assert report.images == 2 and set(report.semantic.values()) == {None}
     assert "semantic_from" not in report.protocol and not report.diagnostics
 
@@ -93,9 +95,11 @@ def test_processes_share_the_images(dataset, tmp_path):
             return list(parts)
 
         reports[rank] = evaluate_model(
-            predictor(dataset), dataset, with_diagnostics=True, save_dir=tmp_path / "two",
-            rank=rank, world=2, gather=gather,
-        )  # fmt: skip
+            predictor(dataset),
+            dataset,
+            Scoring(diagnostics=True, save=tmp_path / "two"),
+            share=Share(rank, 2, gather),
+        )
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -103,7 +107,7 @@ def test_processes_share_the_images(dataset, tmp_path):
     for thread in threads:
         thread.join()
     expected = evaluate_model(
-        predictor(dataset), dataset, with_diagnostics=True, save_dir=tmp_path / "one"
+        predictor(dataset), dataset, Scoring(diagnostics=True, save=tmp_path / "one")
     )
     for report in reports:
         assert report.per_class == expected.per_class and report.images == 5
@@ -113,7 +117,7 @@ def test_processes_share_the_images(dataset, tmp_path):
 
 
 def test_saved_predictions_score_the_same(dataset, tmp_path):
-    report = evaluate_model(predictor(dataset, swap={7: 3}), dataset, save_dir=tmp_path)
+    report = evaluate_model(predictor(dataset, swap={7: 3}), dataset, Scoring(save=tmp_path))
     again = evaluate_files(tmp_path / "panoptic.json", dataset.part.index, unseen=["cow", "wall"])
     assert again.panoptic == report.panoptic
     content = json.loads((tmp_path / "panoptic.json").read_text())

@@ -15,6 +15,7 @@ from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.data.dataset import Part, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.report import load_schema
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import evaluate_weights, tasks_of
 from concat_cli.core.runs import BUILT_IN
 
@@ -87,12 +88,12 @@ def test_no_name_in_common_leaves_only_unseen_classes(tmp_path: Path) -> None:
     assert report.protocol["overlap"] == {"count": 0, "of": 4, "names": []}
     assert report.panoptic["seen"] is None and report.panoptic["unseen"] == report.panoptic["all"]
     with pytest.raises(UserError, match="seen against unseen"):
-        evaluate_weights(BUILT_IN, [f"data.root={root}"], device="cpu", calibrate=True)
+        evaluate_weights(BUILT_IN, [f"data.root={root}"], Scoring(calibrate=True), device="cpu")
 
 
 def test_candidates_of_the_split_alone(zoo: Path) -> None:
     def score(**options):
-        return evaluate_weights(BUILT_IN, [f"data.root={zoo}"], device="cpu", **options)
+        return evaluate_weights(BUILT_IN, [f"data.root={zoo}"], Scoring(**options), device="cpu")
 
     report = score(split="unseen", candidates="split")
     unseen = [row.name for row in report.per_class]
@@ -106,7 +107,7 @@ def test_candidates_of_the_split_alone(zoo: Path) -> None:
 def test_the_sweep_says_where_an_offset_comes_from(zoo: Path, tmp_path: Path) -> None:
     def swept(path: Path, *keys: str):
         keys = (f"data.root={zoo}", *keys)
-        found = evaluate_weights(path, keys, device="cpu", calibrate=True).calibration
+        found = evaluate_weights(path, keys, Scoring(calibrate=True), device="cpu").calibration
         assert found is not None
         return found
 
@@ -126,10 +127,11 @@ def test_the_sweep_says_where_an_offset_comes_from(zoo: Path, tmp_path: Path) ->
 
 def test_tasks_that_the_truth_cannot_score(zoo: Path) -> None:
     info = read_dataset_info(zoo)
-    assert tasks_of(info, None) == ("panoptic", "semantic")
-    assert tasks_of(info, ["instance", "panoptic"]) == ("panoptic", "instance")
+    assert tasks_of(info) == ("panoptic", "semantic")
+    assert tasks_of(info, Scoring(tasks=["instance", "panoptic"])) == ("panoptic", "instance")
+    assert tasks_of(info, Scoring(tasks="instance, panoptic")) == ("panoptic", "instance")
     maps, objects = replace(info, tasks=("semantic",)), replace(info, tasks=("instance",))
-    assert tasks_of(maps, None) == ("semantic",) and tasks_of(objects, None) == ("instance",)
+    assert tasks_of(maps) == ("semantic",) and tasks_of(objects) == ("instance",)
     for lacking, asked in ((maps, ["panoptic"]), (info, ["segment"]), (info, [])):
         with pytest.raises(UserError):
-            tasks_of(lacking, asked)
+            tasks_of(lacking, Scoring(tasks=asked))

@@ -22,7 +22,7 @@ from concat_cli.core.config_file import from_dict
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.report import load_schema
-from concat_cli.core.evaluate.weights import evaluate_weights, unseen_but_trained
+from concat_cli.core.evaluate.weights import evaluate_weights, unseen_among
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run, find_weights
@@ -266,7 +266,7 @@ def test_labels_that_were_trained_on_stay_known(tmp_path):
     for path in (cat, last):
         trained = load_weights(path).meta["trained"]
         assert len(trained) == 48 == len(set(trained))
-        assert len(unseen_but_trained(read_dataset_info(split), trained)) == 10
+        assert len(unseen_among(read_dataset_info(split), trained)) == 10
 
 
 def test_a_missing_part_and_options_that_need_another(mini_world, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from concat_cli.core.config import InferConfig
-from concat_cli.core.evaluate.panoptic import overlaps
+from concat_cli.core.evaluate.quality import overlaps
 from concat_cli.core.infer import postprocess
 from concat_cli.core.infer.postprocess import calibrated, panoptic, semantic
 

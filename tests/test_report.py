@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
-from concat_cli.core.evaluate.panoptic import PanopticScore
-from concat_cli.core.evaluate.report import Report, Split, harmonic, load_schema, make_report
-from concat_cli.core.evaluate.semantic import SemanticScore, class_map
+from concat_cli.core.evaluate.intervals import harmonic
+from concat_cli.core.evaluate.quality import class_map
+from concat_cli.core.evaluate.report import Report, load_schema, make_report
+from concat_cli.core.evaluate.scores import Scoring, Split, Tally
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -29,13 +30,12 @@ def report_of(vocabulary: Vocabulary = VOCABULARY, split: Split = "all") -> Repo
     truth = np.array([[1, 1, 1, 1, 2, 2, 3, 3]])
     pred = np.array([[1, 1, 1, 0, 2, 2, 0, 0]])
     labels = np.array([0, 2, 1])
-    panoptic, semantic = PanopticScore(len(vocabulary)), SemanticScore(len(vocabulary))
-    panoptic.add(pred, labels[:2], truth, labels)
-    semantic.add(class_map(pred, labels[:2]), class_map(truth, labels))
-    return make_report(
-        vocabulary, panoptic, semantic, split=split, protocol=PROTOCOL, images=1,
-        seconds={"total": 0.25},
-    )  # fmt: skip
+    tasks = ("panoptic", "semantic")
+    tally = Tally(len(vocabulary), 1, tasks)
+    tally.panoptic.add(pred, labels[:2], truth, labels)
+    tally.semantic.add(class_map(pred, labels[:2]), class_map(truth, labels))
+    scoring, seconds = Scoring(split=split), {"total": 0.25}
+    return make_report(tally, vocabulary, scoring, tasks, protocol=PROTOCOL, seconds=seconds)
 
 
 def validate(plain: dict) -> None:
@@ -102,7 +102,7 @@ def test_absent_classes_are_listed_but_in_no_mean():
     }  # fmt: skip
 
 
-def test_harmonic_means_are_taken_of_each_figure_on_its_own():
+def test_harmonic_are_taken_of_each_figure_on_its_own():
     vocabulary = VOCABULARY.with_unseen({"sky"})  # seen: cat 0.75, cow 0; unseen: sky 1
     found = report_of(vocabulary).panoptic["harmonic"]
     assert found is not None

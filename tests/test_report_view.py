@@ -16,9 +16,10 @@ from oracle import predictor, told_world
 from concat_cli.app import main
 from concat_cli.commands.report_view import filled, shorten, show_report
 from concat_cli.console import Console
-from concat_cli.core.evaluate.files import evaluate_files
+from concat_cli.core.evaluate.files import PanopticFiles, evaluate_files
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.run import evaluate_model
+from concat_cli.core.evaluate.scores import Scoring, Sweep
 from concat_cli.core.runs import BUILT_IN
 
 TAKEN = {
@@ -31,10 +32,12 @@ TAKEN = {
 def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     dataset = told_world(tmp_path_factory.mktemp("world"), {1: [3, 20], 2: [7, 3, 20]})
     return evaluate_model(
-        predictor(dataset, {7: 3}), dataset, tasks=("panoptic", "semantic", "instance"),
-        bootstraps=50, offsets=(0.0, 2.5), dev_offset=2.5,
+        predictor(dataset, {7: 3}),
+        dataset,
+        Scoring(tasks=("panoptic", "semantic", "instance"), bootstraps=50),
         protocol={"mode": "inductive", "filtering": TAKEN},
-    )  # fmt: skip
+        sweep=Sweep((0.0, 2.5), 2.5),
+    )
 
 
 def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:
@@ -121,7 +124,10 @@ def test_official_gets_the_truth_and_the_predictions_that_were_scored(
 
     def pq_compute(truth: str, found: str, gt_folder: str, pred_folder: str) -> dict[str, Any]:
         given.append(sorted(path.name for path in Path(gt_folder).iterdir()))
-        plain = evaluate_files(Path(found), Path(truth), Path(pred_folder), Path(gt_folder))
+        plain = evaluate_files(
+            PanopticFiles(Path(found), Path(pred_folder)),
+            PanopticFiles(Path(truth), Path(gt_folder)),
+        )
         groups = plain.to_json()["panoptic"]
         none = {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 0}
         named = {n.capitalize(): groups[n] or none for n in ("all", "things", "stuff")}

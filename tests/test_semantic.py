@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concat_cli.core.evaluate.semantic import SemanticScore, class_map
+from concat_cli.core.evaluate.quality import SemanticScore, class_map
 
 
 @settings(max_examples=60, deadline=None)
@@ -30,9 +30,10 @@ def test_equals_the_definition(seed, classes, images):
 def test_absent_classes_are_counted_and_left_out_of_the_mean():
     score = SemanticScore(3)
     score.add(np.array([[0, 2, 0]]), np.array([[0, 0, -1]]))
-    assert score.absent() == [1, 2]  # class 2 is only predicted
-    assert score.mean(range(3)) == pytest.approx(0.5)
-    assert score.mean([1, 2]) is None
+    found = score.quality(range(3))
+    assert found is not None and found.absent == 2  # class 2 is only predicted
+    assert found.miou == pytest.approx(0.5)
+    assert score.quality([1, 2]) is None
 
 
 def test_parts_add_up_to_the_whole():

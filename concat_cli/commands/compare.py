@@ -13,7 +13,7 @@ from concat_cli.console import Cell, Console, relative
 
 if TYPE_CHECKING:
     from concat_cli.core.evaluate.compare import Comparison, Figures, Row
-    from concat_cli.core.evaluate.differences import Interval
+    from concat_cli.core.evaluate.intervals import Interval
 
 _GROUPS = ("seen", "unseen", "harmonic")
 _COLUMNS = (
@@ -44,8 +44,7 @@ def compare(
     device: DeviceOption = Device.auto,
 ) -> None:
     """Compare runs on the same images: quality, speed."""
-    from concat_cli.core.evaluate.comparable import parse_entry
-    from concat_cli.core.evaluate.compare import compare_runs
+    from concat_cli.core.evaluate.compare import compare_runs, parse_entry
     from concat_cli.core.files import write_json, write_text
 
     console = Console(json_only=as_json)

@@ -1,34 +1,31 @@
 """What a prediction costs: parameters, images a second, memory; measured in a process of its own.
 
-A fresh process (`python -m concat_cli.core.evaluate.cost JOB RESULT`) because memory that was taken
-once is seldom given back, so the peak of a process tells of everything that it ever did.
+A fresh process because memory that was taken once is seldom given back, so the peak of a process
+tells of everything that it ever did.
 """
 
 from __future__ import annotations
 
 import gc
-import json
+import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import load_weights
-from concat_cli.core.config_file import override
-from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.device import choose_device
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.weights import PART, divided
-from concat_cli.core.files import write_json
+from concat_cli.core.evaluate.weights import open_subject
 from concat_cli.core.infer.predictor import Predictor
 
 IMAGES = 8  # of val, one at a time
@@ -36,6 +33,7 @@ WARM_UP = 2  # images before the clock runs
 REPEATS = 3  # of each image
 BUDGET = 30.0  # seconds after which no further image is begun; at least `IMAGES` are timed
 _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # Linux alone
+Image = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -63,41 +61,34 @@ def measure_cost(weights: Path, overrides: Sequence[str] = (), device: str = "au
     Arguments as of `evaluate_weights`; the process runs with this one's environment. UserError
     where it dies, for want of memory above all.
     """
-    with TemporaryDirectory() as folder:
-        job, result = Path(folder) / "job.json", Path(folder) / "result.json"
-        write_json(job, {"weights": str(weights), "overrides": [*overrides], "device": device})
-        command = [sys.executable, "-m", __name__, job, result]
-        done = subprocess.run(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            encoding="utf-8",
-            check=False,
-        )
-        if not result.exists():
-            last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+    with ProcessPoolExecutor(1, get_context("spawn"), _silence) as pool:
+        try:
+            return pool.submit(cost_here, weights, overrides, device).result()
+        except BrokenProcessPool as error:
             raise UserError(
-                f"Measuring the speed of {weights} ended with exit code {done.returncode}; "
-                f"its last line: {last:.200}",
-                "Exit code -9 is a kill, for want of memory as a rule.",
-            )
-        found = json.loads(result.read_text(encoding="utf-8"))
-    if "error" in found:
-        raise UserError(*found["error"])
-    return Cost(**found)
+                f"The process that measures the speed of {weights} died.",
+                "It was killed, for want of memory as a rule.",
+            ) from error
+
+
+def _silence() -> None:
+    """What packages print while they load is said by the process that scores."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
     """The cost, measured in this process."""
     chosen, _ = choose_device(device)
     memory = PeakMemory(chosen)
-    loaded = load_weights(weights)
-    cfg = override(config_of(loaded), overrides)
-    info, _ = divided(read_dataset_info(Path(cfg.data.root)), loaded)
-    predictor = Predictor.load(loaded, info.vocabulary, chosen, overrides=cfg, force=True)
-    samples = PanopticDataset(info.part(PART), info.vocabulary)
+    subject = open_subject(weights, overrides)
+    predictor = Predictor.load(
+        subject.weights, subject.info.vocabulary, chosen, overrides=subject.cfg, force=True
+    )
+    samples = subject.dataset()
     images = [samples[i].image for i in range(min(IMAGES, len(samples)))]
-    del loaded, samples
+    del subject, samples
     memory.start()
     return Cost(
         predictor.parameters,
@@ -109,7 +100,7 @@ def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
     )
 
 
-def images_per_second(predictor: Predictor, images: Sequence[Any]) -> dict[str, float | None]:
+def images_per_second(predictor: Predictor, images: Sequence[Image]) -> dict[str, float | None]:
     """One over the median time of an image, after a warm-up, by task."""
     seconds: dict[str, list[float]] = {"semantic": [], "panoptic": []}
     for image in images[:WARM_UP]:
@@ -126,7 +117,7 @@ def images_per_second(predictor: Predictor, images: Sequence[Any]) -> dict[str, 
     }
 
 
-def _time(predictor: Predictor, image: Any) -> dict[str, float]:
+def _time(predictor: Predictor, image: Image) -> dict[str, float]:
     """Seconds by task of one image; the model runs once for both."""
     start = time.perf_counter()
     raw = list(predictor.raw([image]))
@@ -176,18 +167,3 @@ def _resident(peak: bool) -> float | None:
         used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return used / (2**20 if sys.platform == "darwin" else 2**10)
     return None
-
-
-def main(job: Path, result: Path) -> None:
-    """Measures what `job` (JSON) asks for and writes it, or the user's mistake, to `result`."""
-    asked = json.loads(job.read_text(encoding="utf-8"))
-    try:
-        cost = cost_here(Path(asked["weights"]), asked["overrides"], asked["device"])
-    except UserError as error:
-        write_json(result, {"error": [error.what, error.hint]})
-    else:
-        write_json(result, asdict(cost))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

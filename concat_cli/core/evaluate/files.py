@@ -1,201 +1,375 @@
-"""Scores existing COCO panoptic files, as the official panopticapi does."""
+"""Scores COCO panoptic files that anybody may have written, as the official panopticapi does: what
+is wrong with them is said, not guessed. The official one can be asked for a second opinion."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import json
+import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from concat_cli.core.data.class_split import load_class_split
+from concat_cli.core.data.image_io import read_id_png
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.bootstrap import bootstrap
-from concat_cli.core.evaluate.counts import ImageCounts, SparseCounts
-from concat_cli.core.evaluate.panoptic import PanopticScore
-from concat_cli.core.evaluate.panoptic_json import (
-    Entry,
-    category_names,
-    panoptic_files,
-    read_entries,
-    read_json,
-    read_map,
-    read_truth,
-    segments_of,
-)
-from concat_cli.core.evaluate.report import Report, Split, make_report
-from concat_cli.core.evaluate.semantic import SemanticScore, class_map
+from concat_cli.core.evaluate.quality import class_map
+from concat_cli.core.evaluate.report import Report, make_report
+from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
+INSTALL = "pip install git+https://github.com/cocodataset/panopticapi.git"
+TOLERANCE = 1e-9  # between panopticapi and us
+FORMAT_HINT = (
+    "A COCO panoptic JSON holds `annotations`: [{image_id, file_name, segments_info: "
+    "[{id, category_id}]}]; that of the truth also `images` and `categories`."
+)
+TOGETHER = "JSON, PNG and image must belong together: download or write them again."
+ImageId = int | str
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+
+class _Segment(_Row):
+    id: int = Field(ge=1, lt=1 << 24)  # 0 is void in a panoptic PNG
+    category_id: int
+    iscrowd: bool = False
+
+
+class _Annotation(_Row):
+    image_id: ImageId
+    file_name: str | None = None
+    segments_info: list[_Segment]
+
+    def labels(self, vocabulary: Vocabulary) -> NDArray[np.int64]:
+        """(N,) class indices of the segments."""
+        return np.array([vocabulary.index_of_id[s.category_id] for s in self.segments_info], int)
+
+
+class _Category(_Row):
+    id: int
+    name: str
+    isthing: bool = True
+
+
+class _Image(_Row):
+    id: ImageId
+    height: int
+    width: int
+
+
+class _Predictions(_Row):
+    annotations: list[_Annotation]
+    categories: list[_Category] | None = None
+
+    def names(self) -> dict[int, str]:
+        """Names by category id, none where the JSON says nothing of them."""
+        return {one.id: one.name for one in self.categories or ()}
+
+    def said(self) -> set[int]:
+        """The category ids of all segments."""
+        return {s.category_id for one in self.annotations for s in one.segments_info}
+
+
+class _Truth(_Predictions):
+    images: list[_Image]
+
+
+J = TypeVar("J", bound=_Predictions)
+
+
+@dataclass(frozen=True)
+class PanopticFiles:
+    """A panoptic JSON and the folder of its PNGs; None: the folder that is named like it."""
+
+    json: Path
+    folder: Path | None = None
+
+    @property
+    def pngs(self) -> Path:
+        """The folder of the PNGs."""
+        return self.folder or self.json.with_suffix("")
+
 
 def evaluate_files(
-    predictions: Path,
-    truth: Path,
-    predictions_dir: Path | None = None,
-    truth_dir: Path | None = None,
+    predictions: PanopticFiles | Path | str,
+    truth: PanopticFiles | Path | str,
+    scoring: Scoring = PLAIN,
     *,
-    unseen: Collection[str | int] | None = None,
-    split: Split = "all",
-    bootstraps: int = 0,
-    protocol: Mapping[str, Any] | None = None,
+    unseen: Collection[str] | None = None,
+    class_split: str | None = None,
     progress: Progress = SILENT,
 ) -> Report:
     """Scores a panoptic prediction JSON and its PNGs against the truth's.
 
     Args:
-        predictions_dir, truth_dir: the PNGs; by default in the folder named like the JSON without
-            its ending.
-        unseen: names or category ids of the classes that count as unseen; None: classes are not
-            divided into seen and unseen.
-        split: which classes are reported.
-        bootstraps: how often the images are drawn again for 95% intervals; 0: no intervals.
-        protocol: what else the report says of the predictions.
+        scoring: its `split`, `bootstraps` and `official`; the others need weights.
+        unseen: names of the classes that count as unseen; None: those of `class_split`, a split's
+            name or file; None: as the truth's `dataset.json` says, a folder above it; without one,
+            classes are not divided.
     """
+    _check_asked(scoring)
     start = time.perf_counter()
-    pred_files = panoptic_files(predictions, predictions_dir)
-    truth_files = panoptic_files(truth, truth_dir)
-    truth_json = read_truth(truth)
-    if unseen is None and split != "all":
+    found, real = _given(predictions), _given(truth)
+    said, told = _read(found, _Predictions), _read(real, _Truth)
+    vocabulary = Vocabulary.from_categories(one.model_dump() for one in told.categories or ())
+    if len(told.names()) < len(vocabulary) or len(set(vocabulary.names)) < len(vocabulary):
+        raise UserError(f"{real.json}: two categories have one id or one name.", FORMAT_HINT)
+    if unseen is None:
+        class_split, unseen = _unseen_of(real.json, class_split, vocabulary, progress)
+    vocabulary = _divided(vocabulary, unseen, scoring.split)
+    truths, preds = _by_image(real, told), _by_image(found, said)
+    _check_categories(found.json, said, real.json, told)
+    missing = [image_id for image_id in truths if image_id not in preds]
+    if missing:
         raise UserError(
-            f"Nobody says which classes are {split}.", "Give --class-split, or leave --split out."
+            f"{found.json} has no prediction for {len(missing)} of the {len(truths)} images of "
+            f"{real.json}, such as image {missing[0]}.",
+            "Predict every image; one without segments has an empty `segments_info`.",
         )
-    vocabulary = _vocabulary(truth_json, unseen or ())
-    images = {image["id"]: image for image in truth_json["images"]}
-    truths = read_entries(truth, truth_json["annotations"], vocabulary)
-    preds = _predictions(predictions, truth, truth_json, truths, vocabulary)
     extra = [image_id for image_id in preds if image_id not in truths]
     if extra:
         progress.say(
             f"{len(extra)} of {len(preds)} predictions have no truth and were not scored, such as "
             f"image {extra[0]}"
         )
-    classes = len(vocabulary)
-    panoptic, semantic = PanopticScore(classes), SemanticScore(classes)
-    counts = (SparseCounts(4, classes), SparseCounts(3, classes))
-    tracked = progress.track(truths.items(), "score", len(truths))
-    for number, (image_id, real) in enumerate(tracked):
-        found, size = preds[image_id], _size(truth, images, image_id)
-        truth_map = read_map(truth_files, real, image_id, size)
-        pred_map = read_map(pred_files, found, image_id, size)
-        one = PanopticScore(classes)
-        one.add(pred_map, found.labels, truth_map, real.labels, real.crowd)
-        panoptic.merge(one)
-        own = semantic.add(class_map(pred_map, found.labels), class_map(truth_map, real.labels))
-        if bootstraps:
-            counts[0].add(number, one.counts)
-            counts[1].add(number, own)
-    base = {"setting": "generalised", "mode": None, "semantic_from": "panoptic"}
-    base |= {"predictions": str(predictions), "truth": str(truth), "not_scored": len(extra)}
-    drawn = ImageCounts(len(truths), *counts)
-    return make_report(
+    sizes = {image.id: (image.height, image.width) for image in told.images}
+    tasks = ("panoptic", "semantic")
+    tally = Tally(len(vocabulary), len(truths), tasks, keep=scoring.bootstraps > 0)
+    for number, (image_id, one) in enumerate(progress.track(truths.items(), "score", len(truths))):
+        if image_id not in sizes:
+            what = f"{real.json} does not list image {image_id} with its height and width."
+            raise UserError(what, "Download or write the JSON again.")
+        truth_map, labels = _read_map(real, one, sizes[image_id]), one.labels(vocabulary)
+        pred_map = _read_map(found, preds[image_id], sizes[image_id])
+        pred_labels = preds[image_id].labels(vocabulary)
+        crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
+        tally.add_panoptic(number, (pred_map, pred_labels), (truth_map, labels, crowd))
+        classes = class_map(pred_map, pred_labels), class_map(truth_map, labels)
+        tally.add_semantic(number, *classes)
+    report = make_report(
+        tally,
         vocabulary,
-        panoptic,
-        semantic,
-        split=split,
-        protocol=base | dict(protocol or {}),
-        images=len(truths),
+        scoring,
+        tasks,
+        protocol={
+            "setting": "generalised",
+            "mode": None,
+            "semantic_from": "panoptic",
+            "predictions": str(found.json),
+            "truth": str(real.json),
+            "not_scored": len(extra),
+            "class_split": class_split,
+        },
         seconds={"total": time.perf_counter() - start},
         divided=unseen is not None,
-        intervals=bootstrap(drawn, vocabulary, bootstraps) if bootstraps else None,
     )
+    if scoring.official:
+        progress.say(ask_official(report, found, real))
+    return report
 
 
-def _vocabulary(truth_json: dict[str, Any], unseen: Collection[str | int]) -> Vocabulary:
-    """The truth's classes with seen/unseen by name or id; UserError for classes it lacks."""
-    vocabulary = Vocabulary.from_categories(truth_json["categories"])
-    names = {str(c["name"]) for c in truth_json["categories"]}
-    missing = [u for u in unseen if u not in names and u not in vocabulary.index_of_id]
+def _check_asked(scoring: Scoring) -> None:
+    if scoring.tasks or scoring.calibrate or scoring.diagnostics or scoring.candidates != "all":
+        raise UserError(
+            "--tasks, --candidates, --calibrate and --diagnostics need weights; files hold "
+            "panoptic segments, from which PQ and mIoU are counted.",
+            "Leave them out, or score --weights.",
+        )
+    if scoring.official:
+        check_official(None)
+
+
+def _given(files: PanopticFiles | Path | str) -> PanopticFiles:
+    """The JSON and its PNG folder; UserError where one is missing."""
+    found = files if isinstance(files, PanopticFiles) else PanopticFiles(Path(files))
+    if not found.json.is_file():
+        raise UserError(f"There is no file {found.json}.", "Check the path.")
+    if not found.pngs.is_dir():
+        raise UserError(
+            f"There is no folder {found.pngs} with the PNGs of {found.json}.",
+            "Name it with --predictions-dir or --truth-dir.",
+        )
+    return found
+
+
+def _read(files: PanopticFiles, kind: type[J]) -> J:
+    """A panoptic JSON; UserError where it is none."""
+    try:
+        return kind.model_validate_json(files.json.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        what = f"{files.json} is no COCO panoptic JSON: {place}: {first['msg']}"
+        raise UserError(what, FORMAT_HINT) from error
+    except OSError as error:
+        what = f"Cannot read {files.json}: {error.strerror}."
+        raise UserError(what, "Check its rights.") from error
+
+
+def _unseen_of(
+    truth: Path, class_split: str | None, vocabulary: Vocabulary, progress: Progress
+) -> tuple[str | None, Collection[str] | None]:
+    """The split's name and unseen classes: as asked, else as the truth's data set says; else None.
+
+    A `dataset.json` counts if it stands a folder above the truth and fits the truth's classes.
+    """
+    if class_split is not None:
+        return class_split, load_class_split(class_split, list(vocabulary.names))
+    path = truth.absolute().parent.parent / "dataset.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        unseen, name = tuple(map(str, raw["unseen"])), str(raw["class_split"])
+    except (OSError, ValueError, KeyError, TypeError):
+        unseen, name = None, None
+    if unseen is None or not set(unseen) <= set(vocabulary.names):
+        progress.say("no --class-split: classes are not divided")
+        return None, None
+    place = os.path.relpath(path)
+    progress.say(f"no --class-split: classes are divided as in {place} ({name})")
+    return name, unseen
+
+
+def _divided(vocabulary: Vocabulary, unseen: Collection[str] | None, split: str) -> Vocabulary:
+    """The classes with seen and unseen; UserError where the truth lacks one, or none are told."""
+    if unseen is None and split != "all":
+        what = f"Nobody says which classes are {split}."
+        raise UserError(what, "Give --class-split, or leave --split out.")
+    missing = [name for name in unseen or () if name not in vocabulary.index_of_name]
     if missing:
         raise UserError(
             f"The truth has no class {', '.join(map(repr, missing))} that could be unseen.",
-            "Name classes of the truth's `categories`, by name or by id.",
+            "Name classes of the truth's `categories`.",
         )
-    by_name = {u for u in unseen if isinstance(u, str)}
-    by_id = {vocabulary.names[vocabulary.index_of_id[u]] for u in unseen if isinstance(u, int)}
-    return vocabulary.with_unseen(by_name | by_id)
+    return vocabulary.with_unseen(unseen or ())
 
 
-def _predictions(
-    path: Path,
-    truth_path: Path,
-    truth_json: dict[str, Any],
-    truths: Mapping[int, Entry],
-    vocabulary: Vocabulary,
-) -> dict[int, Entry]:
-    """The prediction JSON's entries, checked against the truth as a whole."""
-    raw = read_json(path, "annotations")
-    named = _check_categories(path, raw, truth_path, truth_json)
-    _check_known(path, raw["annotations"], truth_path, vocabulary)
-    preds = read_entries(path, raw["annotations"], vocabulary)
-    missing = [image_id for image_id in truths if image_id not in preds]
-    if missing:
-        raise UserError(
-            f"{path} has no prediction for {len(missing)} of the {len(truths)} images of "
-            f"{truth_path}, such as image {missing[0]}.",
-            "Predict every image; one without segments has an empty `segments_info`.",
-        )
-    said = {int(label) for entry in preds.values() for label in entry.labels}
-    real = {int(label) for entry in truths.values() for label in entry.labels}
+def _by_image(files: PanopticFiles, content: _Predictions) -> dict[ImageId, _Annotation]:
+    """Annotations by image id, in file order; UserError for an image or a segment told twice."""
+    found = {one.image_id: one for one in content.annotations}
+    if len(found) < len(content.annotations):
+        raise UserError(f"{files.json}: two annotations have one image_id.", FORMAT_HINT)
+    for one in content.annotations:
+        if len({segment.id for segment in one.segments_info}) < len(one.segments_info):
+            raise UserError(
+                f"{files.json}: image {one.image_id} has segment ids that are repeated.",
+                "Each id but 0 stands for one segment of a panoptic PNG.",
+            )
+    return found
+
+
+def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth) -> None:
+    """UserError where the files mean different classes, or there is nothing to score."""
+    names, own, real = told.names(), said.names(), told.said()
+    for category, name in own.items():
+        if names.get(category, name) != name:
+            raise UserError(
+                f"Category {category} is {name!r} in {path}, but {names[category]!r} in {truth}.",
+                "Predict with the truth's classes; or take `categories` out of the predictions, if "
+                "the ids are right and only the names differ.",
+            )
+    for file, ids in ((truth, real), (path, said.said())):
+        unknown = sorted(ids - names.keys())
+        if unknown:
+            which = "None" if len(unknown) == len(ids) else "Not every"
+            raise UserError(
+                f"{which} category id of {file} is among the categories of {truth}: it lacks "
+                f"{', '.join(map(str, unknown[:5]))}.",
+                "Write the data set's category ids, not class indices.",
+            )
     if not real:
         raise UserError(
-            f"None of the {len(truths)} images of {truth_path} has a segment: there is no truth.",
+            f"None of the images of {truth} has a segment: there is no truth.",
             "Give the JSON of the labels; lists of test images have none.",
         )
-    if said and real and not said & real and not named:
+    if said.said() and not said.said() & real and not own:
         raise UserError(
-            f"No category id of {path} occurs in the segments of {truth_path}: PQ would be 0.",
+            f"No category id of {path} occurs in the segments of {truth}: PQ would be 0.",
             "Write the data set's category ids, not class indices; or add the `categories` that "
             "you mean to the predictions.",
         )
-    return preds
 
 
-def _check_categories(
-    path: Path, raw: dict[str, Any], truth_path: Path, truth_json: dict[str, Any]
-) -> bool:
-    """True where the predictions name their categories and mean the same as the truth by them."""
-    names = category_names(truth_path, truth_json)
-    own = category_names(path, raw)
-    if own and not set(own.values()) & set(names.values()):
+def _read_map(files: PanopticFiles, one: _Annotation, size: tuple[int, int]) -> NDArray[np.int32]:
+    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree."""
+    path = files.pngs / (one.file_name or f"{one.image_id:0>12}.png")
+    ids = np.array([segment.id for segment in one.segments_info], np.int64)
+    found = read_id_png(path)
+    if found.shape != size:
         raise UserError(
-            f"No class name of {path} is one of {truth_path} (such as "
-            f"{next(iter(own.values()))!r}): PQ would be 0.",
-            "Predict with the truth's classes; or take `categories` out of the predictions, if the "
-            "ids are right and only the names differ.",
+            f"{path} is {found.shape[1]} x {found.shape[0]} pixels, but the truth's JSON says "
+            f"{size[1]} x {size[0]} for image {one.image_id}.",
+            TOGETHER,
         )
-    for category, name in own.items():
-        if category in names and names[category] != name:
-            raise UserError(
-                f"Category {category} is {name!r} in {path}, but {names[category]!r} in "
-                f"{truth_path}.",
-                "Predict with the truth's classes; or take `categories` out of the predictions, "
-                "if the ids are right and only the names differ.",
+    order = np.argsort(ids)
+    known = np.concatenate([[0], ids[order]])
+    place = np.searchsorted(known, found).clip(max=len(known) - 1)
+    strange = found[known[place] != found]
+    unused = known[np.bincount(place.ravel(), minlength=len(known)) == 0]
+    unused = unused[unused > 0]
+    if len(strange) or len(unused):
+        side, which = ("JSON", strange[0]) if len(strange) else ("PNG", unused[0])
+        raise UserError(
+            f"{path} and {files.json} disagree on image {one.image_id}: segment id {which} is not "
+            f"in the {side}.",
+            TOGETHER,
+        )
+    return np.concatenate([[0], order + 1]).astype(np.int32)[place]
+
+
+def check_official(tasks: Sequence[str] | None) -> None:
+    """UserError before any work if panopticapi is not installed or has nothing to score."""
+    if tasks is not None and "panoptic" not in tasks:
+        raise UserError("--official scores panoptic segments.", "Add panoptic to --tasks.")
+    if find_spec("panopticapi") is None:
+        raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
+
+
+def ask_official(report: Report, predictions: PanopticFiles, truth: PanopticFiles) -> str:
+    """What the installed panopticapi says of these files and how far it is from the report, in one
+    line; UserError where any figure differs by more than 1e-9."""
+    evaluation = importlib.import_module("panopticapi.evaluation")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its own table
+            official = evaluation.pq_compute(
+                str(truth.json),
+                str(predictions.json),
+                gt_folder=str(truth.pngs),
+                pred_folder=str(predictions.pngs),
             )
-    return bool(own)
-
-
-def _check_known(
-    path: Path, annotations: list[Any], truth_path: Path, vocabulary: Vocabulary
-) -> None:
-    """UserError where a predicted category is not among the truth's."""
-    said: set[Any] = set()
-    for annotation in annotations:
-        for segment in segments_of(path, annotation):
-            said.add(segment["category_id"])
-    unknown = said - vocabulary.index_of_id.keys()
-    if unknown:
-        which = "None" if unknown == said else "Not every"
-        shown = ", ".join(map(str, sorted(unknown, key=str)[:5]))
+    except ZeroDivisionError as error:  # of an empty mean
         raise UserError(
-            f"{which} category id of {path} is known to {truth_path}: it lacks {shown}.",
-            "Write the data set's category ids, not class indices.",
-        )
-
-
-def _size(path: Path, images: Mapping[int, Any], image_id: int) -> tuple[int, int]:
-    image = images.get(image_id)
-    if image is None or "height" not in image or "width" not in image:
+            "panopticapi cannot score files without any thing or without any stuff segment.",
+            "Leave --official out.",
+        ) from error
+    ours = report.to_json()
+    pairs: list[tuple[str, float, float]] = []
+    for group in ("all", "things", "stuff"):
+        mine, theirs = ours["panoptic"][group], official[group.capitalize()]
+        if mine is not None:
+            pairs += [(f"{group} {k}", mine[k], theirs[k]) for k in ("pq", "sq", "rq", "n")]
+    for row in ours["per_class"]:
+        theirs = official["per_class"].get(row["id"])
+        if theirs is not None:
+            pairs += [(f"{row['name']} {k}", row[k], theirs[k]) for k in ("pq", "sq", "rq")]
+    name, mine, theirs = max(pairs, key=lambda pair: abs(pair[1] - pair[2]))
+    if abs(mine - theirs) > TOLERANCE:
         raise UserError(
-            f"{path} does not list image {image_id} with its height and width.",
-            "Download or write the JSON again.",
+            f"panopticapi disagrees: {name} is {theirs!r} there and {mine!r} here.",
+            "Please report it with the two JSON files; a truth JSON whose `area` is not the number "
+            "of pixels in its PNG is a known cause.",
         )
-    return int(image["height"]), int(image["width"])
+    whole, difference = 100 * official["All"]["pq"], abs(mine - theirs)
+    return f"panopticapi: PQ {whole:.4f}, largest difference {difference:.1e}"

@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from concat_cli.core.evaluate.bootstrap import Intervals
-from concat_cli.core.evaluate.counts import ImageCounts
-from concat_cli.core.evaluate.instance import InstanceQuality, InstanceResult, InstanceScore
-from concat_cli.core.evaluate.offsets import Calibration
-from concat_cli.core.evaluate.panoptic import PanopticScore, Quality
-from concat_cli.core.evaluate.semantic import SemanticQuality, SemanticScore
-from concat_cli.core.method import TASKS
+from concat_cli.core.evaluate.instance import InstanceQuality, InstanceResult
+from concat_cli.core.evaluate.intervals import ImageCounts, Intervals, bootstrap, harmonic
+from concat_cli.core.evaluate.quality import Quality, SemanticQuality, groups
+from concat_cli.core.evaluate.scores import Calibration, Scoring, Tally
 from concat_cli.core.vocabulary import Vocabulary
 
-Split = Literal["all", "seen", "unseen"]
 _DIVIDED = ("seen", "unseen", "harmonic")  # groups that need to know which classes are seen
-G = TypeVar("G")
-
-
-def harmonic(a: float, b: float) -> float:
-    """2ab / (a + b), the harmonic mean of two figures in 0-1; 0 if both are 0."""
-    return 2 * a * b / (a + b) if a + b else 0.0
+Q = TypeVar("Q")
+H = TypeVar("H", bound="HarmonicQuality | HarmonicIou | HarmonicAp")
 
 
 @dataclass(frozen=True)
@@ -35,15 +27,6 @@ class HarmonicQuality:
     pq: float
     sq: float
     rq: float
-
-    @staticmethod
-    def of(seen: Quality | None, unseen: Quality | None) -> HarmonicQuality | None:
-        """None where one of the groups is missing."""
-        if seen is None or unseen is None:
-            return None
-        return HarmonicQuality(
-            harmonic(seen.pq, unseen.pq), harmonic(seen.sq, unseen.sq), harmonic(seen.rq, unseen.rq)
-        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +67,13 @@ class ClassReport:
     ar: float | None = None
 
     @property
-    def occurs(self) -> bool:
-        """False where the class is left out of the panoptic means."""
-        return self.tp + self.fp + self.fn > 0
+    def absent(self) -> dict[str, bool]:
+        """By task, whether the class is left out of the means."""
+        return {
+            "panoptic": not self.tp + self.fp + self.fn,
+            "semantic": self.iou is None,
+            "instance": self.thing and self.ap is None,
+        }
 
 
 @dataclass(frozen=True)
@@ -109,158 +96,101 @@ class Report:
     absent: dict[str, tuple[str, ...]]
     intervals: Intervals | None = None
     calibration: Calibration | None = None
-    diagnostics: dict[str, float | None] = field(default_factory=dict)
+    diagnostics: dict[str, float | None] = field(default_factory=dict[str, float | None])
     counts: ImageCounts | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that follow `report.schema.json`."""
         plain = asdict(replace(self, counts=None))
         del plain["counts"]
-        return _lists(plain | {"diagnostics": plain["diagnostics"] or None})
-
-
-def _lists(value: Any) -> Any:
-    """The same with lists for tuples, as JSON has them."""
-    if isinstance(value, dict):
-        return {name: _lists(inner) for name, inner in value.items()}
-    return [_lists(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return json.loads(json.dumps(plain | {"diagnostics": plain["diagnostics"] or None}))
 
 
 def make_report(
+    tally: Tally,
     vocabulary: Vocabulary,
-    panoptic: PanopticScore,
-    semantic: SemanticScore,
+    scoring: Scoring,
+    tasks: Collection[str],
     *,
-    split: Split,
     protocol: dict[str, Any],
-    images: int,
-    seconds: dict[str, float],
-    instance: InstanceScore | None = None,
-    tasks: Collection[str] = ("panoptic", "semantic"),
-    diagnostics: dict[str, float | None] | None = None,
-    candidates: int | None = None,
+    seconds: Mapping[str, float],
     divided: bool = True,
-    intervals: Intervals | None = None,
     calibration: Calibration | None = None,
-    counts: ImageCounts | None = None,
 ) -> Report:
-    """Turns counts into a report; `split` chooses which classes are reported, not which compete.
+    """Turns counts into a report.
 
-    `candidates`: how many classes competed, where it is not all of the vocabulary. `divided`:
-    False where nobody knows which classes are seen; then no group of these is reported.
+    protocol: what it says of the predictions. divided: False where nobody knows which classes are
+    seen; then no group of these is reported.
     """
+    split = scoring.split
     assert divided or split == "all", split
-    found = (instance or InstanceScore()).result()
-    rows = _per_class(vocabulary, panoptic, semantic, found, members(vocabulary)[split])
-    rows = tuple(row if divided else replace(row, seen=None) for row in rows)
-    facts = {"split": split, "candidates": candidates or len(vocabulary), "tasks": list(tasks)}
-    return Report(
-        protocol=protocol | facts,
-        panoptic=_divided(_panoptic_groups(vocabulary, panoptic, split), divided),
-        semantic=_divided(_semantic_groups(vocabulary, semantic, split), divided),
-        instance=_divided(_instance_groups(vocabulary, found, split), divided),
-        per_class=rows,
-        absent=_absent(rows, tasks),
-        images=images,
-        seconds={name: round(value, 3) for name, value in seconds.items()},
-        diagnostics=diagnostics or {},
-        intervals=None if intervals is None else _reported(intervals, split, divided),
-        calibration=calibration,
-        counts=counts,
-    )
 
+    def shown(found: Mapping[str, Q]) -> dict[str, Q | None]:
+        """Without the groups that are not reported."""
+        return {
+            name: one if split in ("all", name) and (divided or name not in _DIVIDED) else None
+            for name, one in found.items()
+        }
 
-def _reported(found: Intervals, split: Split, divided: bool) -> Intervals:
-    """The intervals of the groups that are reported."""
-    pq, miou = (
-        _divided({name: v if split in ("all", name) else None for name, v in one.items()}, divided)
-        for one in (found.pq, found.miou)
-    )
-    return replace(found, pq=pq, miou=miou)
-
-
-def members(vocabulary: Vocabulary) -> dict[str, Sequence[int]]:
-    """Class indices of the groups that every task has."""
-    return {
-        "all": range(len(vocabulary)),
-        "seen": vocabulary.seen_indices,
-        "unseen": vocabulary.unseen_indices,
-    }
-
-
-def _absent(rows: Iterable[ClassReport], tasks: Collection[str]) -> dict[str, tuple[str, ...]]:
-    rows = list(rows)
-    names = {
-        "panoptic": tuple(row.name for row in rows if not row.occurs),
-        "semantic": tuple(row.name for row in rows if row.iou is None),
-        "instance": tuple(row.name for row in rows if row.thing and row.ap is None),
-    }
-    return {task: names[task] for task in TASKS if task in tasks}
-
-
-def _divided(groups: dict[str, G | None], divided: bool) -> dict[str, G | None]:
-    """The groups; without the seen and unseen ones where classes are not divided."""
-    return {name: g if divided or name not in _DIVIDED else None for name, g in groups.items()}
-
-
-def _panoptic_groups(
-    vocabulary: Vocabulary, score: PanopticScore, split: Split
-) -> dict[str, Quality | HarmonicQuality | None]:
-    result = score.result()
-    thing = vocabulary.is_thing
+    members, thing = groups(vocabulary), vocabulary.is_thing
     kinds: dict[str, Sequence[int]] = {
         "things": [c for c in range(len(vocabulary)) if thing[c]],
         "stuff": [c for c in range(len(vocabulary)) if not thing[c]],
     }
-    means = {
-        name: result.mean(classes) if split in ("all", name) else None
-        for name, classes in (members(vocabulary) | kinds).items()
-    }
-    return {**means, "harmonic": HarmonicQuality.of(means["seen"], means["unseen"])}
+    instance = tally.instance.result()
+    rows = _per_class(vocabulary, tally, instance, members[split], divided)
+    drawn = None
+    if scoring.bootstraps:
+        drawn = bootstrap(tally.each, vocabulary, scoring.bootstraps)
+        drawn = replace(drawn, pq=shown(drawn.pq), miou=shown(drawn.miou))
+    facts = {"split": split, "candidates": len(vocabulary), "tasks": list(tasks)}
+    return Report(
+        protocol=facts | protocol,
+        panoptic=shown(_means(members | kinds, tally.panoptic.result().mean, HarmonicQuality)),
+        semantic=shown(_means(members, tally.semantic.quality, HarmonicIou)),
+        instance=shown(_means(members, instance.quality, HarmonicAp)),
+        per_class=tuple(rows),
+        absent={task: tuple(row.name for row in rows if row.absent[task]) for task in tasks},
+        images=tally.each.images,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        diagnostics=tally.masks.result(vocabulary) if scoring.diagnostics else {},
+        intervals=drawn,
+        calibration=calibration,
+        counts=tally.each if scoring.counts else None,
+    )
 
 
-def _semantic_groups(
-    vocabulary: Vocabulary, score: SemanticScore, split: Split
-) -> dict[str, SemanticQuality | HarmonicIou | None]:
-    means = {
-        name: score.quality(classes) if split in ("all", name) else None
-        for name, classes in members(vocabulary).items()
-    }
-    seen, unseen = means["seen"], means["unseen"]
-    both = None if seen is None or unseen is None else harmonic(seen.miou, unseen.miou)
-    return {**means, "harmonic": None if both is None else HarmonicIou(both)}
-
-
-def _instance_groups(
-    vocabulary: Vocabulary, result: InstanceResult, split: Split
-) -> dict[str, InstanceQuality | HarmonicAp | None]:
-    means = {
-        name: result.quality(classes) if split in ("all", name) else None
-        for name, classes in members(vocabulary).items()
-    }
+def _means(
+    members: Mapping[str, Sequence[int]],
+    mean: Callable[[Sequence[int]], Q | None],
+    both: type[H],
+) -> dict[str, Q | H | None]:
+    """The mean of each group, and the harmonic means of the seen and unseen ones."""
+    means = {name: mean(classes) for name, classes in members.items()}
     seen, unseen = means["seen"], means["unseen"]
     if seen is None or unseen is None:
         return {**means, "harmonic": None}
-    both = HarmonicAp(harmonic(seen.ap, unseen.ap), harmonic(seen.ap50, unseen.ap50))
-    return {**means, "harmonic": both}
+    names = [one.name for one in fields(both)]
+    figures = (float(harmonic(getattr(seen, name), getattr(unseen, name))) for name in names)
+    return {**means, "harmonic": both(*figures)}
 
 
 def _per_class(
     vocabulary: Vocabulary,
-    panoptic: PanopticScore,
-    semantic: SemanticScore,
+    tally: Tally,
     instance: InstanceResult,
-    chosen: Iterable[int],
-) -> tuple[ClassReport, ...]:
-    result, iou = panoptic.result(), semantic.iou()
-    rows = []
+    chosen: Sequence[int],
+    divided: bool,
+) -> list[ClassReport]:
+    result, iou = tally.panoptic.result(), tally.semantic.iou()
+    rows: list[ClassReport] = []
     for c in chosen:
         own = instance.quality([c])
         rows.append(
             ClassReport(
                 name=vocabulary.names[c],
                 id=vocabulary.ids[c],
-                seen=vocabulary.is_seen[c],
+                seen=vocabulary.is_seen[c] if divided else None,
                 thing=vocabulary.is_thing[c],
                 pq=float(result.pq[c]),
                 sq=float(result.sq[c]),
@@ -269,12 +199,12 @@ def _per_class(
                 fp=int(result.fp[c]),
                 fn=int(result.fn[c]),
                 iou=None if math.isnan(iou[c]) else float(iou[c]),
-                ap=None if own is None else own.ap,
-                ap50=None if own is None else own.ap50,
-                ar=None if own is None else own.ar,
+                ap=own and own.ap,
+                ap50=own and own.ap50,
+                ar=own and own.ar,
             )
         )
-    return tuple(rows)
+    return rows
 
 
 def load_schema() -> dict[str, Any]:

@@ -4,54 +4,47 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
 
-from concat_cli.core.data.dataset import PanopticDataset, Sample
+import numpy as np
+from numpy.typing import NDArray
+
+from concat_cli.core.data.dataset import PanopticDataset, Sample, keep_segments
+from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.bootstrap import bootstrap
-from concat_cli.core.evaluate.offsets import calibration
-from concat_cli.core.evaluate.report import Report, Split, make_report
-from concat_cli.core.evaluate.scores import Scores, Wanted
-from concat_cli.core.infer.files import Saver
-from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.method import TASKS
+from concat_cli.core.evaluate.instance import true_instances
+from concat_cli.core.evaluate.quality import BoolArray, IntArray, class_map, mask_ious
+from concat_cli.core.evaluate.report import Report, make_report
+from concat_cli.core.evaluate.scores import (
+    NO_SWEEP,
+    PLAIN,
+    Scoring,
+    Sweep,
+    Tally,
+    TruthCheck,
+    calibration,
+)
+from concat_cli.core.infer.files import Saver, segment_entries
+from concat_cli.core.infer.postprocess import PanopticResult, bounding_boxes
+from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
 from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.vocabulary import Vocabulary
 
-Gather = Callable[[Any], list[Any]]
-T = TypeVar("T")
-
-
-def alone(value: Any) -> list[Any]:
-    """The gather of a single process."""
-    return [value]
+USUAL = ("panoptic", "semantic")
 
 
 def evaluate_model(
     predictor: Predictor,
     dataset: PanopticDataset,
+    scoring: Scoring = PLAIN,
     *,
-    split: Split = "all",
-    protocol: dict[str, Any] | None = None,
-    with_semantic: bool = True,
-    with_diagnostics: bool = False,
-    with_counts: bool = False,
-    tasks: Collection[str] | None = None,
-    bootstraps: int = 0,
-    offsets: Sequence[float] = (),
-    dev_offset: float | None = None,
-    restricted: bool = False,
-    check: bool = False,
-    save_dir: Path | None = None,
-    truth_dir: Path | None = None,
+    sweep: Sweep = NO_SWEEP,
+    protocol: Mapping[str, Any] | None = None,
     workers: int = 0,
-    limit: int | None = None,
-    rank: int = 0,
-    world: int = 1,
-    gather: Gather = alone,
+    share: Share = ALONE,
     progress: Progress = SILENT,
 ) -> Report:
     """Scores every image of `dataset` (made with `keep_crowd=True` where crowds matter).
@@ -59,133 +52,236 @@ def evaluate_model(
     The predictor's classes, the candidates, are all or some of the data set's, by name.
 
     Args:
-        split: which classes are reported; all candidates compete.
+        sweep: seen offsets that are tried on the same raw outputs, beside the predictor's own.
         protocol: what the report says of the weights (mode, stage, class split, ...).
-        with_semantic: also score semantic maps; half of the time on small images.
-        with_diagnostics: also fill `Report.diagnostics` (mask recall, matched accuracy).
-        with_counts: also fill `Report.counts`, the counts of every image.
-        tasks: of panoptic, semantic and instance; None: panoptic, and semantic by `with_semantic`.
-        bootstraps: how often the images are drawn again for 95% intervals; 0: no intervals.
-        offsets: seen offsets that are tried on the same raw outputs, beside the predictor's own.
-        dev_offset: the one that was chosen without val, for the report.
-        restricted: truth of classes that are no candidates is void: the easier protocol.
-        check: UserError where the truth is next to nothing.
-        save_dir: write the predictions there (`infer/files.py`).
-        truth_dir: write the panoptic truth there, as COCO panoptic files.
         workers: threads that decode images ahead.
-        limit: only the first so many images.
-        rank, world, gather: of several processes each takes its share of the images; `gather`
-            returns a value of every process to every process, and all get the same report.
+        share: of several processes each takes its share of the images, and all get one report.
     """
-    chosen = tasks if tasks is not None else ("panoptic", "semantic")[: 1 + with_semantic]
-    wanted = Wanted(
-        tuple(task for task in TASKS if task in chosen),
-        with_diagnostics,
-        with_counts or bootstraps > 0,
-        tuple(offsets),
-        restricted,
-        check,
-    )
-    vocabulary = dataset.vocabulary
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    if check and not count:
+    count = len(dataset) if scoring.limit is None else min(scoring.limit, len(dataset))
+    if scoring.check and not count:
         raise UserError("The data set's part has no image to score.", "Prepare it again.")
     start = time.perf_counter()
-    scores = Scores(
-        predictor,
-        vocabulary,
-        wanted,
-        None if save_dir is None else Saver(save_dir, predictor.vocabulary, rank),
-        None if truth_dir is None else Saver(truth_dir, vocabulary, rank),
+    tasks = scoring.task_names() or USUAL
+    keep = scoring.counts or scoring.bootstraps > 0
+    whole, tally = (
+        Tally(len(dataset.vocabulary), count, tasks, keep, sweep.offsets) for _ in range(2)
     )
-    share = range(rank, count, world)
+    scorer = Scorer(predictor, dataset.vocabulary, scoring, tally, share.rank)
+    mine = share.of(count)
     try:
-        samples = _samples(dataset, share, workers, scores.clock)
-        shown = progress.track(zip(share, samples, strict=True), "score", len(share))
-        for chunk in _chunks(shown, predictor.cfg.batch):
-            scores.add([number for number, _ in chunk], [sample for _, sample in chunk])
-        parts = gather(scores.state())
-        scores.merge(parts, count)
-        if rank == 0:
-            scores.finish_files(parts)
+        samples = _samples(dataset, mine, workers)
+        shown = progress.track(zip(mine, samples, strict=True), "score", len(mine))
+        while True:
+            waiting = time.perf_counter()
+            chunk = list(islice(shown, predictor.cfg.batch))
+            tally.clock["load"] += time.perf_counter() - waiting
+            if not chunk:
+                break
+            scorer.add([number for number, _ in chunk], [sample for _, sample in chunk])
+        parts = share.gather(scorer.finished())
+        for other, _ in parts:
+            whole.merge(other)
+        if share.rank == 0:
+            scorer.finish_files([saved for _, saved in parts])
     except BaseException:
-        scores.abandon_files()
+        scorer.abandon_files()
         raise
+    told = _protocol(predictor, scoring, tasks) | dict(protocol or {})
     plain = predictor.cfg.seen_offset
     return make_report(
-        vocabulary,
-        scores.panoptic,
-        scores.semantic,
-        instance=scores.instance,
-        tasks=wanted.tasks,
-        split=split,
-        protocol=_protocol(predictor, protocol, wanted),
-        images=count,
-        seconds=scores.clock | {"total": time.perf_counter() - start},
-        diagnostics=scores.masks.result(vocabulary) if with_diagnostics else None,
-        candidates=len(predictor.vocabulary),
-        intervals=bootstrap(scores.counts, vocabulary, bootstraps) if bootstraps else None,
-        calibration=(
-            calibration(scores.sweep, vocabulary, plain, dev_offset) if scores.sweep else None
-        ),
-        counts=scores.counts if with_counts else None,
+        whole,
+        dataset.vocabulary,
+        scoring,
+        tasks,
+        protocol=told | {"candidates": len(predictor.vocabulary)},
+        seconds=whole.clock | {"total": time.perf_counter() - start},
+        calibration=calibration(whole, dataset.vocabulary, plain, sweep.dev),
     )
 
 
-def _protocol(predictor: Predictor, given: dict[str, Any] | None, wanted: Wanted) -> dict[str, Any]:
+def _protocol(predictor: Predictor, scoring: Scoring, tasks: Collection[str]) -> dict[str, Any]:
     """Generalised: every class of the vocabulary competes for every segment."""
-    base = {
-        "setting": "restricted" if wanted.restricted else "generalised",
+    base: dict[str, Any] = {
+        "setting": "restricted" if scoring.candidates == "split" else "generalised",
         "mode": None,
         "seen_offset": predictor.cfg.seen_offset,
         "min_score": predictor.cfg.min_score,
         "overlap_threshold": predictor.cfg.overlap,
     }
-    if "semantic" in wanted.tasks:
+    if "semantic" in tasks:
         base["semantic_from"] = predictor.semantic_from
-    if "instance" in wanted.tasks:
+    if "instance" in tasks:
         base["instance_truth"] = "panoptic segments"
-    return base | (given or {})
+    return base
 
 
-def _samples(
-    dataset: PanopticDataset, indices: Sequence[int], workers: int, clock: dict[str, float]
-) -> Iterator[Sample]:
-    """The samples in order, decoded up to a few ahead by threads; waiting is booked as "load"."""
+class Scorer:
+    """Predicts images, adds them to a tally, and writes what is to be saved."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        vocabulary: Vocabulary,
+        scoring: Scoring,
+        tally: Tally,
+        rank: int,
+    ) -> None:
+        self.predictor, self.vocabulary, self.scoring = predictor, vocabulary, scoring
+        self.tally, self.tasks = tally, scoring.task_names() or USUAL
+        self.to_truth = truth_indices(predictor.vocabulary, vocabulary)
+        self.check = TruthCheck(self.tasks) if scoring.check else None
+        places = ((scoring.save, predictor.vocabulary), (scoring.save_truth, vocabulary))
+        self.savers = [None if out is None else Saver(out, names, rank) for out, names in places]
+
+    def add(self, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
+        """Predicts and scores a few images, given with their numbers in the data set."""
+        samples = [self._as_scored(sample) for sample in samples]
+        start = time.perf_counter()
+        for raw in self.predictor.raw([sample.image for sample in samples]):
+            now = time.perf_counter()
+            self.tally.clock["model"] += now - start
+            rows = raw.positions
+            self._score(raw, [numbers[r] for r in rows], [samples[r] for r in rows])
+            start = time.perf_counter()
+            self.tally.clock["post"] += start - now
+
+    def _as_scored(self, sample: Sample) -> Sample:
+        """The truth as it is scored."""
+        if self.check is not None:
+            self.check.add(sample)
+        if self.scoring.candidates == "split":
+            return keep_segments(sample, np.isin(sample.labels, self.to_truth))
+        return sample
+
+    def _score(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
+        if "panoptic" in self.tasks:
+            self._score_panoptic(raw, numbers, samples)
+        if "semantic" in self.tasks:
+            self._score_semantic(raw, numbers, samples)
+        if "instance" in self.tasks:
+            self._score_instances(raw, samples)
+        if self.scoring.diagnostics and isinstance(raw, RawOutput):  # else there are no queries
+            self._score_masks(raw, samples)
+        for offset, (panoptic, semantic) in self.tally.sweep.items():
+            if "panoptic" in self.tasks:
+                found = self.predictor.panoptic(raw, offset)
+                for sample, one in zip(samples, found, strict=True):
+                    panoptic.add(*self._segments(one), *truth_of(sample))
+            if "semantic" in self.tasks:
+                maps = self.predictor.semantic(raw, offset)
+                for sample, one in zip(samples, maps, strict=True):
+                    semantic.add(self.to_truth[one], class_map(sample.segment_map, sample.labels))
+
+    def _score_panoptic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
+        saver, truth_saver = self.savers
+        results = self.predictor.panoptic(raw)
+        for number, sample, result in zip(numbers, samples, results, strict=True):
+            self.tally.add_panoptic(number, self._segments(result), truth_of(sample))
+            image = sample.image_id, sample.file_name
+            if saver is not None:
+                entries = segment_entries(result.segments, self.predictor.vocabulary)
+                saver.panoptic(*image, result.panoptic_map, entries)
+            if truth_saver is not None:
+                entries = true_entries(sample, self.vocabulary)
+                truth_saver.panoptic(*image, sample.segment_map, entries)
+
+    def _segments(self, found: PanopticResult) -> tuple[IntArray, IntArray]:
+        labels = [segment.class_index for segment in found.segments]
+        return found.panoptic_map, self.to_truth[np.array(labels, np.int64)]
+
+    def _score_semantic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
+        saver, _ = self.savers
+        maps = self.predictor.semantic(raw)
+        for number, sample, found in zip(numbers, samples, maps, strict=True):
+            truth = class_map(sample.segment_map, sample.labels)
+            self.tally.add_semantic(number, self.to_truth[found], truth)
+            if saver is not None:
+                saver.semantic(sample.file_name, found)
+
+    def _score_instances(self, raw: Raw, samples: Sequence[Sample]) -> None:
+        saver, _ = self.savers
+        for sample, found in zip(samples, self.predictor.instances(raw), strict=True):
+            truth = true_instances(*truth_of(sample), self.vocabulary.is_thing)
+            self.tally.instance.add(sample.image_id, found, truth, self.to_truth)
+            if saver is not None:
+                saver.instances(sample.image_id, found)
+
+    def _score_masks(self, raw: RawOutput, samples: Sequence[Sample]) -> None:
+        named = self.predictor.probabilities(raw, self.predictor.cfg.seen_offset)
+        for row, sample in enumerate(samples):
+            size = len(sample.labels), raw.valid[row]
+            self.tally.masks.add(
+                mask_ious(raw.mask_logits[row], sample.segment_map, *size),
+                self.to_truth[named[row, :, :-1].argmax(-1).cpu().numpy()],
+                sample.labels,
+                sample.crowd,
+            )
+
+    def finished(self) -> tuple[Tally, list[Any]]:
+        """What this process counted and saved, picklable; UserError where there was no truth."""
+        if self.check is not None:
+            self.check.judge()
+        return self.tally, [None if saver is None else saver.state() for saver in self.savers]
+
+    def finish_files(self, parts: Sequence[list[Any]]) -> None:
+        """Writes the JSON files of everything that all processes saved."""
+        for number, saver in enumerate(self.savers):
+            if saver is not None:
+                saver.finish(part[number] for part in parts)
+
+    def abandon_files(self) -> None:
+        """Deletes temporary files after an error."""
+        for saver in self.savers:
+            if saver is not None:
+                saver.abandon()
+
+
+def truth_indices(candidates: Vocabulary, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """(K,) class indices of the data set for those of the candidates; UserError for other names."""
+    missing = [name for name in candidates.names if name not in vocabulary.index_of_name]
+    if missing:
+        which = "None" if len(missing) == len(candidates) else "Not every one"
+        raise UserError(
+            f"{which} of the {len(candidates)} classes that the predictor names is a class of the "
+            f"data set: it lacks {', '.join(map(repr, missing[:3]))}. What it finds of them would "
+            "count for nothing.",
+            "Let it name the data set's classes: Predictor.load(weights, info.vocabulary).",
+        )
+    return np.array([vocabulary.index_of_name[name] for name in candidates.names], np.int64)
+
+
+def truth_of(sample: Sample) -> tuple[IntArray, IntArray, BoolArray]:
+    """The map of true segments, and what they are."""
+    return sample.segment_map, sample.labels, sample.crowd
+
+
+def true_entries(sample: Sample, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """`segments_info` of a sample's truth, segment i with the id i+1."""
+    boxes = bounding_boxes(sample.segment_map, len(sample.labels)).tolist()
+    areas = np.bincount(sample.segment_map.ravel(), minlength=len(sample.labels) + 1)[1:]
+    return [
+        {
+            "id": number,
+            "category_id": vocabulary.ids[label],
+            "area": int(area),
+            "bbox": box,
+            "iscrowd": int(crowd),
+        }
+        for number, (label, area, box, crowd) in enumerate(
+            zip(sample.labels, areas, boxes, sample.crowd, strict=True), 1
+        )
+        if area
+    ]
+
+
+def _samples(dataset: PanopticDataset, indices: Sequence[int], workers: int) -> Iterator[Sample]:
+    """The samples in order; by threads, decoded up to a few ahead."""
     if workers == 0:
-        for index in indices:
-            with _timed(clock):
-                sample = dataset[index]
-            yield sample
+        yield from map(dataset.__getitem__, indices)
         return
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[Sample]] = deque()
-        for index in indices:
-            ahead.append(pool.submit(dataset.__getitem__, index))
-            if len(ahead) > 4 * workers:
-                yield _result(ahead, clock)
+        waiting = iter(indices)
+        ahead = deque(pool.submit(dataset.__getitem__, i) for i in islice(waiting, 4 * workers))
         while ahead:
-            yield _result(ahead, clock)
-
-
-def _result(ahead: deque[Future[Sample]], clock: dict[str, float]) -> Sample:
-    with _timed(clock):
-        return ahead.popleft().result()
-
-
-@contextmanager
-def _timed(clock: dict[str, float]) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    clock["load"] += time.perf_counter() - start
-
-
-def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+            ahead.extend(pool.submit(dataset.__getitem__, i) for i in islice(waiting, 1))
+            yield ahead.popleft().result()

@@ -1,224 +1,243 @@
-"""Everything that one evaluation counts, image by image."""
+"""How to score, and everything that is counted while scoring."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from concat_cli.core.data.dataset import Sample, keep_segments
-from concat_cli.core.evaluate.checks import TruthCheck, truth_indices
-from concat_cli.core.evaluate.counts import ImageCounts, SparseCounts, merged
-from concat_cli.core.evaluate.diagnostics import MaskDiagnostics, mask_ious
-from concat_cli.core.evaluate.instance import InstanceScore, true_instances
-from concat_cli.core.evaluate.offsets import OffsetScore
-from concat_cli.core.evaluate.panoptic import PanopticScore
-from concat_cli.core.evaluate.semantic import SemanticScore, class_map
-from concat_cli.core.infer.files import Saver, segment_entries
-from concat_cli.core.infer.postprocess import bounding_boxes
-from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
+from concat_cli.core.data.dataset import Sample
+from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.instance import InstanceScore
+from concat_cli.core.evaluate.intervals import ImageCounts, SparseCounts, harmonic
+from concat_cli.core.evaluate.quality import (
+    BoolArray,
+    IntArray,
+    MaskScore,
+    PanopticScore,
+    SemanticScore,
+)
+from concat_cli.core.method import TASKS
 from concat_cli.core.vocabulary import Vocabulary
+
+Split = Literal["all", "seen", "unseen"]
+Candidates = Literal["all", "split"]
+MOST_VOID = 0.95  # of the pixels: a truth of single objects on void is still scored
+EARLY = 32  # images after which the truth is judged for the first time
+STEPS = 11  # offsets between 0 and 0.3 of the logit scale, where the offsets of finetuning lie
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is counted.
+class Scoring:
+    """How to score: the options of `concat evaluate`, and what only code asks for.
 
-    tasks: panoptic, semantic, instance. restricted: truth of classes that are no candidates becomes
-    void. check: stop where the truth is next to nothing.
+    split: the classes that are reported. candidates: the classes that compete, all of them or
+        those of `split` alone; then all other truth is void, the easier protocol.
+    tasks: of panoptic, semantic and instance, as names or as one text with commas; None: the first
+        two, as far as truth and weights go.
+    bootstraps: how often the images are drawn again for 95% intervals; 0: no intervals.
+    calibrate: also try offsets on the seen logits, on the same outputs of the model.
+    diagnostics: also find how many true segments get a mask, and of these the right name.
+    official: also ask panopticapi; UserError where it disagrees.
+    save: a folder for the predictions. save_truth: one for the truth, as COCO panoptic files.
+    limit: only the first so many images.
+    counts: keep the counts of every image in `Report.counts`.
+    check: UserError where the truth is next to nothing.
     """
 
-    tasks: tuple[str, ...]
+    split: Split = "all"
+    candidates: Candidates = "all"
+    tasks: Collection[str] | str | None = None
+    bootstraps: int = 0
+    calibrate: bool = False
     diagnostics: bool = False
+    official: bool = False
+    save: Path | None = None
+    save_truth: Path | None = None
+    limit: int | None = None
     counts: bool = False
-    offsets: tuple[float, ...] = ()
-    restricted: bool = False
-    check: bool = False
+    check: bool = True
+
+    def task_names(self) -> tuple[str, ...] | None:
+        """The tasks that were asked for; UserError for others, and for none."""
+        if self.tasks is None:
+            return None
+        words = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks
+        names = [word.strip() for word in words if word.strip()]
+        unknown = [name for name in names if name not in TASKS]
+        if unknown or not names:
+            what = f"There is no task {unknown[0]!r}." if unknown else "--tasks names no task."
+            raise UserError(what, f"Tasks are {', '.join(TASKS)}, separated by commas.")
+        return tuple(task for task in TASKS if task in names)
 
 
-class Scores:
-    """All counts of one evaluation, and the seconds spent on loading, the model, and the rest."""
+PLAIN = Scoring()
+
+
+class Tally:
+    """All counts of one evaluation; picklable, and those of several processes merge.
+
+    images: how many are scored, over all processes. clock: seconds of loading, the model, and the
+    rest. sweep: by offset on the seen logits, scores of panoptic and of semantic maps.
+    """
 
     def __init__(
         self,
-        predictor: Predictor,
-        vocabulary: Vocabulary,
-        wanted: Wanted,
-        saver: Saver | None,
-        truth_saver: Saver | None,
+        classes: int,
+        images: int,
+        tasks: Collection[str],
+        keep: bool = False,
+        offsets: Sequence[float] = (),
     ) -> None:
-        self.predictor, self.vocabulary, self.wanted = predictor, vocabulary, wanted
-        self.saver, self.truth_saver = saver, truth_saver
-        self.to_truth = truth_indices(predictor.vocabulary, vocabulary)
-        self.clock = {"load": 0.0, "model": 0.0, "post": 0.0}
-        self.check = TruthCheck(wanted.tasks) if wanted.check else None
-        self._clear()
-
-    def _clear(self) -> None:
-        classes, wanted = len(self.vocabulary), self.wanted
         self.panoptic, self.semantic = PanopticScore(classes), SemanticScore(classes)
-        self.instance, self.masks = InstanceScore(), MaskDiagnostics(classes)
-        self.sweep = [OffsetScore(o, classes, wanted.tasks) for o in wanted.offsets]
-        kept = {name for name in wanted.tasks if wanted.counts}
-        self.counts = ImageCounts(
-            0,
-            SparseCounts(4, classes) if "panoptic" in kept else None,
-            SparseCounts(3, classes) if "semantic" in kept else None,
+        self.instance, self.masks = InstanceScore(), MaskScore(classes)
+        self.sweep = {one: (PanopticScore(classes), SemanticScore(classes)) for one in offsets}
+        self.each = ImageCounts(
+            images,
+            SparseCounts(4, classes) if keep and "panoptic" in tasks else None,
+            SparseCounts(3, classes) if keep and "semantic" in tasks else None,
         )
+        self.clock = {"load": 0.0, "model": 0.0, "post": 0.0}
 
-    def add(self, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
-        """Predicts and scores a few images, given with their numbers in the data set."""
-        samples = [self._as_scored(sample) for sample in samples]
-        start = time.perf_counter()
-        for raw in self.predictor.raw([sample.image for sample in samples]):
-            now = time.perf_counter()
-            self.clock["model"] += now - start
-            rows = raw.positions
-            self._score(raw, [numbers[r] for r in rows], [samples[r] for r in rows])
-            start = time.perf_counter()
-            self.clock["post"] += start - now
+    def add_panoptic(
+        self,
+        number: int,
+        found: tuple[IntArray, IntArray],
+        truth: tuple[IntArray, IntArray, BoolArray],
+    ) -> None:
+        """Segments of an image by its number: map and labels, and crowd of the true ones."""
+        own = self.panoptic.add(*found, *truth)
+        if self.each.panoptic is not None:
+            self.each.panoptic.add(number, own)
 
-    def _as_scored(self, sample: Sample) -> Sample:
-        """The truth as it is scored."""
-        if self.check is not None:
-            self.check.add(sample)
-        if self.wanted.restricted:
-            return keep_segments(sample, np.isin(sample.labels, self.to_truth))
-        return sample
+    def add_semantic(self, number: int, found: IntArray, truth: IntArray) -> None:
+        """Class maps (H, W) of an image by its number, -1 where there is none."""
+        own = self.semantic.add(found, truth)
+        if self.each.semantic is not None:
+            self.each.semantic.add(number, own)
 
-    def _score(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
-        tasks = self.wanted.tasks
-        if "panoptic" in tasks:
-            self._score_panoptic(raw, numbers, samples)
-        if "semantic" in tasks:
-            self._score_semantic(raw, numbers, samples)
-        if "instance" in tasks:
-            self._score_instances(raw, samples)
-        if self.wanted.diagnostics:
-            self._score_masks(raw, samples)
-        for one in self.sweep:
-            one.add(self.predictor, raw, samples, self.to_truth)
+    def merge(self, other: Tally) -> None:
+        """Adds what another process counted; seconds are those of the slowest."""
+        self.panoptic.merge(other.panoptic)
+        self.semantic.merge(other.semantic)
+        self.instance.merge(other.instance)
+        self.masks.merge(other.masks)
+        for offset, (panoptic, semantic) in other.sweep.items():
+            self.sweep[offset][0].merge(panoptic)
+            self.sweep[offset][1].merge(semantic)
+        self.each.merge(other.each)
+        self.clock = {name: max(value, other.clock[name]) for name, value in self.clock.items()}
 
-    def _score_panoptic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
-        results = self.predictor.panoptic(raw)
-        for number, sample, result in zip(numbers, samples, results, strict=True):
-            classes = np.array([s.class_index for s in result.segments], np.int64)
-            one = PanopticScore(len(self.vocabulary))
-            one.add(
-                result.panoptic_map,
-                self.to_truth[classes],
-                sample.segment_map,
-                sample.labels,
-                sample.crowd,
+
+@dataclass(frozen=True)
+class OffsetFigures:
+    """Figures in 0-1 at one offset; None where a task was not scored or a group does not occur."""
+
+    offset: float
+    seen_pq: float | None
+    unseen_pq: float | None
+    hpq: float | None
+    seen_miou: float | None
+    unseen_miou: float | None
+    hiou: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What other offsets on the seen logits would give, from the same raw outputs of the model.
+
+    The offset is calibrated stacking (Chao et al., ECCV 2016): it trades seen for unseen classes.
+    plain: the offset of the report's other figures. dev: the offset that the weights carry because
+    finetuning chose it on dev and seen classes set aside; None where it chose none. oracle_pq,
+    oracle_miou: the best of the sweep by hPQ and hIoU, chosen on the very images that are scored:
+    no result.
+    """
+
+    rows: tuple[OffsetFigures, ...]
+    plain: float
+    dev: float | None
+    oracle_pq: float | None
+    oracle_miou: float | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Offsets that are tried, and the one that was chosen without the scored images, if any."""
+
+    offsets: tuple[float, ...] = ()
+    dev: float | None = None
+
+
+NO_SWEEP = Sweep()
+
+
+def sweep_offsets(scale: float, *others: float | None) -> tuple[float, ...]:
+    """Offsets from 0 to 0.3 of the scale of the logits, and the others that are given."""
+    steps = np.linspace(0, 0.3 * scale, STEPS).round(4).tolist()
+    return tuple(sorted({*steps, *(one for one in others if one is not None)}))
+
+
+def calibration(
+    tally: Tally, vocabulary: Vocabulary, plain: float, dev: float | None
+) -> Calibration | None:
+    """The sweep's figures, and the best of them, of equals the smallest offset; None without a
+    sweep."""
+    if not tally.sweep:
+        return None
+    split = vocabulary.seen_indices, vocabulary.unseen_indices
+    rows: list[OffsetFigures] = []
+    for offset, (panoptic, semantic) in tally.sweep.items():
+        result = panoptic.result()
+        pq = [None if one is None else one.pq for one in map(result.mean, split)]
+        miou = [None if one is None else one.miou for one in map(semantic.quality, split)]
+        rows.append(OffsetFigures(offset, *pq, _both(*pq), *miou, _both(*miou)))
+    by_pq = [(row.hpq, -row.offset) for row in rows if row.hpq is not None]
+    by_iou = [(row.hiou, -row.offset) for row in rows if row.hiou is not None]
+    return Calibration(
+        tuple(rows),
+        plain,
+        dev,
+        oracle_pq=-max(by_pq)[1] if by_pq else None,
+        oracle_miou=-max(by_iou)[1] if by_iou else None,
+    )
+
+
+def _both(seen: float | None, unseen: float | None) -> float | None:
+    return None if seen is None or unseen is None else float(harmonic(seen, unseen))
+
+
+class TruthCheck:
+    """Looks at the truth as it comes by; UserError as soon as there is next to nothing to score."""
+
+    def __init__(self, tasks: Collection[str]) -> None:
+        self.tasks = tasks
+        self.images = self.pixels = self.void = self.segments = 0
+
+    def add(self, sample: Sample) -> None:
+        """One image's truth as the data set has it."""
+        self.images += 1
+        self.pixels += sample.segment_map.size
+        self.void += int((sample.segment_map == 0).sum())
+        self.segments += len(sample.labels)
+        if self.images == EARLY:
+            self.judge()
+
+    def judge(self) -> None:
+        """UserError where the images so far hold no truth, or next to none."""
+        if self.images and not self.segments:
+            raise UserError(
+                f"None of the {self.images} images has any truth.",
+                "Its labels may be void throughout (ids off by one, or of another class list): "
+                "look at them, and prepare the data set again.",
             )
-            self.panoptic.merge(one)
-            if self.counts.panoptic is not None:
-                self.counts.panoptic.add(number, one.counts)
-            if self.saver is not None:
-                entries = segment_entries(result.segments, self.predictor.vocabulary)
-                name = sample.file_name
-                self.saver.panoptic(sample.image_id, name, result.panoptic_map, entries)
-            if self.truth_saver is not None:
-                self.truth_saver.panoptic(
-                    sample.image_id,
-                    sample.file_name,
-                    sample.segment_map,
-                    true_entries(sample, self.vocabulary),
-                )
-
-    def _score_semantic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
-        maps = self.predictor.semantic(raw)
-        for number, sample, found in zip(numbers, samples, maps, strict=True):
-            truth = class_map(sample.segment_map, sample.labels)
-            counts = self.semantic.add(self.to_truth[found], truth)
-            if self.counts.semantic is not None:
-                self.counts.semantic.add(number, counts)
-            if self.saver is not None:
-                self.saver.semantic(sample.file_name, found)
-
-    def _score_instances(self, raw: Raw, samples: Sequence[Sample]) -> None:
-        for sample, found in zip(samples, self.predictor.instances(raw), strict=True):
-            truth = true_instances(
-                sample.segment_map, sample.labels, sample.crowd, self.vocabulary.is_thing
+        share = self.void / max(1, self.pixels)
+        if share > MOST_VOID and set(self.tasks) != {"instance"}:
+            raise UserError(
+                f"{100 * share:.1f}% of the true pixels of {self.images} images are void, over "
+                f"{100 * MOST_VOID:.0f}%: the figures would say nothing.",
+                "Labels that are off by one or of another class list do that: look at them and "
+                "prepare the data set again; or score single objects with --tasks instance.",
             )
-            self.instance.add(sample.image_id, found, truth, self.to_truth)
-            if self.saver is not None:
-                self.saver.instances(sample.image_id, found)
-
-    def _score_masks(self, raw: Raw, samples: Sequence[Sample]) -> None:
-        if not isinstance(raw, RawOutput):
-            return  # a model without queries
-        named = self.predictor.probabilities(raw, self.predictor.cfg.seen_offset)
-        for row, sample in enumerate(samples):
-            self.masks.add(
-                mask_ious(
-                    raw.mask_logits[row], sample.segment_map, len(sample.labels), raw.valid[row]
-                ),
-                self.to_truth[named[row, :, :-1].argmax(-1).cpu().numpy()],
-                sample.labels,
-                sample.crowd,
-            )
-
-    def state(self) -> dict[str, Any]:
-        """Hands out everything that is summed over processes, picklable, and starts from zero."""
-        if self.check is not None:
-            self.check.judge()
-        state = {
-            "panoptic": self.panoptic,
-            "semantic": self.semantic,
-            "instance": self.instance,
-            "masks": self.masks.counts,
-            "sweep": self.sweep,
-            "counts": (self.counts.panoptic, self.counts.semantic),
-            "clock": self.clock,
-            "saved": [None if s is None else s.state() for s in (self.saver, self.truth_saver)],
-        }
-        self._clear()
-        return state
-
-    def merge(self, parts: Sequence[dict[str, Any]], images: int) -> None:
-        """Adds what all processes counted; seconds are those of the slowest."""
-        for part in parts:
-            self.panoptic.merge(part["panoptic"])
-            self.semantic.merge(part["semantic"])
-            self.instance.merge(part["instance"])
-            self.masks.counts += part["masks"]
-            for mine, theirs in zip(self.sweep, part["sweep"], strict=True):
-                mine.merge(theirs)
-            self.clock = {name: max(v, part["clock"][name]) for name, v in self.clock.items()}
-        panoptic, semantic = zip(*(part["counts"] for part in parts), strict=True)
-        self.counts = ImageCounts(images, merged(panoptic), merged(semantic))
-
-    def finish_files(self, parts: Sequence[dict[str, Any]]) -> None:
-        """Writes the JSON files of everything that was saved."""
-        for number, saver in enumerate((self.saver, self.truth_saver)):
-            if saver is not None:
-                saver.finish(part["saved"][number] for part in parts)
-
-    def abandon_files(self) -> None:
-        """Deletes temporary files after an error."""
-        for saver in (self.saver, self.truth_saver):
-            if saver is not None:
-                saver.abandon()
-
-
-def true_entries(sample: Sample, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """`segments_info` of a sample's truth, segment i with the id i+1."""
-    boxes = bounding_boxes(sample.segment_map, len(sample.labels)).tolist()
-    areas = np.bincount(sample.segment_map.ravel(), minlength=len(sample.labels) + 1)[1:]
-    return [
-        {
-            "id": number,
-            "category_id": vocabulary.ids[label],
-            "area": int(area),
-            "bbox": box,
-            "iscrowd": int(crowd),
-        }
-        for number, (label, area, box, crowd) in enumerate(
-            zip(sample.labels, areas, boxes, sample.crowd, strict=True), 1
-        )
-        if area
-    ]

@@ -17,11 +17,12 @@ from concat_cli.core.config import OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch, make_loader
 from concat_cli.core.data.transforms import Augment
+from concat_cli.core.device import Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceQuality
-from concat_cli.core.evaluate.panoptic import Quality
+from concat_cli.core.evaluate.quality import Quality, SemanticQuality
 from concat_cli.core.evaluate.run import evaluate_model
-from concat_cli.core.evaluate.semantic import SemanticQuality
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.files import atomic_path
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import Drawing, side_by_side, stack
@@ -111,14 +112,9 @@ class ImageTask:
         if self.dev is None:
             return {}
         processes = self.session.processes
-        report = evaluate_model(
-            self.predictor(),
-            self.dev,
-            tasks=(self.scored,),
-            rank=processes.rank,
-            world=processes.world,
-            gather=gather_objects,
-        )
+        share = Share(processes.rank, processes.world, gather_objects)
+        scoring = Scoring(tasks=self.scored, check=False)
+        report = evaluate_model(self.predictor(), self.dev, scoring, share=share)
         found = getattr(report, self.scored)["all"]
         if isinstance(found, SemanticQuality):
             return {"score": found.miou, "miou": found.miou, "pacc": found.pacc}

@@ -1,0 +1,155 @@
+"""`concat evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from concat_cli.commands.options import (
+    Device,
+    DeviceOption,
+    DryRun,
+    Json,
+    Overrides,
+    RunName,
+    WeightsFile,
+    open_share,
+    with_options,
+)
+from concat_cli.commands.report_view import show_report
+from concat_cli.console import Console, relative
+from concat_cli.core.errors import UserError
+
+if TYPE_CHECKING:
+    from concat_cli.core.evaluate.scores import Scoring
+
+_FILES = "Existing files"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Those named like a field of `Scoring` are handed on to it."""
+
+    overrides: Overrides = None
+    split: Annotated[
+        Literal["all", "seen", "unseen"],
+        typer.Option(help="Classes to report; candidates stay all."),
+    ] = "all"
+    candidates: Annotated[
+        Literal["all", "split"],
+        typer.Option(help="Classes that compete; split: those of --split, the easier protocol."),
+    ] = "all"
+    tasks: Annotated[
+        str | None, typer.Option(help="Of panoptic,semantic,instance. Default: the first two.")
+    ] = None
+    panoptic: Annotated[bool, typer.Option("--panoptic", help="The same as --tasks panoptic.")] = (
+        False
+    )
+    bootstraps: Annotated[
+        int,
+        typer.Option(
+            "--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images."
+        ),
+    ] = 0
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Also try offsets on the seen logits.")
+    ] = False
+    diagnostics: Annotated[
+        bool, typer.Option("--diagnostics", help="Also how many segments get a mask, and a name.")
+    ] = False
+    as_json: Json = False
+    save: Annotated[Path | None, typer.Option(help="Also write the predictions there.")] = None
+    name: RunName = None
+    weights: WeightsFile = None
+    device: DeviceOption = Device.auto
+    dry_run: DryRun = False
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Score this COCO panoptic JSON.", rich_help_panel=_FILES),
+    ] = None
+    truth: Annotated[
+        Path | None, typer.Option(help="Against this one.", rich_help_panel=_FILES)
+    ] = None
+    predictions_dir: Annotated[
+        Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
+    ] = None
+    truth_dir: Annotated[
+        Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
+    ] = None
+    class_split: Annotated[
+        str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
+    ] = None
+    official: Annotated[
+        bool, typer.Option("--official", help="Also run panopticapi.", rich_help_panel=_FILES)
+    ] = False
+
+    def scoring(self) -> Scoring:
+        """The options that say how to score."""
+        from concat_cli.core.evaluate.scores import Scoring
+
+        own = {one.name for one in fields(Scoring)}
+        found = Scoring(**{name: value for name, value in vars(self).items() if name in own})
+        if not self.panoptic:
+            return found
+        return replace(found, tasks="panoptic" if self.tasks is None else f"panoptic,{self.tasks}")
+
+
+@with_options(Options)
+def evaluate(options: Options) -> None:
+    """Score weights, or existing predictions."""
+    console, scoring = Console(json_only=options.as_json), options.scoring()
+    if options.predictions is not None or options.truth is not None:
+        from concat_cli.core.evaluate.files import PanopticFiles, evaluate_files
+
+        if options.predictions is None or options.truth is None:
+            raise UserError("--predictions and --truth belong together.", "Give both.")
+        report = evaluate_files(
+            PanopticFiles(options.predictions, options.predictions_dir),
+            PanopticFiles(options.truth, options.truth_dir),
+            scoring,
+            class_split=options.class_split,
+            progress=console.progress,
+        )
+    else:
+        from concat_cli.core.evaluate.weights import evaluate_weights
+        from concat_cli.core.runs import find_weights
+
+        found = find_weights(options.name, options.weights)
+        console.say(f"weights {relative(found.path)} ({found.reason})")
+        keys = options.overrides or []
+        if options.dry_run:
+            return _show_plan(console, found.path, keys, scoring)
+        place, share = open_share(options.device.value, console)
+        report = evaluate_weights(
+            found.path, keys, scoring, device=place, share=share, progress=console.progress
+        )
+    if options.as_json:
+        return console.json(report.to_json())
+    show_report(console, report)
+    if options.save is not None:
+        console.done({"predictions": relative(options.save)})
+
+
+def _show_plan(console: Console, weights: Path, keys: Sequence[str], scoring: Scoring) -> None:
+    """What would be scored; UserError for what would stop it."""
+    from concat_cli.core.evaluate.weights import open_subject
+
+    subject = open_subject(weights, keys, tensors=False)
+    tasks, candidates = subject.tasks(scoring), subject.candidates(scoring)
+    info = subject.info
+    seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
+    console.table(
+        ["what", "value"],
+        [
+            ("stage", subject.weights.stage),
+            ("data", f"{subject.cfg.data.root}, part val"),
+            ("classes", f"{seen} seen, {classes - seen} unseen ({info.class_split})"),
+            ("candidates", len(candidates)),
+            ("tasks", ", ".join(tasks)),
+        ],
+    )
+    console.dry_run()
