@@ -190,11 +190,6 @@ def evaluate_weights(
     return report
 
 
-def able_tasks(stage: str, own: Config) -> tuple[str, ...]:
-    """What weights of a stage can be scored for, by the configuration that they carry."""
-    return named(stage_named(stage)[0].tasks)(own)
-
-
 def tasks_of(
     info: DatasetInfo, scoring: Scoring = PLAIN, able: tuple[str, ...] = TASKS
 ) -> tuple[str, ...]:

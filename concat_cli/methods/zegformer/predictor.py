@@ -87,14 +87,6 @@ class ZegFormerPredictor(Predictor):
         """Offsets are taken off probabilities."""
         return 1.0
 
-    @property
-    def parameters(self) -> int:
-        """Those of the model, and of CLIP's image encoder where it is asked."""
-        own = super().parameters
-        if self.clip is None or not self.needs_clip_image:
-            return own
-        return own + sum(p.numel() for p in self.clip.model.visual.parameters())
-
     def scores(self, raw: RawOutput) -> Tensor:
         """(B, Q, K+1) scores of the branch, before any offset; see `class_scores`."""
         way = self.zegformer
