@@ -35,13 +35,13 @@ from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.clip.segment_images import encode_segments
 from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig, ZegFormerConfig
-from concat_cli.core.data.shapes import draw_scene
-from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.infer.outputs import Raw, RawOutput
 from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.infer.predictor import Predictor, row_of
 from concat_cli.core.infer.restore import restore
 from concat_cli.core.infer.zegformer import ZegFormerPredictor
+from concat_cli.core.prepare.shapes_scene import draw_scene
+from concat_cli.core.prepare.shapes_split import CLASSES
 from concat_cli.core.progress import SILENT
 from concat_cli.core.vocabulary import Vocabulary
 

@@ -144,7 +144,7 @@ def test_dataset_info(part: Part, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 3}, "format 3"),
+        ({"format": 4}, "format 4"),
         ({"unseen": ["dog"]}, "dog"),
         ({"unseen": None}, "not a data set"),
         ({"parts": {}}, "no parts"),

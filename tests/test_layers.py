@@ -17,6 +17,7 @@ LAYERS = (
     ("config", "config_methods", "config_shapes", "config_file", "stages", "device"),
     ("vocabulary", "vocabulary_file", "weights_from"),
     ("data", "clip", "model"),
+    ("prepare",),
     ("losses", "build", "checkpoint", "export", "runs"),
     ("infer",),
     ("evaluate",),

@@ -22,9 +22,9 @@ from concat_cli.core.clip.pseudo_labels import (
     window_seeds,
 )
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.data.shapes import draw_scene, scene_seed
 from concat_cli.core.infer.render import overlay
 from concat_cli.core.infer.render_labels import CAPTIONS, label_drawing, write_pseudo_preview
+from concat_cli.core.prepare.shapes_scene import draw_scene, scene_seed
 
 PLAIN = PseudoOptions(windows=(2, 4), iterations=3, threshold=0.6, min_share=0.0)
 

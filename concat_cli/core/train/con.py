@@ -18,7 +18,7 @@ from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
-from concat_cli.core.data.loader import Batch, make_loader
+from concat_cli.core.data.loader import Batch, StepSampler, make_loader
 from concat_cli.core.data.transforms import Augment
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceQuality
@@ -78,13 +78,9 @@ class ImageTask:
         stream = make_loader(
             self.train,
             Augment(cfg.data),
-            size,
+            StepSampler(size, parts, processes.rank, processes.world, start),
             self.optim.seed,
-            start,
-            processes.rank,
-            processes.world,
             cfg.data.workers,
-            parts,
         )
         if self.by_category:
             stream = map(merged_by_category, stream)

@@ -1,11 +1,36 @@
-"""Masks as COCO's run lengths, by pycocotools."""
+"""Masks of instances as COCO writes them, by pycocotools, and in which order they are painted."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+from concat_cli.core.data.coco import Segment
+from concat_cli.core.errors import UserError
+
+
+def painted(
+    segments: Mapping[int, Segment], size: tuple[int, int], image_id: int, where: str
+) -> list[tuple[int, str]]:
+    """Ids and run lengths in the order of painting: crowds, then the larger before the smaller.
+
+    where: the file that lists them, as the UserError names it where a mask cannot be.
+    """
+    found: list[tuple[bool, int, int, str]] = []
+    for number, segment in segments.items():
+        try:
+            counts = encode_rle(segment.mask, size)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{where}: the mask of annotation {segment.id} of image {image_id} cannot be "
+                f"read ({error}).",
+                "Write the JSON again.",
+            ) from error
+        found.append((not segment.crowd, -rle_area(counts, size), number, counts))
+    return [(number, counts) for _, _, number, counts in sorted(found)]
 
 
 def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:

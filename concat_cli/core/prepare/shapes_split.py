@@ -10,10 +10,8 @@ import difflib
 from collections import Counter
 from collections.abc import Collection
 
-from concat_cli.core.data.shapes_random import Random
-from concat_cli.core.data.shapes_stuff import TEXTURES
-from concat_cli.core.data.shapes_things import PATTERNS, SHAPES
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.shapes_paint import PATTERNS, SHAPES, TEXTURES, Random
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 STUFF: tuple[str, ...] = tuple(TEXTURES)

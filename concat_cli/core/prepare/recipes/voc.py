@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
-from concat_cli.core.data.class_list import load_class_list
-from concat_cli.core.data.recipes.layouts import NAMED, PairLayout
-from concat_cli.core.data.recipes.places import (
+from concat_cli.core.data.class_split import load_class_list
+from concat_cli.core.data.coco import Item
+from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.recipes.layouts import (
+    NAMED,
     Layout,
     Look,
     Offer,
+    PairLayout,
     Piece,
     bases,
     choose,
@@ -22,8 +26,7 @@ from concat_cli.core.data.recipes.places import (
     listed,
     stems,
 )
-from concat_cli.core.data.source import Item, LabelFormat, PartName, Source, SourcePart, Task
-from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.source import LabelFormat, PartName, Recipe, Source, SourcePart, Task
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 _LISTS = "ImageSets/Segmentation/"
@@ -69,7 +72,9 @@ class DevkitLayout:
         return Look(pieces, SourcePart(kit, where, self.format, items))
 
 
-def find(root: Path, background: bool = False) -> Source:
+def find(
+    root: Path, background: Annotated[bool, "Background is a class, not void."] = False
+) -> Source:
     """VOC 2012 with SBD's labels for training where they are there; UserError that lists what is
     missing. `background`: value 0 is a class instead of void."""
     vocabulary = load_class_list("voc_20")
@@ -170,3 +175,11 @@ def _layouts(vocabulary: Vocabulary, background: bool) -> list[Layout]:
             lowered,
         ),
     ]
+
+
+RECIPE = Recipe(
+    "voc",
+    find,
+    "PASCAL VOC 2012, 20 classes: SegmentationClassAug, or SegmentationClass.",
+    ("concat prepare-data voc data/voc",),
+)

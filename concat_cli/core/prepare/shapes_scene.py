@@ -1,6 +1,6 @@
 """The built-in world: one procedural scene of stuff regions and things, from a seed.
 
-Pixels are the same for a seed on every machine (see shapes_random.py). Layout is in scene units:
+Pixels are the same for a seed on every machine (see shapes_paint.py). Layout is in scene units:
 the short side of a picture is 128 units long, so that objects scale with the picture.
 """
 
@@ -11,15 +11,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from concat_cli.core.data.shapes_random import FloatArray, Random, noise, wave
-from concat_cli.core.data.shapes_split import CLASSES
-from concat_cli.core.data.shapes_stuff import TEXTURES
-from concat_cli.core.data.shapes_things import (
+from concat_cli.core.prepare.shapes_paint import (
     SHAPES,
+    TEXTURES,
     Colour,
+    FloatArray,
+    Random,
+    noise,
     pick_colours,
     second_colour,
+    wave,
 )
+from concat_cli.core.prepare.shapes_split import CLASSES
 
 SIDE = 128.0  # scene units along the short side
 PARTS: tuple[str, ...] = ("train", "dev", "val", "clip", "clip_test")

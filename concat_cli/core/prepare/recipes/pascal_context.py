@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
-from concat_cli.core.data.class_list import load_class_list
-from concat_cli.core.data.recipes.layouts import NAMED, PairLayout
-from concat_cli.core.data.recipes.places import Offer, bases, choose, first_file
-from concat_cli.core.data.source import LabelFormat, Source
+from concat_cli.core.data.class_split import load_class_list
 from concat_cli.core.data.store import read_file
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.recipes.layouts import (
+    NAMED,
+    Offer,
+    PairLayout,
+    bases,
+    choose,
+    first_file,
+)
+from concat_cli.core.prepare.source import LabelFormat, Recipe, Source
 from concat_cli.core.vocabulary import Vocabulary
 
 # LabelMap values of the 59 classes, in their order: the class of the n-th is n.
@@ -39,7 +46,7 @@ _OFFER = Offer(
 )
 
 
-def find(root: Path, classes: int = 59) -> Source:
+def find(root: Path, classes: Annotated[int, "59 or 459."] = 59) -> Source:
     """PASCAL-Context from the .mat files of its publishers, mmsegmentation's PNGs (59 classes), or
     what detectron2's users convert it to; UserError that lists what is missing."""
     if classes not in _SPLITS:
@@ -119,3 +126,14 @@ def _check_names(path: str, vocabulary: Vocabulary, classes: int) -> None:
 
 def _plain(name: str) -> str:
     return name.replace(" ", "").casefold()
+
+
+RECIPE = Recipe(
+    "pascal-context",
+    find,
+    "PASCAL Context: PNGs, or the .mat labels as published.",
+    (
+        "concat prepare-data pascal-context data/voc --out data/context",
+        "concat prepare-data pascal-context data/voc --classes 459 --out data/context-459",
+    ),
+)
