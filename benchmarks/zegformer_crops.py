@@ -40,8 +40,7 @@ from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.infer.predictor import Predictor, row_of
 from concat_cli.core.infer.restore import restore
 from concat_cli.core.infer.zegformer import ZegFormerPredictor
-from concat_cli.core.prepare.shapes_scene import draw_scene
-from concat_cli.core.prepare.shapes_split import CLASSES
+from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.progress import SILENT
 from concat_cli.core.vocabulary import Vocabulary
 

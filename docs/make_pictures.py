@@ -23,8 +23,7 @@ from scipy import ndimage
 from concat_cli.core.files import write_bytes
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import INK, PAPER, Drawing, Mark, overlay, panel
-from concat_cli.core.prepare.shapes_scene import draw_scene
-from concat_cli.core.prepare.shapes_split import CLASSES
+from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.runs import BUILT_IN
 
 OUT = Path(__file__).parent / "pictures"

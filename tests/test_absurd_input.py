@@ -20,8 +20,7 @@ from scipy.io import savemat
 
 from concat_cli.core.data.image_io import read_id_png, read_image
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.labels import read_raw
-from concat_cli.core.prepare.masks import encode_rle
+from concat_cli.core.prepare.labels import encode_rle, read_raw
 from concat_cli.core.prepare.recipes.custom import read_classes
 from concat_cli.core.vocabulary_file import parse_vocabulary
 

@@ -14,8 +14,7 @@ from concat_cli.core.clip.tiny.train import contrastive_loss, evaluate
 from concat_cli.core.clip.tiny.views import Job, Sampler, draw_scenes, roughen, take_pictures
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.shapes_scene import scene_seed
-from concat_cli.core.prepare.shapes_split import CLASSES
+from concat_cli.core.prepare.shapes_scene import CLASSES, scene_seed
 from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 

@@ -23,7 +23,7 @@ from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.shapes_split import DEFAULT_UNSEEN
+from concat_cli.core.prepare.shapes_scene import DEFAULT_UNSEEN
 from concat_cli.core.runs import Run
 from concat_cli.core.train import clip_zss, clip_zss_module, contrast
 from concat_cli.core.train.clip_zss import train_clip_zss

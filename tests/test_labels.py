@@ -20,7 +20,7 @@ from concat_cli.core.data.image_io import segment_map, write_id_png
 from concat_cli.core.data.index import Row
 from concat_cli.core.data.store import open_store
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.masks import decode_rle, encode_rle
+from concat_cli.core.prepare.labels import decode_rle, encode_rle
 from concat_cli.core.prepare.protocol import hide, keep_seen
 from concat_cli.core.prepare.run import checker_of
 from concat_cli.core.prepare.source import SourcePart

@@ -80,11 +80,11 @@ def test_a_changed_file_is_checked_again(root: Path, split: str) -> None:
     coco(root, split)
     Image.new("RGB", (9, 9)).save(root / "train2017" / "000000000005.png")
     heard = Heard()
-    before = contents(root / "concat")
+    before = contents(root / "concat", "checked")
     with pytest.raises(UserError, match=r"000000000005\.png is 9 x 9"):
         coco(root, split, progress=heard)
     assert any("19 of 20 images were checked before" in line for line in heard.lines)
-    assert before == contents(root / "concat")
+    assert before == contents(root / "concat", "checked")
     path = root / "annotations" / "panoptic_val2017" / "000000000101.png"
     os.utime(path, ns=(5, 5))  # the same again: only looked at again
     Image.new("RGB", (32, 24)).save(root / "train2017" / "000000000005.png")

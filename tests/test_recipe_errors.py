@@ -30,8 +30,7 @@ from concat_cli.core.prepare.recipes import (
     cityscapes,
     coco,
     custom,
-    pascal_context,
-    voc,
+    pascal,
 )
 from concat_cli.core.prepare.recipes.layouts import digits, hashed, listed
 from concat_cli.core.prepare.run import Options, Report, prepare
@@ -117,7 +116,7 @@ def test_a_tar_one_folder_below(tmp_path: Path) -> None:
     path = tmp_path / "in here" / "VOCtrainval_11-May-2012.tar"
     path.touch()
     with pytest.raises(UserError) as caught:
-        voc.find(tmp_path)
+        pascal.find(tmp_path)
     assert f"tar -xf '{path}' -C '{path.parent}'" in caught.value.hint
 
 
@@ -150,7 +149,7 @@ def test_a_tar_as_the_data_itself(tmp_path: Path) -> None:
     path = tmp_path / "VOCtrainval_11-May-2012.tar"
     path.touch()
     with pytest.raises(UserError) as caught:
-        voc.find(path)
+        pascal.find(path)
     assert f"tar -xf {path} -C {tmp_path}" in caught.value.hint
     with pytest.raises(UserError) as caught:
         custom.find(tmp_path, images=path.name, json="x.json")
@@ -277,14 +276,14 @@ def test_voc_needs_a_label_for_each_listed_image(tmp_path: Path) -> None:
     CASES["voc trainaug"].draw(tmp_path)
     shutil.rmtree(tmp_path / KIT / "SegmentationClassAug")
     with pytest.raises(UserError, match=r"2 of the 4 .* 2007_000003\.png") as caught:
-        voc.find(tmp_path)
+        pascal.find(tmp_path)
     assert "SBD" in caught.value.hint
 
 
 def test_voc_without_sbd_says_so(tmp_path: Path) -> None:
     CASES["voc trainaug"].draw(tmp_path)
     (tmp_path / LISTS / "trainaug.txt").unlink()
-    source = voc.find(tmp_path)
+    source = pascal.find(tmp_path)
     assert len(list(source.parts["train"].items)) == 2
     assert "1,464 images of VOC alone instead of 10,582" in source.notes[0]
 
@@ -294,15 +293,15 @@ def test_vocs_own_labels_go_before_those_of_sbd(tmp_path: Path) -> None:
     for stem in VOC["train"]:
         other = palette(np.full((48, 64), 9))
         (tmp_path / KIT / "SegmentationClassAug" / f"{stem}.png").write_bytes(other)
-    folders = [item.label.split("/")[0] for item in voc.find(tmp_path).parts["train"].items]
+    folders = [item.label.split("/")[0] for item in pascal.find(tmp_path).parts["train"].items]
     assert folders == ["SegmentationClass"] * 2 + ["SegmentationClassAug"] * 2
 
 
 def test_the_background_of_voc(tmp_path: Path) -> None:
     CASES["voc d2"].draw(tmp_path)
     with pytest.raises(UserError, match="PASCAL VOC 2012"):  # it has thrown the background away
-        voc.find(tmp_path, background=True)
-    assert "background" not in voc.find(tmp_path).vocabulary.names
+        pascal.find(tmp_path, background=True)
+    assert "background" not in pascal.find(tmp_path).vocabulary.names
 
 
 def test_labels_txt_must_fit(tmp_path: Path) -> None:
@@ -312,13 +311,13 @@ def test_labels_txt_must_fit(tmp_path: Path) -> None:
     lines = {number: names.names[names.index_of_id[number]] for number in names.ids} | right
     path = tmp_path / CONTEXT_KIT / "labels.txt"
     path.write_text("".join(f"{number}: {name}\n" for number, name in lines.items()))
-    assert pascal_context.find(tmp_path).layout == "official"
+    assert pascal.find_context(tmp_path).layout == "official"
     path.write_text(path.read_text().replace("308: pottedplant", "308: plant in a pot"))
     with pytest.raises(UserError, match="308 'plant in a pot'"):
-        pascal_context.find(tmp_path)
+        pascal.find_context(tmp_path)
     path.write_text("aeroplane\n")
     with pytest.raises(UserError, match="no list of"):
-        pascal_context.find(tmp_path)
+        pascal.find_context(tmp_path)
 
 
 def test_ade_without_instances_says_so(tmp_path: Path) -> None:
@@ -356,7 +355,7 @@ def test_a_json_of_another_data_set(tmp_path: Path) -> None:
         (ade20k.find, {"classes": 151}),
         (ade20k.find, {"classes": 847, "task": "panoptic"}),
         (ade20k.find, {"task": "instance"}),
-        (pascal_context.find, {"classes": 60}),
+        (pascal.find_context, {"classes": 60}),
         (coco.find_instances, {"year": 2015}),
         (coco.find_instances, {"classes": 48}),
     ],

@@ -23,12 +23,16 @@ from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare import shapes as module
 from concat_cli.core.prepare.shapes import differing_keys, prepare_shapes
-from concat_cli.core.prepare.shapes_scene import PARTS, SEED_BOUND, Scene, draw_scene, scene_seed
-from concat_cli.core.prepare.shapes_split import (
+from concat_cli.core.prepare.shapes_scene import (
     CLASSES,
     DEFAULT_UNSEEN,
+    PARTS,
+    SEED_BOUND,
     STUFF,
     THINGS,
+    Scene,
+    draw_scene,
+    scene_seed,
     seen_indices,
     unseen_split,
 )

@@ -151,7 +151,7 @@ def test_pascal_context() -> None:
 
 
 def test_pascal_contexts_59_are_of_its_459() -> None:
-    from concat_cli.core.prepare.recipes.pascal_context import RAW_59
+    from concat_cli.core.prepare.recipes.pascal import RAW_59
 
     every = load_class_list("pascal_context_459")
     few = load_class_list("pascal_context_59")

@@ -102,7 +102,7 @@ def _shapes(context: typer.Context) -> None:
     given["unseen_pixels"] = Pixels(given["unseen_pixels"]).value
     cfg = load_config(None, [f"shapes.{key}={value}" for key, value in given.items()]).shapes
     if dry_run:
-        from concat_cli.core.prepare.shapes_split import unseen_split
+        from concat_cli.core.prepare.shapes_scene import unseen_split
 
         facts = {"folder": relative(out)} | given
         console.table(["what", "value"], [(k, str(v)) for k, v in facts.items()])

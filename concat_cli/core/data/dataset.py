@@ -149,21 +149,23 @@ def _is_panoptic(part: Mapping[str, Any]) -> bool:
 
 def _command(raw: Mapping[str, Any], root: Path) -> str:
     """The command that prepares a data set of format 2 again, with the same options."""
-    protocol, split = raw["protocol"], str(raw["class_split"])
-    name, _, classes = str(raw["name"]).partition("-")
-    own: list[str] = []
-    if name in ("ade20k", "pascal"):
-        name, classes = ("ade20k" if name == "ade20k" else "pascal-context"), classes.split("-")[-1]
-        own = ["--classes", classes]
-        own += ["--task", "semantic"] * (raw["name"] == "ade20k-150" and raw["tasks"] == ["semantic"])
-    elif raw["name"] == "coco-instances":
-        name, year = raw["name"], "2014" if "2014" in raw["parts"]["train"]["images"] else "2017"
-        own = ["--year", year, "--classes", str(len(raw["classes"]))]
-    elif raw["name"] in ("coco-stuff", "cityscapes", "voc", "coco"):
-        name = raw["name"]
-        own = ["--background"] * any(row["name"] == "background" for row in raw["classes"])
-    else:
-        name, own = "custom", ["--images", "..."]
+    protocol, split, name = raw["protocol"], str(raw["class_split"]), str(raw["name"])
+    year = "2014" if "2014" in raw["parts"]["train"]["images"] else "2017"
+    numbered = ["--classes", str(len(raw["classes"]))]
+    semantic = ["--task", "semantic"] * (raw["tasks"] == ["semantic"])
+    background = ["--background"] * any(row["name"] == "background" for row in raw["classes"])
+    known = {  # name of the data set -> of its command, and its own options
+        "coco": ["coco"],
+        "coco-stuff": ["coco-stuff"],
+        "coco-instances": ["coco-instances", "--year", year, *numbered],
+        "voc": ["voc", *background],
+        "pascal-context-59": ["pascal-context"],
+        "pascal-context-459": ["pascal-context", *numbered],
+        "ade20k-150": ["ade20k", *semantic],
+        "ade20k-847": ["ade20k", *numbered],
+        "cityscapes": ["cityscapes"],
+    }
+    name, *own = known.get(name, ["custom", "--images", "..."])
     own += ["--class-split", split if split in class_split_names() else f"{split}.yaml"]
     own += ["--unseen-pixels", protocol["unseen_pixels"]]
     train, dev = (raw["counts"][part]["images"] for part in ("train", "dev"))
@@ -273,7 +275,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.", "Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).", "Get it, or write it, again.") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}).", "Get it, or write it, again."
+        ) from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error
     if not isinstance(raw, dict):

@@ -22,6 +22,7 @@ MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA")  # MPO is a JPEG
 TOGETHER = "JSON, labels and images must belong together: download or write them again."
 _END = b"\xff\xd9"  # of a JPEG
+Z_RLE = 3  # zlib's strategy for runs, as segments are
 _TAIL = 4096  # bytes in which that mark is looked for: some programs write a little more behind it
 _WARNINGS = Lock()  # the list of warning filters belongs to the process, not to a thread
 BROKEN = (
@@ -158,17 +159,20 @@ def unread(size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(np.int32(0), size)
 
 
-def write_id_png(path: Path | str, ids: np.ndarray) -> None:
-    """Writes (H, W) ids of 0..2^24-1 as a COCO panoptic PNG, atomically."""
+def write_id_png(path: Path | str, ids: np.ndarray, quick: bool = False) -> None:
+    """Writes (H, W) ids of 0..2^24-1 as a COCO panoptic PNG, atomically.
+
+    quick: packed by runs, in two thirds of the time, as whole data sets are.
+    """
     assert ids.ndim == 2 and ids.min() >= 0 and ids.max() < 1 << 24, "ids must lie in 0..2^24-1"
     pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    write_png(path, pixels)
+    write_png(path, pixels, **({"compress_level": 1, "compress_type": Z_RLE} if quick else {}))
 
 
-def write_png(path: Path | str, image: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 RGB as a PNG, atomically."""
+def write_png(path: Path | str, image: np.ndarray, **packing: int) -> None:
+    """Writes (H, W, 3) uint8 RGB as a PNG, atomically; `packing` is Pillow's."""
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG", **packing)
     files.write_bytes(Path(path), buffer.getvalue(), sync=False)
 
 

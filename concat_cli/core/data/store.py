@@ -112,65 +112,57 @@ File = Path | ZipMember  # what `image_io` reads
 
 
 @dataclass(frozen=True)
-class FolderStore:
-    """The files below a folder."""
+class Store:
+    """The files below a folder, or the members of a zip below `inside` ("" or "folder/")."""
 
-    folder: Path
+    place: Archive
+    inside: str | None = None  # None: the place is a folder
 
     def __str__(self) -> str:
-        return str(self.folder)
+        return f"{self.place}!{self.inside.rstrip('/')}" if self.inside else str(self.place)
 
-    def file(self, name: str) -> Path:
-        """The file of that name; UserError where the name leads out of the folder."""
-        return self.folder / _safe(self, name)
+    def file(self, name: str) -> File:
+        """The file of that name; UserError where the name leads out of the store."""
+        if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            what = f"The name {name!r} in {self} is no text in UTF-8 that a file can be called."
+            raise UserError(what, "Rename the file, and where it is listed.")
+        if not is_safe(name):
+            raise UserError(
+                f"The name {name!r} leads out of {self}.",
+                "Names of images and labels are relative, with / and without .. or backslashes.",
+            )
+        if self.inside is None and isinstance(self.place, Path):
+            return self.place / name
+        return ZipMember(self.place, f"{self.inside}{name}")
 
     def stamp(self, name: str) -> tuple[int, int] | None:
-        """(bytes, time of the last change in ns), to notice changes; None where it is missing."""
+        """Two numbers that change when a file does: its bytes, and the time of its last change in ns
+        or its checksum in a zip; None where it is missing."""
+        file = self.file(name)
+        if isinstance(file, ZipMember):
+            entry = directory(file.archive).get(file.member)
+            return None if entry is None else (entry.size, entry.crc)
         try:
-            found = self.file(name).stat()
+            found = file.stat()
         except OSError:
             return None
         return found.st_size, found.st_mtime_ns
 
     def names(self) -> list[str]:
-        """All files below, hidden ones left out, sorted."""
-        return sorted(_walk(self.folder, ""))
-
-
-@dataclass(frozen=True)
-class ZipStore:
-    """The members of a zip below `inside` ("" or "folder/")."""
-
-    archive: Archive
-    inside: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.archive}!{self.inside.rstrip('/')}" if self.inside else str(self.archive)
-
-    def file(self, name: str) -> ZipMember:
-        """The member of that name; UserError where the name leads out of the folder inside."""
-        return ZipMember(self.archive, self.inside + _safe(self, name))
-
-    def stamp(self, name: str) -> tuple[int, int] | None:
-        """(bytes, checksum), to notice changes; None where it is missing."""
-        entry = directory(self.archive).get(self.file(name).member)
-        return None if entry is None else (entry.size, entry.crc)
-
-    def names(self) -> list[str]:
-        """All members below, sorted; names that lead out of the archive are not among them."""
+        """All files below, sorted; hidden ones of a folder, and names that lead out of a zip, are
+        not among them."""
+        if self.inside is None:
+            return sorted(_walk(Path(str(self.place)), ""))
         start = len(self.inside)
-        names = (n[start:] for n in directory(self.archive) if n.startswith(self.inside))
+        names = (n[start:] for n in directory(self.place) if n.startswith(self.inside))
         return sorted(name for name in names if is_safe(name))
-
-
-Store = FolderStore | ZipStore
 
 
 def open_store(location: Path | str) -> Store:
     """The files at a location; UserError where there is no such folder or readable zip."""
     text = str(location)
     if os.path.isdir(text):  # noqa: PTH112 - unlike Path's, False of impossible names
-        return FolderStore(Path(text))
+        return Store(Path(text))
     archive, inside = split_location(text)
     if archive is None:
         raise UserError(f"There is no folder {text}.", "Check the path.")
@@ -179,7 +171,7 @@ def open_store(location: Path | str) -> Store:
     directory(archive)  # says at once where it is no zip
     if inside and f"{inside}/" not in folders(archive):
         raise UserError(f"{archive} has no folder {inside}.", "Check the archive and the name.")
-    return ZipStore(archive, f"{inside}/" if inside else "")
+    return Store(archive, f"{inside}/" if inside else "")
 
 
 def split_location(location: Path | str) -> tuple[Archive | None, str]:
@@ -319,18 +311,6 @@ def _start(file: IO[bytes], entry: Entry) -> int:
     if name != entry.name:
         raise EOFError(f"the header where the directory says is that of {name}")
     return entry.offset + _HEADER + length + extra
-
-
-def _safe(store: Store, name: str) -> str:
-    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        what = f"The name {name!r} in {store} is no text in UTF-8 that a file can be called."
-        raise UserError(what, "Rename the file, and where it is listed.")
-    if not is_safe(name):
-        raise UserError(
-            f"The name {name!r} leads out of {store}.",
-            "Names of images and labels are relative, with / and without .. or backslashes.",
-        )
-    return name
 
 
 def _walk(folder: Path, prefix: str) -> list[str]:

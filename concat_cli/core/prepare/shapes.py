@@ -24,8 +24,15 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.prepare import protocol
 from concat_cli.core.prepare.pool import mapper, processes_for
 from concat_cli.core.prepare.shapes_paint import Random
-from concat_cli.core.prepare.shapes_scene import SEED_BOUND, Scene, draw_scene, scene_seed
-from concat_cli.core.prepare.shapes_split import CLASSES, seen_indices, unseen_split
+from concat_cli.core.prepare.shapes_scene import (
+    CLASSES,
+    SEED_BOUND,
+    Scene,
+    draw_scene,
+    scene_seed,
+    seen_indices,
+    unseen_split,
+)
 from concat_cli.core.progress import SILENT, Progress
 
 WORLD = 1  # raised when the same seed draws other pixels

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from concat_cli.core import files
 from concat_cli.core.data.coco import Item, Segment
 from concat_cli.core.data.image_io import (
     check_image,
@@ -29,9 +30,7 @@ from concat_cli.core.data.image_io import (
 from concat_cli.core.data.index import Row, check_categories, listed_row, row_of
 from concat_cli.core.data.store import File, Store, open_store
 from concat_cli.core.errors import UserError
-from concat_cli.core.files import write_error
-from concat_cli.core.prepare.labels import INSTANCE, LabelReader
-from concat_cli.core.prepare.masks import painted
+from concat_cli.core.prepare.labels import INSTANCE, LabelReader, painted
 from concat_cli.core.prepare.pool import mapper, processes_for
 from concat_cli.core.prepare.source import LabelFormat
 from concat_cli.core.progress import Progress
@@ -96,20 +95,21 @@ class Checker:
         ids = self._reader.id_map(labels, size, masks)
         row = Row(item.image_id, item.image, self.map_of(item).name, *size)
         self._add_found(row, ids, segments)
-        write_id_png(self.map_of(item), ids)
+        write_id_png(self.map_of(item), ids, quick=True)
         return row
 
     def files(self, item: Item) -> list[File]:
         """The image and its labels."""
-        names = item.image, item.label, item.second_label
-        stores = zip(self._stores, names, strict=True)
-        return [store.file(name) for store, name in stores if store is not None and name]
+        return [store.file(name) for store, name in self._named(item)]
 
     def stamps(self, item: Item) -> list[Stamp]:
         """What changes when one of `files` does."""
+        return [store.stamp(name) for store, name in self._named(item)]
+
+    def _named(self, item: Item) -> list[tuple[Store, str]]:
         names = item.image, item.label, item.second_label
         stores = zip(self._stores, names, strict=True)
-        return [store.stamp(name) for store, name in stores if store is not None and name]
+        return [(store, name) for store, name in stores if store is not None and name]
 
     def map_of(self, item: Item) -> Path:
         """The id map that is written for an image."""
@@ -217,7 +217,7 @@ def verify(
     jobs = [(checker, places, [items[place] for place in places]) for places in chunks]
     if jobs:
         count = processes_for(len(jobs) // 2, work.processes, work.progress)
-        with mapper(_check, count) as check, ledger.open():
+        with mapper(_check, count) as check, ledger.open(keys, rows):
             results = (result for chunk in check(jobs) for result in chunk)
             for place, result in work.progress.track(results, f"checking {part}", len(todo)):
                 if isinstance(result, Bad):
@@ -279,7 +279,6 @@ class Ledger:
         self.path = path
         self._facts, self._decode = checker.facts(), checker.decode
         self._file: TextIO | None = None
-        self._usable = False
 
     def read(self, items: Sequence[Item], keys: Sequence[Key]) -> list[Row | None]:
         """The rows of items whose key is as it was; None for others."""
@@ -291,36 +290,29 @@ class Ledger:
         ]
 
     @contextmanager
-    def open(self) -> Iterator[Ledger]:
-        """Ready to `add`; what a killed run left of a line is cut off. Call after `read`."""
+    def open(self, keys: Sequence[Key], rows: Sequence[Row | None]) -> Iterator[Ledger]:
+        """Ready to `add`, with the rows that are known."""
+        known = [_line(key, row) for key, row in zip(keys, rows, strict=True) if row is not None]
+        header = json.dumps({"facts": self._facts, "decode": self._decode}) + "\n"
+        files.write_text(self.path, "".join([header, *known]))
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._usable:
-                _cut_torn_line(self.path)
-            mode = "a" if self._usable else "w"
-            with self.path.open(mode, encoding="utf-8", newline="\n", buffering=1) as file:
-                if not self._usable:
-                    file.write(json.dumps({"facts": self._facts, "decode": self._decode}) + "\n")
-                self._file = file
+            with self.path.open("a", encoding="utf-8", newline="\n", buffering=1) as self._file:
                 yield self
         except OSError as error:
-            raise write_error(self.path, error) from error
+            raise files.write_error(self.path, error) from error
 
     def add(self, key: Key, row: Row) -> None:
         """Keeps a row."""
         assert self._file is not None, "open it first"
-        line = row.line()
-        self._file.write(f'{{"key": {json.dumps(key)}, "sum": {_sum(line)}, "row": {line}}}\n')
+        self._file.write(_line(key, row))
 
     def _lines(self) -> Iterator[tuple[Key, Row]]:
         """The whole lines after the first, if that is one of the same check."""
         try:
             with self.path.open("rb") as file:
                 header = json.loads(file.readline())
-                deep_enough = header["decode"] or not self._decode
-                if header["facts"] != self._facts or not deep_enough:
+                if header["facts"] != self._facts or self._decode > header["decode"]:
                     return
-                self._usable = True
                 for line in file:
                     if line.endswith(b"\n"):
                         value = json.loads(line)
@@ -331,18 +323,17 @@ class Ledger:
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError, RecursionError):
-            self._usable = False  # damaged: what was read is right, the rest is checked again
+            return  # damaged: what was read is right, the rest is checked again
         except OSError as error:
             raise UserError(
                 f"Cannot read {self.path}: {error.strerror}.", "Check its rights."
             ) from error
 
 
+def _line(key: Key, row: Row) -> str:
+    line = row.line()
+    return f'{{"key": {json.dumps(key)}, "sum": {_sum(line)}, "row": {line}}}\n'
+
+
 def _sum(line: str) -> int:
     return zlib.crc32(line.encode())
-
-
-def _cut_torn_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        data = file.read()
-        file.truncate(data.rfind(b"\n") + 1)

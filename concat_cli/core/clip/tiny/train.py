@@ -33,7 +33,7 @@ from concat_cli.core.clip.tiny.captions import Concepts, all_captions, known_wor
 from concat_cli.core.clip.tiny.views import Job, Sampler, Scenes, Views, draw_scenes, take_all
 from concat_cli.core.clip.tokens import segment_tokens
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.prepare.shapes_split import CLASSES, DEFAULT_UNSEEN
+from concat_cli.core.prepare.shapes_scene import CLASSES, DEFAULT_UNSEEN
 from concat_cli.core.progress import SILENT, Progress
 
 T = TypeVar("T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concat_cli.core.prepare.recipes import ade20k, cityscapes, coco, custom, pascal_context, voc
+from concat_cli.core.prepare.recipes import ade20k, cityscapes, coco, custom, pascal
 from concat_cli.core.prepare.source import Recipe
 
 RECIPES: dict[str, Recipe] = {
@@ -11,8 +11,8 @@ RECIPES: dict[str, Recipe] = {
         coco.PANOPTIC,
         coco.INSTANCES,
         coco.STUFF,
-        voc.RECIPE,
-        pascal_context.RECIPE,
+        pascal.VOC,
+        pascal.CONTEXT,
         ade20k.RECIPE,
         cityscapes.RECIPE,
         custom.RECIPE,

@@ -81,15 +81,8 @@ def find(
     alone = classes == 150 and not task and "panoptic" not in found.layout.tasks
     command = unpacking(root)
     note = f"{_ALONE}; unpack it: {command}" if command else _ALONE
-    return Source(
-        name=f"ade20k-{classes}",
-        layout=found.name,
-        vocabulary=vocabulary,
-        tasks=found.layout.tasks,
-        parts=found.parts,
-        default_split="all_seen" if classes == 150 else "ade20k_full_572_275",
-        notes=(note,) if alone else (),
-    )
+    split = "all_seen" if classes == 150 else "ade20k_full_572_275"
+    return found.source(f"ade20k-{classes}", vocabulary, split, (note,) if alone else ())
 
 
 def _of_150(vocabulary: Vocabulary) -> list[Layout]:

@@ -37,14 +37,7 @@ def find(root: Path) -> Source:
     vocabulary = load_class_list("cityscapes_19")
     places = bases(root, "cityscapes", archives=False)
     found = choose(root, places, _layouts(vocabulary), _OFFER)
-    return Source(
-        name="cityscapes",
-        layout=found.name,
-        vocabulary=vocabulary,
-        tasks=found.layout.tasks,
-        parts=found.parts,
-        default_split="all_seen",
-    )
+    return found.source("cityscapes", vocabulary, "all_seen")
 
 
 def _layouts(vocabulary: Vocabulary) -> list[Layout]:

@@ -11,7 +11,7 @@ from typing import Annotated
 from concat_cli.core.data.class_split import load_class_list
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.layouts import CocoLayout, Offer, PairLayout, bases, choose
-from concat_cli.core.prepare.source import EVERY, LabelFormat, Recipe, Source, SourcePart
+from concat_cli.core.prepare.source import LabelFormat, Recipe, Source, SourcePart
 from concat_cli.core.vocabulary import Vocabulary
 
 _PAGE = "https://cocodataset.org/#download"
@@ -63,15 +63,9 @@ def find(root: Path) -> Source:
         ),
     ]
     found = choose(root, bases(root, "coco", archives=False), layouts, _OFFER)
-    return Source(
-        name="coco",
-        layout=found.name,
-        vocabulary=same_categories(found.parts.values()),
-        tasks=EVERY,
-        parts=found.parts,
-        default_split="coco_panoptic_119_14",
-        single=found.layout is layouts[1],
-    )
+    vocabulary = same_categories(found.parts.values())
+    source = found.source("coco", vocabulary, "coco_panoptic_119_14")
+    return replace(source, single=found.layout is layouts[1])
 
 
 def same_categories(parts: Iterable[SourcePart]) -> Vocabulary:
@@ -135,14 +129,7 @@ def find_instances(
         },
     )
     found = choose(root, bases(root, "coco", archives=False), [layout], offer)
-    return Source(
-        name="coco-instances",
-        layout=found.name,
-        vocabulary=vocabulary,
-        tasks=layout.tasks,
-        parts=found.parts,
-        default_split=_SPLITS[classes],
-    )
+    return found.source("coco-instances", vocabulary, _SPLITS[classes])
 
 
 INSTANCES = Recipe(
@@ -190,14 +177,7 @@ def find_stuff(root: Path) -> Source:
     ]
     folders = ("coco", "coco_stuff164k", "coco_stuff", "coco-stuff", "coco/coco_stuff")
     found = choose(root, bases(root, *folders, archives=False), layouts, _STUFF_OFFER)
-    return Source(
-        name="coco-stuff",
-        layout=found.name,
-        vocabulary=vocabulary,
-        tasks=found.layout.tasks,
-        parts=found.parts,
-        default_split="coco_stuff_156_15",
-    )
+    return found.source("coco-stuff", vocabulary, "coco_stuff_156_15")
 
 
 STUFF = Recipe(

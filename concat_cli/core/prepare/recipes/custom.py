@@ -77,10 +77,11 @@ def find(
     given: dict[PartName, _Given] = {"train": _given(root, images, json, labels)}
     if val_images or val_json or val_labels:
         given["val"] = _given(root, val_images, val_json, val_labels)
-    kinds = {_kind(places, classes) for places in given.values()}
+    kinds: set[Kind] = {_kind(places, classes) for places in given.values()}
     if len(kinds) > 1:
         raise UserError(f"train is {' and val is '.join(sorted(kinds))}.", _WAYS)
     kind = kinds.pop()
+    parts: dict[PartName, SourcePart]
     if classes:
         vocabulary, parts = _with_classes(kind, given, root / classes)
     else:

@@ -23,7 +23,16 @@ from concat_cli.core.data.store import (
     split_location,
 )
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.source import EVERY, PARTS, LabelFormat, PartName, SourcePart, Task
+from concat_cli.core.prepare.source import (
+    EVERY,
+    PARTS,
+    LabelFormat,
+    PartName,
+    Source,
+    SourcePart,
+    Task,
+)
+from concat_cli.core.vocabulary import Vocabulary
 
 SAME: Mapping[PartName, str] = {"train": "train", "val": "val"}
 NAMED: Mapping[PartName, str] = {"train": "training", "val": "validation"}
@@ -85,10 +94,12 @@ class Found:
     layout: Layout
     parts: Mapping[PartName, SourcePart]
 
-    @property
-    def name(self) -> str:
-        """The layout's name, with a word on zips that are read in place."""
-        return named(self.layout.name, self.parts.values())
+    def source(
+        self, name: str, vocabulary: Vocabulary, split: str, notes: tuple[str, ...] = ()
+    ) -> Source:
+        """What was found, under that name, with the classes and the split that it suggests."""
+        layout = named(self.layout.name, self.parts.values())
+        return Source(name, layout, vocabulary, self.layout.tasks, self.parts, split, notes)
 
 
 def named(layout: str, parts: Iterable[SourcePart]) -> str:
@@ -320,11 +331,7 @@ def first_file(starts: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _piece(
-    bases: Sequence[str],
-    kind: str,
-    part: PartName,
-    places: Sequence[str],
-    words: Mapping[str, str],
+    bases: Sequence[str], kind: str, part: PartName, places: Sequence[str], words: Mapping[str, str]
 ) -> Piece:
     """A piece of a part, looked for at places in which the words stand for "{part}" and such."""
     looked = tuple(dict.fromkeys(place.format(**words) for place in places))
