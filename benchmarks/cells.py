@@ -14,9 +14,9 @@ import torch
 
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
-from concat_cli.core.data.prepare_shapes import prepare_shapes
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.intervals import Interval, Mean, paired_differences
+from concat_cli.core.prepare.shapes import prepare_shapes
 from concat_cli.core.progress import Progress
 
 SPLITS = {"default": -1, "1": 1, "2": 2}  # name -> shapes.unseen_seed; nothing was tuned on them

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 from concat_cli.core.config import ShapesConfig
-from concat_cli.core.data.prepare_shapes import prepare_shapes
-from concat_cli.core.data.shapes import draw_scene
+from concat_cli.core.prepare.shapes import prepare_shapes
+from concat_cli.core.prepare.shapes_scene import draw_scene
 
 
 def main() -> None:

@@ -33,10 +33,9 @@ from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig
-from concat_cli.core.data.shapes import draw_scene
-from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, at_test, named_by
+from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.image_branch import encode_segments

@@ -4,6 +4,7 @@ same, and a test runs them."""
 from __future__ import annotations
 
 from concat_cli.core.method import methods
+from concat_cli.core.prepare.recipes import RECIPES
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "": (
@@ -22,36 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "concat prepare-data shapes data/split-1 --unseen-seed 1 --val 1000",
         "concat prepare-data shapes data/shapes-void --unseen-pixels void",
     ),
-    "prepare-data coco": (
-        "concat prepare-data coco data/coco",
-        "concat prepare-data coco data/coco --class-split all_seen --out data/coco-all",
-        "concat prepare-data coco data/coco --unseen-pixels void --skip-bad --out data/coco-void",
-    ),
-    "prepare-data coco-instances": (
-        "concat prepare-data coco-instances data/coco --out data/coco-things",
-        "concat prepare-data coco-instances data/coco --year 2014 --classes 65 --out data/zsi",
-    ),
-    "prepare-data coco-stuff": (
-        "concat prepare-data coco-stuff data/coco --out data/coco-stuff",
-        "concat prepare-data coco-stuff data/coco --unseen-pixels drop --out data/coco-stuff-drop",
-    ),
-    "prepare-data voc": ("concat prepare-data voc data/voc",),
-    "prepare-data pascal-context": (
-        "concat prepare-data pascal-context data/voc --out data/context",
-        "concat prepare-data pascal-context data/voc --classes 459 --out data/context-459",
-    ),
-    "prepare-data ade20k": (
-        "concat prepare-data ade20k data/ade",
-        "concat prepare-data ade20k data/ade-full --classes 847",
-    ),
-    "prepare-data cityscapes": ("concat prepare-data cityscapes data/cityscapes",),
-    "prepare-data custom": (
-        "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
-        "concat prepare-data custom data/own --images photos --json instances.json",
-        "concat prepare-data custom data/own --images photos --labels maps --classes classes.txt",
-        "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
-        "--classes classes.txt --class-split split.yaml",
-    ),
+    **{f"prepare-data {recipe.name}": recipe.examples for recipe in RECIPES.values()},
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",

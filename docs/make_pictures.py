@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from concat_cli.core.data.shapes import draw_scene
-from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.files import write_bytes
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import INK, PAPER, Drawing, Mark, overlay, panel
+from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.runs import BUILT_IN
 
 OUT = Path(__file__).parent / "pictures"

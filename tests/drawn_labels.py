@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from concat_cli.core.data.source import Item, LabelFormat, Segment, SourcePart
+from concat_cli.core.data.coco import Item, Segment
+from concat_cli.core.prepare.source import LabelFormat, SourcePart
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 VOCABULARY = Vocabulary(

@@ -13,8 +13,8 @@ from data_helpers import CATEGORIES
 from PIL import Image
 
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-from concat_cli.core.data.prepare import Options, prepare_data
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.run import Options, prepare_data
 
 INSTANCES = {  # what the recipe "custom" is given for `write_instances`
     "images": "train2017",

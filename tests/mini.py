@@ -17,7 +17,7 @@ from concat_cli.core.checkpoint import load_state
 from concat_cli.core.config import Config, ShapesConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import Sample
-from concat_cli.core.data.prepare_shapes import prepare_shapes
+from concat_cli.core.prepare.shapes import prepare_shapes
 from concat_cli.core.progress import SILENT, Silent
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Processes

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_helpers import official_part, write_part
 
-from concat_cli.core.data.prepare import Options, Report, prepare_data
+from concat_cli.core.prepare.run import Options, Report, prepare_data
 from concat_cli.core.progress import SILENT, Progress
 
 CAT, COW, SKY, WALL = 3, 7, 20, 21

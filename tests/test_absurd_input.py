@@ -19,10 +19,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from concat_cli.core.data.image_io import read_id_png, read_image
-from concat_cli.core.data.label_pixels import read_raw
-from concat_cli.core.data.recipes.custom_classes import read_classes
-from concat_cli.core.data.rle import encode_rle
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.labels import encode_rle, read_raw
+from concat_cli.core.prepare.recipes.custom import read_classes
 from concat_cli.core.vocabulary import parse_vocabulary
 
 MIB = 1 << 20

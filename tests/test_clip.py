@@ -13,9 +13,8 @@ from concat_cli.core.clip import prompts, tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import TEMPLATES, check_words
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.data.shapes import scene_seed
-from concat_cli.core.data.shapes_split import CLASSES
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.shapes_scene import CLASSES, scene_seed
 from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 

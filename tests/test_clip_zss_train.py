@@ -19,8 +19,8 @@ from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
-from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.shapes_scene import DEFAULT_UNSEEN
 from concat_cli.core.runs import Run
 from concat_cli.core.train import distributed
 from concat_cli.core.train import teacher as contrast

@@ -10,10 +10,9 @@ from drawn_labels import encode
 from drawn_own import BOX, MAPS, NAMES, draw_own, halves
 
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-from concat_cli.core.data.prepare import Options, prepare_data
-from concat_cli.core.data.recipes.custom import find
-from concat_cli.core.data.recipes.custom_classes import read_classes
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.recipes.custom import find, read_classes
+from concat_cli.core.prepare.run import Options, prepare_data
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from PIL import Image
 
 from concat_cli.core.data.dataset import PanopticDataset, Part, read_dataset_info
 from concat_cli.core.data.image_io import read_id_png, write_id_png
+from concat_cli.core.data.index import Row, write_rows
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -144,7 +145,7 @@ def test_dataset_info(part: Part, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 3}, "format 3"),
+        ({"format": 4}, "format 4"),
         ({"unseen": ["dog"]}, "dog"),
         ({"unseen": None}, "not a data set"),
         ({"parts": {}}, "no parts"),
@@ -156,6 +157,51 @@ def test_bad_dataset_info(part: Part, changes: dict, words: str) -> None:
     _write_info(part.index.parent, **changes)
     with pytest.raises(UserError, match=words):
         read_dataset_info(part.index.parent)
+
+
+def _write_before(root: Path, name: str, kind: str, labels: str, classes: int = 2) -> Path:
+    """What the version before wrote for a data set: format 2, whose labels lie in any form."""
+    file = "000000000005.png"
+    row = Row(5, file, file, 24, 32, [6, 70_006], [3, 7], [0, 0], [9, 9])
+    write_rows(root / "index" / "train.jsonl", [row])
+    part = {"images": "images", "labels": labels, "index": "index/train.jsonl"}
+    part |= {"format": {"kind": kind, "pixels": "index", "table": {}, "void": [], "things": {}}}
+    content = {
+        "format": 2, "name": name, "layout": "official", "tasks": ["semantic"],
+        "class_split": "all_seen", "unseen": [],
+        "protocol": {"unseen_pixels": "void", "images_bad": 1},
+        "parts": {"train": part}, "source": {"root": "data/x y"},
+        "counts": {"train": {"images": 90}, "dev": {"images": 10}},
+        "classes": VOCABULARY.to_json()[:classes],
+    }  # fmt: skip
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root
+
+
+def test_id_maps_of_the_version_before_are_read(part: Part, tmp_path: Path) -> None:
+    info = read_dataset_info(_write_before(tmp_path, "coco", "panoptic", "panoptic"))
+    sample = PanopticDataset(info.part("train"), info.vocabulary)[0]
+    assert sample.labels.tolist() == [0, 1]
+    assert (sample.segment_map == PanopticDataset(part, VOCABULARY)[0].segment_map).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "labels", "words"),
+    [
+        ("coco", "panoptic", "a.zip!b.zip!c", "coco 'data/x y' --class-split all_seen --unseen-p"),
+        ("coco-instances", "instances", "x", "coco-instances 'data/x y' --year 2017 --classes 2"),
+        ("ade20k-847", "semantic", "x", "ade20k 'data/x y' --classes 2 --class-split all_seen"),
+        ("ade20k-150", "semantic", "x", "ade20k 'data/x y' --task semantic --class-split all_s"),
+        ("photos", "semantic", "x", "custom 'data/x y' --images ... --class-split all_seen"),
+    ],
+)
+def test_other_labels_of_the_version_before_name_the_command(
+    tmp_path: Path, name: str, kind: str, labels: str, words: str
+) -> None:
+    with pytest.raises(UserError, match="of an earlier version") as caught:
+        read_dataset_info(_write_before(tmp_path, name, kind, labels))
+    assert f"`concat prepare-data {words}" in caught.value.hint
+    assert f"--unseen-pixels void --dev 10 --skip-bad --out {tmp_path}`" in caught.value.hint
 
 
 def test_missing_dataset_names_the_command(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.io import savemat
 
-from concat_cli.core.data.prepare import Options, prepare_data
+from concat_cli.core.prepare.run import Options, prepare_data
 from concat_cli.core.vocabulary import parse_vocabulary
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))

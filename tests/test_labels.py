@@ -15,12 +15,16 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
-from concat_cli.core.data.check import Checker, checker_of
+from concat_cli.core.data.coco import Item, Segment
+from concat_cli.core.data.image_io import segment_map, write_id_png
 from concat_cli.core.data.index import Row
-from concat_cli.core.data.protocol import hide, keep_seen
-from concat_cli.core.data.rle import decode_rle, encode_rle
-from concat_cli.core.data.source import Item, Segment, SourcePart
+from concat_cli.core.data.store import open_store
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.labels import decode_rle, encode_rle
+from concat_cli.core.prepare.protocol import hide, keep_seen
+from concat_cli.core.prepare.run import checker_of
+from concat_cli.core.prepare.source import SourcePart
+from concat_cli.core.prepare.verify import Checker
 
 quick = settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -31,7 +35,9 @@ SEEDS = st.integers(0, 10_000)
 def segments(checker: Checker, row: Row) -> Truth:
     """What the labels of a row say: category, crowd and mask of each segment."""
     record = row.record(VOCABULARY)
-    found = checker.reader.segment_map(record, "list.json")
+    linked = checker.format.kind == "panoptic"
+    store = open_store(checker.places[1] if linked else checker.maps)
+    found = segment_map(store.file(record.label_name), record, "list.json")
     assert found.dtype == np.int32 and found.shape == (row.height, row.width)
     assert set(np.unique(found)) - {0} == set(range(1, len(record.ids) + 1))
     return [
@@ -54,8 +60,9 @@ def assert_same(found: Truth, wanted: Truth) -> None:
 def test_segments_are_those_that_were_drawn(
     tmp_path_factory: pytest.TempPathFactory, name: str, zipped: bool, seed: int
 ) -> None:
-    part, truths = draw_part(tmp_path_factory.mktemp("x"), KINDS[name], 3, seed, zipped)
-    checker = checker_of(part, VOCABULARY, decode=seed % 2 == 0)
+    root = tmp_path_factory.mktemp("x")
+    part, truths = draw_part(root, KINDS[name], 3, seed, zipped)
+    checker = checker_of(part, VOCABULARY, root / "maps", decode=seed % 2 == 0)
     for item in part.items:
         row = checker.row(item)
         assert_same(segments(checker, row), truths[item.image_id])
@@ -70,8 +77,9 @@ def test_segments_are_those_that_were_drawn(
 def test_unseen_segments_are_void_and_nothing_else_changes(
     tmp_path_factory: pytest.TempPathFactory, name: str, seed: int, unseen: set[str]
 ) -> None:
-    part, truths = draw_part(tmp_path_factory.mktemp("x"), KINDS[name], 3, seed, zipped=False)
-    checker = checker_of(part, VOCABULARY, decode=False)
+    root = tmp_path_factory.mktemp("x")
+    part, truths = draw_part(root, KINDS[name], 3, seed, zipped=False)
+    checker = checker_of(part, VOCABULARY, root / "maps")
     vocabulary = VOCABULARY.with_unseen(unseen)
     gone = {entry.id for entry in vocabulary.entries if not entry.seen}
     kept, taken = keep_seen([checker.row(item) for item in part.items], vocabulary, "void")
@@ -102,7 +110,7 @@ def one(tmp_path: Path, kind: str, label: bytes, end: str = ".png", second: byte
         str(tmp_path / "images"), str(tmp_path / "label"), KINDS[kind].format, [],
         str(tmp_path / "second"), "list.json",
     )  # fmt: skip
-    return checker_of(part, VOCABULARY, decode=False)
+    return checker_of(part, VOCABULARY, tmp_path / "maps")
 
 
 def grey(*values: int, size: tuple[int, int] = (4, 5)) -> bytes:
@@ -169,7 +177,7 @@ def test_a_map_of_things_must_fit(tmp_path: Path) -> None:
     ],
 )
 def test_masks_that_cannot_be_are_named(tmp_path: Path, rle: object) -> None:
-    item = Item(1, "a.png", segments=(Segment(77, 3, rle=rle),))
+    item = Item(1, "a.png", segments=(Segment(77, 3, mask=rle),))
     with pytest.raises(UserError, match=r"list\.json: the mask of annotation 77 of image 1"):
         one(tmp_path, "instances", b"").row(item)
 
@@ -196,11 +204,12 @@ def _plain(mask: np.ndarray) -> dict:
 def test_a_covered_instance_leaves_no_segment(tmp_path: Path) -> None:
     checker = one(tmp_path, "instances", b"")
     full = {"size": [4, 5], "counts": [0, 20]}
-    row = checker.row(Item(1, "a.png", segments=(Segment(1, 3, rle=full), Segment(2, 7, rle=full))))
-    assert row.categories == [7] and row.areas == [20] and len(row.rles) == 1  # the later id
+    row = checker.row(
+        Item(1, "a.png", segments=(Segment(1, 3, mask=full), Segment(2, 7, mask=full)))
+    )
+    assert row.categories == [7] and row.areas == [20]  # the later id
     hidden = hide(row, [0])
-    assert hidden.ids == [] and hidden.hidden == 0
-    assert not checker.reader.segment_map(hidden.record(VOCABULARY), "x").any()
+    assert hidden.ids == [] and hidden.hidden == 1 and not segments(checker, hidden)
 
 
 def test_more_strange_ids_than_were_hidden_are_an_error(tmp_path: Path) -> None:
@@ -208,12 +217,12 @@ def test_more_strange_ids_than_were_hidden_are_an_error(tmp_path: Path) -> None:
     checker = one(tmp_path, "grey", grey(2, 9))
     row = hide(checker.row(Item(1, "a.png", "a.png")), [1])
     assert row.hidden == 1 and row.categories == [3]
-    (tmp_path / "label" / "a.png").write_bytes(grey(2, 9, 30))
-    with pytest.raises(UserError, match="segment id 8 is not in the JSON"):
-        checker.reader.segment_map(row.record(VOCABULARY), "x")
-    (tmp_path / "label" / "a.png").write_bytes(grey(9))
-    with pytest.raises(UserError, match="segment id 4 is not in the PNG"):
-        checker.reader.segment_map(row.record(VOCABULARY), "x")
+    assert [category for category, *_ in segments(checker, row)] == [3]
+    path = checker.maps / row.label
+    for values, words in (([4, 8, 9], "id 8 is not in the JSON"), ([8], "id 4 is not in the PNG")):
+        write_id_png(path, np.resize(values, (4, 5)))
+        with pytest.raises(UserError, match=words):
+            segments(checker, row)
 
 
 def test_a_category_that_the_data_lack_is_named(tmp_path: Path) -> None:
@@ -221,6 +230,6 @@ def test_a_category_that_the_data_lack_is_named(tmp_path: Path) -> None:
     checker = one(tmp_path, "instances", b"")
     full = {"size": [4, 5], "counts": [0, 20]}
     with pytest.raises(UserError, match=r"unknown category \[5\]"):
-        checker.row(Item(1, "a.png", segments=(Segment(1, 5, rle=full),)))
+        checker.row(Item(1, "a.png", segments=(Segment(1, 5, mask=full),)))
     with pytest.raises(UserError, match=r"a\.png is 5 x 4 pixels, but list\.json says 6 x 4"):
         checker.row(replace(Item(1, "a.png", segments=()), size=(4, 6)))

@@ -19,6 +19,7 @@ LAYERS = (
     ("config", "config_file", "device"),
     ("vocabulary", "weights_from"),
     ("data", "clip", "model"),
+    ("prepare",),
     ("losses", "build", "checkpoint", "runs"),
     ("infer",),
     ("evaluate",),

@@ -14,6 +14,7 @@ from concat_cli.core.config import DataConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import (
     Batch,
+    StepSampler,
     collate,
     dataset_index,
     make_loader,
@@ -73,18 +74,24 @@ def test_every_epoch_is_a_shuffle_of_all() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ten_steps_are_five_and_five(dataset: PanopticDataset, workers: int) -> None:
-    straight = list(islice(make_loader(dataset, AUGMENT, 3, seed=1), 10))
-    first = list(islice(make_loader(dataset, AUGMENT, 3, seed=1, workers=workers), 5))
-    rest = islice(make_loader(dataset, AUGMENT, 3, seed=1, start_step=5, workers=workers), 5)
+    straight = list(islice(make_loader(dataset, AUGMENT, StepSampler(3), 1), 10))
+    first = list(islice(make_loader(dataset, AUGMENT, StepSampler(3), 1, workers=workers), 5))
+    rest = islice(
+        make_loader(dataset, AUGMENT, StepSampler(3, start_step=5), 1, workers=workers), 5
+    )
     assert all(_same(a, b) for a, b in zip(straight, [*first, *rest], strict=True))
-    other = next(make_loader(dataset, AUGMENT, 3, seed=2))
+    other = next(make_loader(dataset, AUGMENT, StepSampler(3), 2))
     assert not _same(straight[0], other)
 
 
 def test_processes_see_together_what_one_sees(dataset: PanopticDataset) -> None:
-    one = list(islice(make_loader(dataset, AUGMENT, 2, seed=1, accumulate=6), 12))
+    one = list(islice(make_loader(dataset, AUGMENT, StepSampler(2, accumulate=6), 1), 12))
     three = [
-        list(islice(make_loader(dataset, AUGMENT, 2, 1, rank=r, world=3, accumulate=2), 4))
+        list(
+            islice(
+                make_loader(dataset, AUGMENT, StepSampler(2, rank=r, world=3, accumulate=2), 1), 4
+            )
+        )
         for r in range(3)
     ]
     for step in range(2):
@@ -94,8 +101,8 @@ def test_processes_see_together_what_one_sees(dataset: PanopticDataset) -> None:
 
 
 def test_start_step_counts_accumulated_steps(dataset: PanopticDataset) -> None:
-    straight = list(islice(make_loader(dataset, AUGMENT, 2, seed=1, accumulate=3), 9))
-    resumed = next(make_loader(dataset, AUGMENT, 2, seed=1, accumulate=3, start_step=2))
+    straight = list(islice(make_loader(dataset, AUGMENT, StepSampler(2, accumulate=3), 1), 9))
+    resumed = next(make_loader(dataset, AUGMENT, StepSampler(2, accumulate=3, start_step=2), 1))
     assert _same(straight[6], resumed)
 
 
@@ -104,7 +111,7 @@ def test_global_random_state_is_left_alone(dataset: PanopticDataset, workers: in
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    next(make_loader(dataset, AUGMENT, 2, seed=1, workers=workers))
+    next(make_loader(dataset, AUGMENT, StepSampler(2), 1, workers=workers))
     assert torch.equal(torch.rand(2), wanted)
 
 
@@ -114,7 +121,7 @@ def test_damage_found_while_loading_is_a_user_error(tmp_path: Path, workers: int
     dataset = PanopticDataset(part, VOCABULARY)
     (part.images / "000000000001.png").write_bytes(b"broken")
     with pytest.raises(UserError) as caught:
-        next(make_loader(dataset, None, 1, seed=0, workers=workers))
+        next(make_loader(dataset, None, StepSampler(1), 0, workers=workers))
     assert "000000000001.png" in caught.value.what and "Traceback" not in caught.value.what
     assert caught.value.hint
 
@@ -122,4 +129,4 @@ def test_damage_found_while_loading_is_a_user_error(tmp_path: Path, workers: int
 def test_no_images(tmp_path: Path) -> None:
     empty = PanopticDataset(write_part(simple_part(tmp_path), {}), VOCABULARY)
     with pytest.raises(UserError, match="no images"):
-        make_loader(empty, None, 1, seed=0)
+        make_loader(empty, None, StepSampler(1), 0)

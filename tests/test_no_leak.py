@@ -21,9 +21,9 @@ from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import AlignConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
-from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
 from concat_cli.core.errors import UserError
 from concat_cli.core.losses import alignment
+from concat_cli.core.prepare.shapes_scene import DEFAULT_UNSEEN
 from concat_cli.core.runs import Run
 from concat_cli.core.train import teacher
 from concat_cli.core.train.targets import trained_indices

@@ -20,8 +20,8 @@ from mini import KEYS
 from concat_cli.core.config_file import SHIPPED, load_config
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.data.image_io import read_id_png, write_id_png
-from concat_cli.core.data.prepare import Options, prepare_data
 from concat_cli.core.evaluate.weights import evaluate_weights
+from concat_cli.core.prepare.run import Options, prepare_data
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.images import micro_batches

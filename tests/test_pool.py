@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from concat_cli.core.data.pool import mapper, processes_for
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.pool import mapper, processes_for
 from concat_cli.core.progress import SILENT
 
 WORK = """
 import os, time
 from pathlib import Path
-from concat_cli.core.data.pool import mapper
+from concat_cli.core.prepare.pool import mapper
 
 def work(place):
     Path(place, str(os.getpid())).touch()

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from concat_cli.commands.prepare import config_for
+from concat_cli.commands.data import config_for
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.class_split import class_split_names
 from concat_cli.core.method import TASKS
@@ -24,7 +24,12 @@ CASES = [  # name, class split, task -> configuration
 
 
 def next_config(name: str, split: str, task: str) -> str:
-    return config_for(cast(Any, SimpleNamespace(name=name, class_split=split, tasks=(task,))))
+    return config_for(
+        cast(
+            Any,
+            SimpleNamespace(source=SimpleNamespace(name=name, tasks=(task,)), class_split=split),
+        )
+    )
 
 
 @pytest.mark.parametrize(("name", "split", "task", "stem"), CASES)

@@ -152,8 +152,8 @@ def _twice(root: Path) -> None:
     ("damage", "words"),
     [
         (_other_categories, "different categories"),
-        (_packed_pngs, r"missing: the segments' pixels \(panoptic_train2017\.zip"),
-        (_no_json, r"missing: the list of segments .*/panoptic_val2017\.json"),
+        (_packed_pngs, r"missing: labels of train \(annotations/panoptic_train2017 or"),
+        (_no_json, r"missing: json of val .*/panoptic_val2017\.json"),
         (_twice, "annotated twice"),
         (_name_leads_out, "'../x' leads out of"),
     ],

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.data.shapes import draw_scene, scene_seed
 from concat_cli.core.infer.render import overlay
+from concat_cli.core.prepare.shapes_scene import draw_scene, scene_seed
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.pseudo_labels import (
     PseudoLabels,

@@ -10,9 +10,9 @@ from drawn_files import Segments, Truth
 from drawn_layouts import CASES, Case
 
 from concat_cli.core.data.dataset import PanopticDataset, Sample, read_dataset_info
-from concat_cli.core.data.prepare import Options, prepare
-from concat_cli.core.data.recipes import RECIPES
 from concat_cli.core.data.store import open_store
+from concat_cli.core.prepare.recipes import RECIPES
+from concat_cli.core.prepare.run import Options, prepare
 from concat_cli.core.vocabulary import Vocabulary
 
 
@@ -25,7 +25,7 @@ def drawn(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Case, Path, T
 
 def test_found_and_read_back(drawn: tuple[Case, Path, Truth]) -> None:
     case, root, truth = drawn
-    source = RECIPES[case.recipe](root, **case.options)
+    source = RECIPES[case.recipe].find(root, **case.options)
     assert source.layout == case.layout and source.tasks == case.tasks
     assert set(source.parts) == set(truth)
     for name, part in source.parts.items():
@@ -33,7 +33,7 @@ def test_found_and_read_back(drawn: tuple[Case, Path, Truth]) -> None:
         assert sorted(item.image.rpartition("/")[2] for item in items) == sorted(truth[name])
         assert len({item.image_id for item in items}) == len(items)
         images = open_store(part.images)
-        assert all(images.has(item.image) for item in items)
+        assert all(images.stamp(item.image) for item in items)
     # prepared with all classes seen, so that nothing is dropped
     out = root / "concat"
     prepare(source, root, out, Options(class_split="all_seen", dev=1, processes=1, one_part=True))
@@ -50,6 +50,16 @@ def test_found_and_read_back(drawn: tuple[Case, Path, Truth]) -> None:
             compared[name] += 1
     assert compared["train"] + compared["dev"] == len(truth.get("train", truth["val"]))
     assert compared["val"] == len(truth["val"])
+    # with its own split: no unseen class is listed for training, and all images are there
+    options = Options(source.default_split, "void", dev=1, processes=1, one_part=True)
+    report = prepare(source, root, root / "void", options)
+    info = read_dataset_info(root / "void")
+    assert info.class_split == report.class_split and info.protocol["unseen_pixels"] == "void"
+    unseen = set(info.vocabulary.unseen_indices)
+    for part in ("train", "dev"):
+        records = info.part(part).records(info.vocabulary)
+        assert len(records) == compared[part]
+        assert all(unseen.isdisjoint(record.labels.tolist()) for record in records)
 
 
 def segments_of(sample: Sample, vocabulary: Vocabulary) -> Segments:

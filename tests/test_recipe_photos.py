@@ -14,8 +14,8 @@ from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import collate
-from concat_cli.core.data.prepare import Options, prepare_data
 from concat_cli.core.data.transforms import resize_short
+from concat_cli.core.prepare.run import Options, prepare_data
 from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.concat.con_module import ConModule

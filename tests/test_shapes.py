@@ -19,19 +19,23 @@ from mini import mini_config
 from PIL import Image
 
 from concat_cli.core.config import ShapesConfig
-from concat_cli.core.data import prepare_shapes as module
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-from concat_cli.core.data.prepare_shapes import differing_keys, prepare_shapes
-from concat_cli.core.data.shapes import PARTS, SEED_BOUND, Scene, draw_scene, scene_seed
-from concat_cli.core.data.shapes_split import (
+from concat_cli.core.errors import UserError
+from concat_cli.core.prepare import shapes as module
+from concat_cli.core.prepare.shapes import differing_keys, prepare_shapes
+from concat_cli.core.prepare.shapes_scene import (
     CLASSES,
     DEFAULT_UNSEEN,
+    PARTS,
+    SEED_BOUND,
     STUFF,
     THINGS,
+    Scene,
+    draw_scene,
+    scene_seed,
     seen_indices,
     unseen_split,
 )
-from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
 from concat_cli.methods.concat.con import train_con
 
@@ -341,7 +345,7 @@ def test_the_leavings_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     kill = (
         "import os, signal; from pathlib import Path\n"
         "from concat_cli.core.config import ShapesConfig\n"
-        "from concat_cli.core.data import prepare_shapes as m\n"
+        "from concat_cli.core.prepare import shapes as m\n"
         "m._publish = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"m.prepare_shapes(Path({str(out)!r}), ShapesConfig(train=2, dev=1, val=1))\n"
     )

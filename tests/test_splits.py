@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from concat_cli.core.data.class_list import CLASSES, load_class_list
-from concat_cli.core.data.class_split import SPLITS, class_split_names, load_class_split
+from concat_cli.core.data.class_split import (
+    CLASSES,
+    SPLITS,
+    class_split_names,
+    load_class_list,
+    load_class_split,
+)
 from concat_cli.core.errors import UserError
 
 FACTS = Path(__file__).parents[2] / "shared" / "splits"
@@ -146,7 +151,7 @@ def test_pascal_context() -> None:
 
 
 def test_pascal_contexts_59_are_of_its_459() -> None:
-    from concat_cli.core.data.recipes.pascal_context import RAW_59
+    from concat_cli.core.prepare.recipes.pascal import RAW_59
 
     every = load_class_list("pascal_context_459")
     few = load_class_list("pascal_context_59")

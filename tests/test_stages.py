@@ -14,8 +14,8 @@ from mini import Interrupt, KilledError, draw_world, metrics, mini_config
 from concat_cli.core.config import Config, ShapesConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import read_dataset_info
-from concat_cli.core.data.prepare_shapes import differing_keys
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.shapes import differing_keys
 from concat_cli.core.runs import Run
 from concat_cli.core.train import session as sessions
 from concat_cli.core.train.distributed import Processes

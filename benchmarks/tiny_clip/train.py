@@ -33,7 +33,7 @@ from concat_cli.core.clip.encoder import Clip, ClipIdentity, load_clip, quiet
 from concat_cli.core.clip.prompts import class_texts, encode_classes
 from concat_cli.core.clip.tokens import segment_tokens
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.data.shapes_split import CLASSES, DEFAULT_UNSEEN
+from concat_cli.core.prepare.shapes_scene import CLASSES, DEFAULT_UNSEEN
 from concat_cli.core.progress import SILENT, Progress
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from concat_cli.core.clip.tokens import masked_crops, square_boxes
-from concat_cli.core.data.pool import mapper
-from concat_cli.core.data.shapes import draw_scene, scene_seed
+from concat_cli.core.prepare.pool import mapper
+from concat_cli.core.prepare.shapes_scene import draw_scene, scene_seed
 from concat_cli.core.progress import SILENT, Progress
 
 _SHARES = (0.74, 0.1, 0.16)  # of masked crops, plain crops and scenes in a batch

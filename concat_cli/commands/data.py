@@ -1,55 +1,114 @@
-"""`concat prepare-data`: the built-in world here, data sets on disk in `prepare.py`."""
+"""`concat prepare-data`: draws the built-in world, prepares data sets on disk, tells of them."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from functools import partial
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from concat_cli.commands import prepare
 from concat_cli.commands.options import DryRun
-from concat_cli.commands.prepare import Pixels
 from concat_cli.console import Console, relative
 from concat_cli.core.config import ShapesConfig
+from concat_cli.core.prepare.recipes import RECIPES
+from concat_cli.core.prepare.source import Recipe
 from concat_cli.examples import epilog
+
+if TYPE_CHECKING:
+    from concat_cli.core.prepare.protocol import Census
+    from concat_cli.core.prepare.run import Report
 
 app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
 _DEFAULT = ShapesConfig()
+_SHOWN = 3  # classes that a line names
+_CONFIGS = {  # of a class split; for others by what the truth can score
+    "coco_panoptic_119_14": "concat_coco_119_14",
+    "coco_stuff_156_15": "concat_coco_stuff_156_15",
+    "coco_instances_48_17": "concat_coco_instances_48_17",
+    "coco_instances_65_15": "concat_coco_instances_65_15",
+    "voc_15_5": "concat_voc_15_5",
+    "panoptic": "concat_coco_119_14",
+    "semantic": "concat_coco_stuff_156_15",
+    "instance": "concat_coco_instances_65_15",
+}
 
 
-@app.command("shapes", epilog=epilog("prepare-data shapes"))
-def shapes(
-    out: Annotated[Path, typer.Argument(help="Folder of the data set.")],
-    unseen: Annotated[str, typer.Option(help='Unseen classes: "striped star; green water".')] = "",
-    unseen_seed: Annotated[int, typer.Option(help="Another split of the default's kind.")] = -1,
-    unseen_pixels: Annotated[
-        Pixels,
-        typer.Option(help="void: training scenes hold unseen classes, without a label."),
-    ] = Pixels.drop,
-    train: Annotated[int, typer.Option(help="Training scenes (seen classes).")] = _DEFAULT.train,
-    dev: Annotated[int, typer.Option(help="Scenes for selection (seen classes).")] = _DEFAULT.dev,
-    val: Annotated[int, typer.Option(help="Scenes for the score (all classes).")] = _DEFAULT.val,
-    size: Annotated[int, typer.Option(help="Side of a scene in pixels.")] = _DEFAULT.size,
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = _DEFAULT.seed,
-    dry_run: DryRun = False,
-) -> None:
-    """Draw the built-in world of shapes and textures."""
+class Pixels(str, Enum):
+    """What becomes of unseen classes in training images."""
+
+    drop = "drop"
+    void = "void"
+
+
+def _option(kind: Any, text: str, name: str, **how: Any) -> Any:
+    """An option of that type; a flag has no --no-..."""
+    flag = [f"--{name.replace('_', '-')}"] * (kind is bool)
+    return Annotated[kind, typer.Option(*flag, help=text, **how)]
+
+
+def _signed(
+    function: Callable[..., None], text: str, options: Mapping[str, tuple[Any, Any]]
+) -> Callable[..., None]:
+    """A command of a context alone, with the options that Typer reads: declarations, defaults."""
+    options = {"context": (typer.Context, Parameter.empty), **options}
+
+    def command(context: typer.Context, **_: Any) -> None:
+        function(context)
+
+    command.__doc__, command.__annotations__ = text, {}
+    vars(command)["__signature__"] = Signature(
+        [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in options.items()
+        ]
+    )
+    return command
+
+
+_FOLDER = Annotated[Path, typer.Argument(help="Folder of the data set.")]
+_SHAPES = {
+    "unseen": (str, 'Unseen classes: "striped star; green water".'),
+    "unseen_seed": (int, "Another split of the default's kind."),
+    "unseen_pixels": (Pixels, "void: training scenes hold unseen classes, without a label."),
+    "train": (int, "Training scenes (seen classes)."),
+    "dev": (int, "Scenes for selection (seen classes)."),
+    "val": (int, "Scenes for the score (all classes)."),
+    "size": (int, "Side of a scene in pixels."),
+    "seed": (int, "Seed of the scenes."),
+}
+# The options of every data set on disk, in the order of its help; those of its recipe come before.
+_COMMON: dict[str, tuple[Any, str, Any]] = {
+    "out": (Path | None, "Default: ROOT/concat.", None),
+    "class_split": (str, "Unseen classes: a published split or a YAML file.", ""),
+    "unseen_pixels": (Pixels, "drop: images with unseen classes leave training.", Pixels.drop),
+    "dev": (int | None, "Images for selection. Default: 2% of train.", None),
+    "skip_bad": (bool, "Leave out faulty images: bad.jsonl.", False),
+    "decode": (bool, "Decode images in full, not headers alone.", False),
+    "one_part": (bool, "Where train or val is missing, the other is both.", False),
+}
+
+
+def _shapes(context: typer.Context) -> None:
+    given: dict[str, Any] = dict(context.params)
+    out, dry_run = Path(given.pop("out")), given.pop("dry_run")
     console = Console()
-    given = {"train": train, "dev": dev, "val": val, "size": size, "seed": seed}
-    given |= {"unseen": unseen, "unseen_seed": unseen_seed, "unseen_pixels": unseen_pixels.value}
     from concat_cli.core.config_file import load_config
 
+    given["unseen_pixels"] = Pixels(given["unseen_pixels"]).value
     cfg = load_config(None, [f"shapes.{key}={value}" for key, value in given.items()]).shapes
     if dry_run:
-        from concat_cli.core.data.shapes_split import unseen_split
+        from concat_cli.core.prepare.shapes_scene import unseen_split
 
         facts = {"folder": relative(out)} | given
         console.table(["what", "value"], [(k, str(v)) for k, v in facts.items()])
-        console.say(f"unseen: {', '.join(unseen_split(unseen, unseen_seed)[1])}")
+        console.say(f"unseen: {', '.join(unseen_split(cfg.unseen, cfg.unseen_seed)[1])}")
         return console.dry_run()
-    from concat_cli.core.data.prepare_shapes import prepare_shapes
+    from concat_cli.core.prepare.shapes import prepare_shapes
 
     prepare_shapes(out, cfg, console.progress)
     keys = [f"data.root={relative(out)}"]
@@ -57,4 +116,141 @@ def shapes(
     console.done({"data": relative(out)}, [f"concat train-con {shlex.join(keys)}"])
 
 
-prepare.add_to(app)
+def _shapes_command() -> Callable[..., None]:
+    options: dict[str, tuple[Any, Any]] = {"out": (_FOLDER, Parameter.empty)}
+    for name, (kind, text) in _SHAPES.items():
+        default = getattr(_DEFAULT, name)
+        default = Pixels(default) if kind is Pixels else default
+        options[name] = (_option(kind, text, name), default)
+    options["dry_run"] = (DryRun, False)
+    return _signed(_shapes, "Draw the built-in world of shapes and textures.", options)
+
+
+def _command(recipe: Recipe) -> Callable[..., None]:
+    """The command of a data set: its folder, the options of its recipe, and those of all."""
+    root = Annotated[Path, typer.Argument(help=recipe.root)]
+    options: dict[str, tuple[Any, Any]] = {"root": (root, Parameter.empty)}
+    hints = get_type_hints(recipe.find, include_extras=True)
+    for name, parameter in list(signature(recipe.find).parameters.items())[1:]:
+        kind, text = get_args(hints[name])
+        options[name] = (_option(kind, text, name), parameter.default)
+    for name, (kind, text, default) in _COMMON.items():
+        if not (name == "one_part" and recipe.single):
+            show = name != "class_split"
+            options[name] = (_option(kind, text, name, show_default=show), default)
+    options["unseen_pixels"] = (options["unseen_pixels"][0], Pixels(recipe.unseen_pixels))
+    return _signed(partial(_prepare, recipe.name), recipe.help, options)
+
+
+def _prepare(name: str, context: typer.Context) -> None:
+    """Prepares a data set with the command's options; those of its recipe go there."""
+    from concat_cli.core.prepare.run import Options, prepare_data
+
+    given: dict[str, Any] = dict(context.params)
+    root, out = Path(given.pop("root")), given.pop("out")
+    options = Options(
+        class_split=given.pop("class_split"),
+        unseen_pixels=Pixels(given.pop("unseen_pixels")).value,
+        dev=given.pop("dev"),
+        skip_bad=given.pop("skip_bad"),
+        decode=given.pop("decode"),
+        one_part=given.pop("one_part", False),
+    )
+    console = Console()
+    out = None if out is None else Path(out)
+    report = prepare_data(name, root, out, options, console.progress, **given)
+    show(console, report)
+    where = relative(report.out)
+    console.done({"data": where}, [f"concat train-con -c {config_for(report)} data.root={where}"])
+
+
+def config_for(report: Report) -> str:
+    """The configuration to train with on what was prepared."""
+    if report.source.name == "coco" and report.class_split == "all_seen":
+        return "concat_coco_to_ade20k"
+    stem = _CONFIGS.get(report.class_split) or _CONFIGS[report.source.tasks[0]]
+    return f"{stem}"
+
+
+def show(console: Console, report: Report) -> None:
+    """What was found, what the protocol took away, and what looks odd."""
+    rows = [
+        (name, t.images, t.segments, t.crowd, f"{100 * t.void / max(1, t.pixels):.1f}%")
+        for name, t in ((name, part.totals) for name, part in report.parts.items())
+    ]
+    console.table(["part", "images", "segments", "crowd", "void pixels"], rows)
+    for line in (*_protocol(report), *_classes(report), *_bad(report)):
+        console.say(line)
+    if report.unchanged:
+        console.say("all this was prepared before: nothing is written")
+
+
+def _protocol(report: Report) -> list[str]:
+    seen = len(report.vocabulary.seen_indices)
+    taken, unseen = report.taken, len(report.vocabulary) - seen
+    lines = [f"{report.class_split}: {seen} seen, {unseen} unseen classes"]
+    if "panoptic" not in report.source.tasks:
+        lines.append(
+            f"this truth can score: {', '.join(report.source.tasks)}; PQ would mean nothing"
+        )
+    if not unseen:
+        return lines
+    held = sorted(((n, name) for name, n in taken.images_by_class.items() if n), reverse=True)
+    more = ", ..." if len(held) > _SHOWN else ""
+    most = ", ".join(f"{name} {count}" for count, name in held[:_SHOWN]) + more or "none"
+    if taken.unseen_pixels == "drop":
+        lines.append(
+            f"drop: {taken.images_dropped} of {taken.images_listed} training images hold an unseen "
+            f"class and are left out ({most})"
+        )
+    else:
+        share = 100 * taken.pixels_void / max(1, taken.pixels_listed)
+        lines.append(
+            f"void: {taken.segments_void} unseen segments of training images, {share:.1f}% of all "
+            f"pixels, are void (images: {most})"
+        )
+    return lines
+
+
+def _classes(report: Report) -> list[str]:
+    """Which classes are often, seldom or never there."""
+    names, train, val = report.vocabulary.names, report.parts["train"], report.parts["val"]
+    seen = sorted(report.vocabulary.seen_indices, key=lambda index: train.segments[index])
+    there = [index for index in seen if train.segments[index]]
+    lines = []
+    if len(there) > 2 * _SHOWN:
+        truth = max(1, sum(train.pixels))
+        said = {
+            index: f"{names[index]} {train.segments[index]} ({train.pixels[index] / truth:.1%})"
+            for index in (*there[:_SHOWN], *there[-_SHOWN:])
+        }
+        often = ", ".join(said[index] for index in reversed(there[-_SHOWN:]))
+        seldom = ", ".join(said[index] for index in there[:_SHOWN])
+        lines.append(f"segments (pixels) in train: most {often}; fewest {seldom}")
+    lines += _absent("train", [names[index] for index in seen if not train.segments[index]])
+    lines += _absent("val", _without(val, names))
+    return lines
+
+
+def _without(part: Census, names: Sequence[str]) -> list[str]:
+    return [name for name, count in zip(names, part.segments, strict=True) if not count]
+
+
+def _absent(part: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 2 * _SHOWN} more" if len(names) > 2 * _SHOWN else ""
+    shown = ", ".join(names[: 2 * _SHOWN])
+    return [f"{len(names)} classes have no segment in {part}: {shown}{more}"]
+
+
+def _bad(report: Report) -> list[str]:
+    count = sum(len(bad) for bad in report.bad.values())
+    return [f"{count} faulty images are left out; see {relative(report.out)}/bad.jsonl"] * bool(
+        count
+    )
+
+
+_COMMANDS = {"shapes": _shapes_command()} | {n: _command(one) for n, one in RECIPES.items()}
+for _name, _made in _COMMANDS.items():
+    app.command(_name, epilog=epilog(f"prepare-data {_name}"))(_made)

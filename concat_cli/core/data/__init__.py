@@ -1,1 +1,1 @@
-"""Data sets: the built-in world, COCO panoptic folders, augmentation and batching."""
+"""What training and scoring read: prepared data sets, augmentation and batching."""

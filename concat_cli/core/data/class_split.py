@@ -1,5 +1,10 @@
-"""Which classes are unseen: small YAML files by class name, in `core/splits` or the user's own.
+"""Classes of the field's data sets, and which of them are unseen: small YAML files.
 
+In `core/classes`, a class a line:
+- {id: 8, name: bed, kind: thing}
+- {id: 9, name: "windowpane, window", kind: thing}    # what follows a comma is a synonym
+
+In `core/splits` or the user's own, by class name:
 unseen: [cow, giraffe]             # all others are seen
 counts: {seen: 119, unseen: 14}    # optional: checked against the data
 allow_missing: true                # optional: names that the data lacks are left out
@@ -8,16 +13,39 @@ allow_missing: true                # optional: names that the data lacks are lef
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
+CLASSES = Path(__file__).resolve().parents[1] / "classes"
 SPLITS = Path(__file__).resolve().parents[1] / "splits"
 _KEYS = {"unseen", "counts", "allow_missing"}
+
+
+@cache
+def load_class_list(name: str) -> Vocabulary:
+    """The classes of a list, in its order, all seen.
+
+    A class goes by its first name. Where two classes share that one (ADE20K-Full has nine such
+    pairs), each goes by its whole line, and all names of the line are synonyms.
+    """
+    rows = yaml.safe_load((CLASSES / f"{name}.yaml").read_text(encoding="utf-8"))
+    shared = Counter(str(row["name"]).split(", ")[0] for row in rows)
+    entries: list[ClassEntry] = []
+    for row in rows:
+        whole = str(row["name"])
+        first, *rest = names = whole.split(", ")
+        if shared[first] > 1 and rest:
+            first, rest = whole, names
+        entries.append(ClassEntry(first, int(row["id"]), tuple(rest), row["kind"]))
+    return Vocabulary(tuple(entries))
 
 
 def class_split_names() -> list[str]:

@@ -1,11 +1,16 @@
-"""A prepared data set on disk -> decoded `Sample`s. Data-set ids end here; above: class indices."""
+"""A prepared data set on disk -> decoded `Sample`s. Data-set ids end here; above: class indices.
+
+`dataset.json` names, for each part, where its images and its id maps are (COCO panoptic PNGs, in
+folders or in zips) and what lists them: JSON lines (`index.py`), or in format 1, as which the built-in
+world is drawn and which is easily written by hand, a COCO panoptic JSON.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +19,17 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from concat_cli.core.data.coco_json import read_panoptic_json, read_records
-from concat_cli.core.data.image_io import read_image
-from concat_cli.core.data.index import Record, Records
-from concat_cli.core.data.labels import TOGETHER, LabelReader
-from concat_cli.core.data.source import KINDS, PIXELS, LabelFormat
+from concat_cli.core.data.class_split import class_split_names
+from concat_cli.core.data.coco import read_coco
+from concat_cli.core.data.image_io import TOGETHER, read_image, segment_map
+from concat_cli.core.data.index import AGAIN, Record, Records, read_records
 from concat_cli.core.data.store import Store, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
-FORMATS = (1, 2)  # 1: parts are COCO panoptic files, which the built-in world is drawn as
-FORMAT = 2  # what `prepare` writes
+FORMAT = 3  # what `prepare-data` writes; 2 is read where its labels were COCO panoptic PNGs
+FORMATS = (1, 2, FORMAT)
 _MAKE = "Make it: `concat prepare-data shapes {0}` or `concat prepare-data coco ROOT --out {0}`."
-_AGAIN = "Prepare the data set again with `concat prepare-data`."
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Part:
-    """Where the images and the labels of one part (train, dev, val) are, and what lists them.
+    """Where the images and the id maps of one part (train, dev, val) are, and what lists them.
 
-    images, labels, second_labels: locations: a folder, "x.zip" or "x.zip!folder/inside".
+    images, labels: locations: a folder, "x.zip" or "x.zip!folder/inside".
     index: a file of JSON lines (`index.py`), or a COCO panoptic JSON (.json).
     """
 
     images: Path
     index: Path
     labels: Path
-    format: LabelFormat = field(default_factory=lambda: LabelFormat("panoptic"))
-    second_labels: Path | None = None
 
     @cached_property
     def image_store(self) -> Store:
@@ -65,18 +66,13 @@ class Part:
         return open_store(self.images)
 
     @cached_property
-    def reader(self) -> LabelReader:
-        """What decodes the labels."""
-        second = "" if self.second_labels is None else str(self.second_labels)
-        return LabelReader(self.format, str(self.labels), second)
+    def label_store(self) -> Store:
+        """The id maps."""
+        return open_store(self.labels)
 
-    def records(self, vocabulary: Vocabulary) -> Sequence[Record]:
+    def records(self, vocabulary: Vocabulary) -> Records:
         """The images in the order of the index; UserError where it is missing or damaged."""
-        if not self.index.is_file():
-            raise UserError(f"No annotation file {self.index}.", _AGAIN)
-        if self.index.suffix == ".json":
-            return read_records(self.index, vocabulary)
-        return Records(self.index, vocabulary)
+        return read_records(self.index, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -102,14 +98,14 @@ class DatasetInfo:
         if name not in self.parts:
             have = ", ".join(self.parts) or "none"
             raise UserError(
-                f"The data set {self.root} has no part {name!r} (it has: {have}).",
-                _AGAIN,
+                f"The data set {self.root} has no part {name!r} (it has: {have}).", AGAIN
             )
         return self.parts[name]
 
 
 def read_dataset_info(root: Path | str) -> DatasetInfo:
-    """Reads and checks `root/dataset.json`; UserError with the command that makes it if missing."""
+    """Reads and checks `root/dataset.json`; UserError with the command that makes it where it is
+    missing, or that prepares the data again where it was written by an earlier version."""
     root = Path(root)
     path = root / "dataset.json"
     if not path.is_file():
@@ -117,33 +113,70 @@ def read_dataset_info(root: Path | str) -> DatasetInfo:
     raw = _read_json(path)
     try:
         if raw["format"] not in FORMATS:
-            known = " or ".join(map(str, FORMATS))
-            what = f"{path} has format {raw['format']}, not {known}."
+            known = ", ".join(map(str, FORMATS))
+            what = f"{path} has format {raw['format']}, not one of {known}."
             raise UserError(what, _MAKE.format(root))
-        old = raw["format"] == 1
+        coco = raw["format"] == 1
+        if raw["format"] == 2 and not all(map(_is_panoptic, raw["parts"].values())):
+            what = f"{path} is of an earlier version, whose labels are no longer read as they lie."
+            raise UserError(what, f"Prepare it again: `{_command(raw, root)}`.")
+        index, labels = ("json", "pngs") if coco else ("index", "labels")
         parts = {
-            str(name): _coco_part(root, part) if old else _read_part(root, part)
+            str(name): Part(root / part["images"], root / part[index], root / part[labels])
             for name, part in raw["parts"].items()
         }
         unseen = [str(name) for name in raw["unseen"]]
         name, split = str(raw["name"]), str(raw["class_split"])
-        classes = None if old else _classes(raw["classes"])
+        classes = None if coco else _classes(raw["classes"])
         source = dict(raw.get("source", {}))
-        tasks = DatasetInfo.tasks if old else tuple(raw["tasks"])
-        protocol = dict(raw.get("protocol", {}) if old else raw["protocol"])
+        tasks = DatasetInfo.tasks if coco else tuple(raw["tasks"])
+        protocol = dict(raw.get("protocol", {}) if coco else raw["protocol"])
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a data set ({error!r}).", _MAKE.format(root)) from error
     _check_parts(path, parts)
     vocabulary = _categories(parts) if classes is None else classes
     unknown = sorted(set(unseen) - set(vocabulary.names))
     if unknown:
-        raise UserError(f"{path} names unseen classes that it lacks: {unknown}.", _AGAIN)
+        raise UserError(f"{path} names unseen classes that it lacks: {unknown}.", AGAIN)
     divided = vocabulary.with_unseen(unseen)
     return DatasetInfo(root, name, split, divided, parts, source, tasks, protocol)
 
 
+def _is_panoptic(part: Mapping[str, Any]) -> bool:
+    """Whether the labels of a part of format 2 are id maps that lie in no zip within a zip."""
+    return part["format"]["kind"] == "panoptic" and str(part["labels"]).count(".zip!") < 2
+
+
+def _command(raw: Mapping[str, Any], root: Path) -> str:
+    """The command that prepares a data set of format 2 again, with the same options."""
+    protocol, split, name = raw["protocol"], str(raw["class_split"]), str(raw["name"])
+    year = "2014" if "2014" in raw["parts"]["train"]["images"] else "2017"
+    numbered = ["--classes", str(len(raw["classes"]))]
+    semantic = ["--task", "semantic"] * (raw["tasks"] == ["semantic"])
+    background = ["--background"] * any(row["name"] == "background" for row in raw["classes"])
+    known = {  # name of the data set -> of its command, and its own options
+        "coco": ["coco"],
+        "coco-stuff": ["coco-stuff"],
+        "coco-instances": ["coco-instances", "--year", year, *numbered],
+        "voc": ["voc", *background],
+        "pascal-context-59": ["pascal-context"],
+        "pascal-context-459": ["pascal-context", *numbered],
+        "ade20k-150": ["ade20k", *semantic],
+        "ade20k-847": ["ade20k", *numbered],
+        "cityscapes": ["cityscapes"],
+    }
+    name, *own = known.get(name, ["custom", "--images", "..."])
+    own += ["--class-split", split if split in class_split_names() else f"{split}.yaml"]
+    own += ["--unseen-pixels", protocol["unseen_pixels"]]
+    train, dev = (raw["counts"][part]["images"] for part in ("train", "dev"))
+    own += ["--dev", str(dev)] * (dev < train)  # else dev is a copy of a handful of images
+    own += ["--skip-bad"] * bool(protocol["images_bad"])
+    words = ["concat", "prepare-data", name, str(raw["source"]["root"]), *own, "--out", str(root)]
+    return shlex.join(words)
+
+
 def _classes(rows: list[dict[str, Any]]) -> Vocabulary:
-    """The classes; TypeError or ValueError where one is not as `prepare` writes it."""
+    """The classes; TypeError or ValueError where one is not as `prepare-data` writes it."""
     vocabulary = Vocabulary.from_json(rows)
     for entry in vocabulary.entries:
         texts = entry.name, *entry.synonyms
@@ -157,67 +190,32 @@ def _classes(rows: list[dict[str, Any]]) -> Vocabulary:
     return vocabulary
 
 
-def _read_part(root: Path, raw: dict[str, Any]) -> Part:
-    """A part as `prepare` writes it into `dataset.json`; places are relative to `root`."""
-    fmt = raw["format"]
-    second = raw.get("second_labels")
-    values = [*map(int, fmt["table"]), *fmt["table"].values(), *fmt["void"]]
-    if not all(type(value) is int and 0 <= value < 1 << 16 for value in values):
-        raise ValueError("a value of its labels has more than 16 bits")
-    if fmt["kind"] not in KINDS or fmt["pixels"] not in PIXELS:
-        raise ValueError(f"labels of kind {fmt['kind']!r:.80} or pixels {fmt['pixels']!r:.80}")
-    return Part(
-        root / raw["images"],
-        root / raw["index"],
-        root / raw.get("labels", raw["images"]),  # kind "instances" has no label files
-        LabelFormat(
-            fmt["kind"],
-            fmt["pixels"],
-            {int(value): int(category) for value, category in fmt["table"].items()},
-            tuple(int(value) for value in fmt["void"]),
-            {int(value): int(category) for value, category in fmt["things"].items()},
-        ),
-        None if second is None else root / second,
-    )
-
-
-def _coco_part(root: Path, raw: dict[str, Any]) -> Part:
-    return Part(root / raw["images"], root / raw["json"], root / raw["pngs"])
-
-
 def _check_parts(path: Path, parts: dict[str, Part]) -> None:
     if not parts:
-        raise UserError(f"{path} lists no parts.", _AGAIN)
+        raise UserError(f"{path} lists no parts.", AGAIN)
     for part in parts.values():
         if not os.path.isfile(part.index):  # noqa: PTH113 - unlike Path's, False of impossible names
-            raise UserError(f"{path} points to {part.index}, which is missing.", _AGAIN)
+            raise UserError(f"{path} points to {part.index}, which is missing.", AGAIN)
 
 
 def _categories(parts: dict[str, Part]) -> Vocabulary:
     """Classes from the smallest of the parts' JSON files (all list the same categories)."""
     smallest = min((part.index for part in parts.values()), key=lambda p: p.stat().st_size)
-    return Vocabulary.from_categories(read_panoptic_json(smallest)["categories"])
-
-
-def read_segment_map(part: Part, record: Record) -> np.ndarray:
-    """(H, W) int32: 0 = void, i + 1 = the record's segment i; see `LabelReader.segment_map`."""
-    return part.reader.segment_map(record, part.index)
+    return Vocabulary.from_categories(read_coco(smallest, "panoptic").categories)
 
 
 def read_sample(part: Part, record: Record, keep_crowd: bool = False) -> Sample:
     """Decodes one image and its segments; crowd segments become void unless `keep_crowd`."""
     file = part.image_store.file(record.file_name)
     image = read_image(file)
-    segment_map = read_segment_map(part, record)
-    if image.shape[:2] != segment_map.shape:
+    numbers = segment_map(part.label_store.file(record.label_name), record, part.index)
+    if image.shape[:2] != numbers.shape:
         raise UserError(
             f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but "
-            f"its label is {segment_map.shape[1]} x {segment_map.shape[0]}.",
+            f"its label is {numbers.shape[1]} x {numbers.shape[0]}.",
             TOGETHER,
         )
-    sample = Sample(
-        image, segment_map, record.labels, record.crowd, record.image_id, record.file_name
-    )
+    sample = Sample(image, numbers, record.labels, record.crowd, record.image_id, record.file_name)
     return sample if keep_crowd else keep_segments(sample, ~record.crowd)
 
 
@@ -257,13 +255,7 @@ class PanopticDataset(Dataset[Sample]):
 
     def digest(self) -> str:
         """A digest of what the index says: files, segment ids and labels."""
-        if isinstance(self.records, Records):
-            return self.records.lines.digest()
-        digest = hashlib.sha256()
-        for record in self.records:
-            digest.update(record.file_name.encode())
-            digest.update(record.ids.tobytes() + record.labels.tobytes())
-        return digest.hexdigest()
+        return self.records.digest()
 
     def __getitem__(self, index: int) -> Sample:
         if self._cache is None:
@@ -283,7 +275,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"No file {path}.", "Check the path.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).", "Get it, or write it, again.") from error
+        raise UserError(
+            f"{path} is not valid JSON ({error}).", "Get it, or write it, again."
+        ) from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error
     if not isinstance(raw, dict):

@@ -9,27 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from concat_cli.core import files
+from concat_cli.core.data.coco import Item, read_coco
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
-_CATEGORIES = re.compile(rb'"categories": \[([\d, ]*)\]')
-_AGAIN = "Prepare the data set again with `concat prepare-data`."
+AGAIN = "Prepare the data set again with `concat prepare-data`."
 
 
 @dataclass(frozen=True)
 class Record:
     """One image: ids (N,) int64 sorted, labels (N,) int64 class indices, crowd (N,) bool.
 
-    rles: (id, run lengths) of instances in the order of painting; id 0 is void.
     hidden: how many segments of the label file are void here, as their classes are unseen.
     """
 
@@ -41,8 +39,6 @@ class Record:
     ids: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
-    second_name: str = ""
-    rles: tuple[tuple[int, str], ...] = ()
     hidden: int = 0
 
 
@@ -59,16 +55,13 @@ class Row:
     categories: list[int] = field(default_factory=list)
     crowd: list[int] = field(default_factory=list)
     areas: list[int] = field(default_factory=list)
-    label2: str = ""
-    rles: list[tuple[int, str]] = field(default_factory=list)
     hidden: int = 0
 
     def line(self) -> str:
-        """The row as JSON, without what is empty at the end."""
+        """The row as JSON."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        for name in ("label2", "rles", "hidden"):
-            if not values[name]:
-                del values[name]
+        if not self.hidden:
+            del values["hidden"]
         return json.dumps(values, ensure_ascii=False)
 
     def record(self, vocabulary: Vocabulary) -> Record:
@@ -83,13 +76,11 @@ class Row:
             np.array(self.ids, np.int64),
             np.array([index[category] for category in self.categories], np.int64),
             np.array(self.crowd, bool),
-            self.label2,
-            tuple((number, counts) for number, counts in self.rles),
             self.hidden,
         )
 
 
-class Lines(Sequence[Row]):
+class Lines:
     """The rows of an index file, memory-mapped; can be handed to other processes."""
 
     def __init__(self, path: Path) -> None:
@@ -97,83 +88,116 @@ class Lines(Sequence[Row]):
         self._bytes = _map(path)
         ends = np.flatnonzero(np.frombuffer(self._bytes, np.uint8) == 10) + 1
         if len(self._bytes) and (not len(ends) or ends[-1] != len(self._bytes)):
-            raise UserError(f"{path} ends within a line.", _AGAIN)
+            raise UserError(f"{path} ends within a line.", AGAIN)
         self._starts = np.concatenate([[0], ends])
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> Row:
         place = range(len(self))[index]
         line = self._bytes[self._starts[place] : self._starts[place + 1]]
-        return parse_row(line, f"{self.path}:{place + 1}")
+        try:
+            return row_of(json.loads(line))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(f"{self.path}:{place + 1} is damaged ({error}).", AGAIN) from error
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[place] for place in range(len(self)))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path,)
-
-    def categories(self) -> tuple[np.ndarray, np.ndarray]:
-        """The data's category ids of all segments, (S,), and of how many each image has, (M,);
-        found without parsing the lines."""
-        found = _CATEGORIES.findall(self._bytes)
-        counts = np.array([part.count(b",") + bool(part) for part in found], np.int64)
-        joined = b",".join(part for part in found if part)
-        return np.array(joined.split(b",") if joined else [], dtype=np.int64), counts
 
     def digest(self) -> str:
         """SHA-256 of the file."""
         return hashlib.sha256(self._bytes).hexdigest()
 
 
-class Records(Sequence[Record]):
-    """The records of an index, each parsed when it is asked for."""
+class Records:
+    """The records of an index, each made when it is asked for."""
 
-    def __init__(self, path: Path, vocabulary: Vocabulary) -> None:
-        self.lines, self._vocabulary = Lines(path), vocabulary
+    def __init__(self, rows: Lines | list[Row], vocabulary: Vocabulary, path: Path) -> None:
+        self._rows, self._vocabulary, self._path = rows, vocabulary, path
 
     def __len__(self) -> int:
-        return len(self.lines)
+        return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = self.lines[index]
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
         try:
             return row.record(self._vocabulary)
         except KeyError as error:
-            what = f"{self.lines.path}: image {row.id} has a segment of unknown category {error}."
-            raise UserError(what, _AGAIN) from error
+            what = f"{self._path}: image {row.id} has a segment of unknown category {error}."
+            raise UserError(what, AGAIN) from error
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[place] for place in range(len(self)))
+
+    def digest(self) -> str:
+        """A digest of what the index says: files, segment ids and labels."""
+        if isinstance(self._rows, Lines):
+            return self._rows.digest()
+        digest = hashlib.sha256()
+        for record in self:
+            digest.update(record.file_name.encode())
+            digest.update(record.ids.tobytes() + record.labels.tobytes())
+        return digest.hexdigest()
 
 
-def parse_row(line: bytes, where: str) -> Row:
-    """A line of an index; UserError saying `where` it is damaged."""
-    try:
-        return row_of(json.loads(line))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{where} is damaged ({error}).", _AGAIN) from error
+def read_records(path: Path, vocabulary: Vocabulary) -> Records:
+    """The images of an index of JSON lines, or of a COCO panoptic JSON (.json), in its order;
+    UserError where it is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"No annotation file {path}.", AGAIN)
+    if path.suffix != ".json":
+        return Records(Lines(path), vocabulary, path)
+    rows: list[Row] = []
+    for item in read_coco(path, "panoptic").items:
+        if item.size is None:
+            what = f"{path} does not give height and width of image {item.image_id}."
+            raise UserError(what, "Write the JSON again.")
+        rows.append(listed_row(item, item.size, vocabulary.index_of_id, str(path)))
+    return Records(rows, vocabulary, path)
+
+
+def listed_row(item: Item, size: tuple[int, int], known: Collection[int], where: str) -> Row:
+    """The row of an image whose segments are listed, sorted by id, areas still 0; UserError where
+    an id or a category cannot be."""
+    segments = sorted(item.segments or (), key=lambda segment: segment.id)
+    ids = [segment.id for segment in segments]
+    if ids and (ids[0] < 1 or ids[-1] >= 1 << 24 or len(set(ids)) < len(ids)):
+        raise UserError(
+            f"{where}: image {item.image_id} has segment ids that are repeated or outside "
+            "1..2^24-1.",
+            "0 is void in a panoptic PNG; each other id stands for one segment.",
+        )
+    check_categories(item, known, where)
+    categories = [segment.category_id for segment in segments]
+    crowd = [int(segment.crowd) for segment in segments]
+    areas = [0] * len(ids)
+    return Row(item.image_id, item.image, item.label, *size, ids, categories, crowd, areas)
+
+
+def check_categories(item: Item, known: Collection[int], where: str) -> None:
+    """UserError where a segment of the image has a category that the data set lacks."""
+    unknown = {segment.category_id for segment in item.segments or ()} - set(known)
+    if unknown:
+        raise UserError(
+            f"{where}: image {item.image_id} has segments of unknown category {sorted(unknown)}.",
+            "Every category_id must be among the JSON's categories.",
+        )
 
 
 def row_of(values: dict[str, Any]) -> Row:
     """A row from the values of its line; ValueError or TypeError where one is of another kind."""
     row = Row(**values)
     lists = row.ids, row.categories, row.crowd, row.areas
-    if not len(row.ids) == len(row.categories) == len(row.crowd) == len(row.areas):
+    if len(set(map(len, lists))) > 1:
         raise ValueError("its lists differ in length")
     numbers = [row.id, row.height, row.width, row.hidden, *(v for one in lists for v in one)]
-    numbers += [number for number, _ in row.rles]
     if not all(type(value) is int and abs(value) < 1 << 63 for value in numbers):
         raise ValueError("a number is no integer of 64 bits")
-    texts = row.image, row.label, row.label2, *(counts for _, counts in row.rles)
-    if not all(isinstance(text, str) for text in texts):
+    if not isinstance(row.image, str) or not isinstance(row.label, str):
         raise ValueError("a name is no text")
     return row
 
@@ -181,12 +205,7 @@ def row_of(values: dict[str, Any]) -> Row:
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Writes an index atomically."""
     with files.atomic_path(path) as temp, temp.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(_lines(rows))
-
-
-def _lines(rows: Iterable[Row]) -> Iterator[str]:
-    for row in rows:
-        yield row.line() + "\n"
+        file.writelines(row.line() + "\n" for row in rows)
 
 
 def _map(path: Path) -> bytes | mmap.mmap:
@@ -195,6 +214,6 @@ def _map(path: Path) -> bytes | mmap.mmap:
             empty = file.seek(0, 2) == 0  # which cannot be mapped
             return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError as error:
-        raise UserError(f"No index {path}.", _AGAIN) from error
+        raise UserError(f"No index {path}.", AGAIN) from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error

@@ -156,27 +156,21 @@ def _unchanged(batch: Any) -> Any:
 def make_loader(
     dataset: PanopticDataset,
     augment: Augment | None,
-    batch_size: int,
+    sampler: StepSampler,
     seed: int,
-    start_step: int = 0,
-    rank: int = 0,
-    world: int = 1,
     workers: int = 0,
-    accumulate: int = 1,
     divisor: int = 32,
 ) -> Iterator[Batch]:
-    """Endless training batches: `accumulate` of them in order for each step, from `start_step` on.
+    """Endless training batches: those of the sampler, in its order.
 
-    What step t yields depends only on (seed, t, rank, world), not on `start_step` or `workers`.
+    What step t yields depends only on (seed, t, rank, world), not on its start or on `workers`.
 
     Args:
-        batch_size: images of one process in one forward.
         workers: loader processes; 0 decodes in this one.
     """
     if len(dataset) == 0:
         raise UserError(f"{dataset.part.index} lists no images.", "Prepare the data set again.")
     views = _Views(dataset, augment, seed, divisor)
-    sampler = StepSampler(batch_size, accumulate, rank, world, start_step)
     if workers == 0:
         batches = (views[positions] for positions in sampler)
     else:

@@ -1,150 +1,203 @@
 """Files read where they lie: in a folder, or inside a zip as its publisher packed it.
 
-A location is a folder, "x.zip", or "x.zip!folder/inside"; a zip inside a zip is
-"x.zip!folder/y.zip!folder/inside". Names inside it use "/".
+A location is a folder, "x.zip", or "x.zip!folder/inside"; names inside it use "/". In
+"x.zip!y.zip!folder" a zip lies in another: that is read, too, but in one pass from its beginning,
+so it is unpacked when a data set is prepared.
+
+Members are read by any thread or process, and never more of them than they say: the archive is
+opened anew for each (some 20 microseconds), so that no file position is shared; its directory is
+read once a process.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import IO, NamedTuple
 
-from concat_cli.core.data.zip_member import Archive, ZipMember, directory, folders
 from concat_cli.core.errors import UserError
 
+LARGEST = 1 << 30  # bytes of a member when unpacked; no image or label comes near
+SUSPICIOUS = 64 << 20  # from here on a member must not be packed by more than RATIO
+RATIO = 1000  # deflate can do 1032, but no image of that size comes near
+_HEADER = 30  # bytes of a member's own header before its name
+_UTF8 = 1 << 11  # flag: the name is not of code page 437
+_AGAIN = "Download the archive again."
+_DAMAGED = (  # what reading a zip raises where it is damaged
+    OSError, EOFError, ValueError, IndexError, OverflowError, NotImplementedError, struct.error,
+    zlib.error, zipfile.BadZipFile,
+)  # fmt: skip
+
+
+class Entry(NamedTuple):
+    """What a zip's directory says of one member; `name` as it is written there."""
+
+    name: str
+    offset: int
+    packed: int
+    size: int
+    method: int
+    crc: int
+    flags: int
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """One file inside a zip; as text it reads "x.zip!member", or "x.zip!y.zip!member"."""
+
+    archive: Archive
+    member: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}!{self.member}"
+
+    def read(self) -> bytes:
+        """The unpacked content; UserError where it is missing, damaged or absurdly large."""
+        entry = self.entry()
+        if entry.size > LARGEST:
+            raise self._absurd(entry)
+        try:
+            with _opened(self.archive) as file:
+                file.seek(_start(file, entry))
+                data = file.read(entry.packed)
+            if entry.method != zipfile.ZIP_STORED:  # a lying size costs no memory
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
+        except _DAMAGED as error:
+            raise UserError(f"Cannot read {self}: it is damaged ({error}).", _AGAIN) from error
+        if len(data) != entry.size or zlib.crc32(data) != entry.crc:
+            raise UserError(f"{self} is damaged: its checksum is wrong.", _AGAIN)
+        return data
+
+    @contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        """The member as a file, read from its beginning and never beyond its size."""
+        self.entry()
+        with _opened(self.archive) as outer, zipfile.ZipFile(outer) as file:
+            with file.open(self.member) as inner:
+                yield inner
+
+    def entry(self) -> Entry:
+        """What the archive says of it; UserError where it is missing or cannot be meant."""
+        entry = directory(self.archive).get(self.member)
+        if entry is None:
+            raise UserError(f"{self.archive} has no member {self.member}.", _AGAIN)
+        if entry.flags & 1:
+            raise UserError(f"{self} is encrypted.", "Unpack the archive with its password first.")
+        if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(
+                f"{self} is packed by a method (number {entry.method}) that is not read in place.",
+                "Unpack the archive and give the folder.",
+            )
+        if entry.size > SUSPICIOUS and entry.size > RATIO * max(1, entry.packed):
+            raise self._absurd(entry)
+        return entry
+
+    def _absurd(self, entry: Entry) -> UserError:
+        return UserError(
+            f"{self} says that it unpacks to {entry.size:,} bytes from {entry.packed:,}: "
+            "no image or label does.",
+            "Do not trust this archive.",
+        )
+
+
+Archive = Path | ZipMember  # a zip on disk, or one that lies in another
 File = Path | ZipMember  # what `image_io` reads
 
 
 @dataclass(frozen=True)
-class FolderStore:
-    """The files below a folder."""
+class Store:
+    """The files below a folder, or the members of a zip below `inside` ("" or "folder/")."""
 
-    folder: Path
+    place: Archive
+    inside: str | None = None  # None: the place is a folder
 
     def __str__(self) -> str:
-        return str(self.folder)
+        return f"{self.place}!{self.inside.rstrip('/')}" if self.inside else str(self.place)
 
-    def file(self, name: str) -> Path:
-        """The file of that name; UserError where the name leads out of the folder."""
-        return self.folder / _safe(self, name)
-
-    def read(self, name: str) -> bytes:
-        """The content of a file; UserError where it cannot be read."""
-        path = self.file(name)
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            raise UserError(f"Cannot read {path}: {error.strerror}.", "Check the path.") from error
-
-    def has(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return self.file(name).is_file()
-
-    def has_folder(self, name: str) -> bool:
-        """Whether there is a folder of that name."""
-        return self.file(name).is_dir()
+    def file(self, name: str) -> File:
+        """The file of that name; UserError where the name leads out of the store."""
+        if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+            what = f"The name {name!r} in {self} is no text in UTF-8 that a file can be called."
+            raise UserError(what, "Rename the file, and where it is listed.")
+        if not is_safe(name):
+            raise UserError(
+                f"The name {name!r} leads out of {self}.",
+                "Names of images and labels are relative, with / and without .. or backslashes.",
+            )
+        if self.inside is None and isinstance(self.place, Path):
+            return self.place / name
+        return ZipMember(self.place, f"{self.inside}{name}")
 
     def stamp(self, name: str) -> tuple[int, int] | None:
-        """(bytes, time of the last change in ns), to notice changes; None where it is missing."""
+        """Two numbers that change when a file does: its bytes, and the time of its last change in ns
+        or its checksum in a zip; None where it is missing."""
+        file = self.file(name)
+        if isinstance(file, ZipMember):
+            entry = directory(file.archive).get(file.member)
+            return None if entry is None else (entry.size, entry.crc)
         try:
-            found = self.file(name).stat()
+            found = file.stat()
         except OSError:
             return None
         return found.st_size, found.st_mtime_ns
 
     def names(self) -> list[str]:
-        """All files below, hidden ones left out, sorted."""
-        return sorted(_walk(self.folder, ""))
-
-    def below(self, name: str) -> FolderStore:
-        """The store of a folder inside."""
-        return FolderStore(self.file(name))
-
-
-@dataclass(frozen=True)
-class ZipStore:
-    """The members of a zip below `inside` ("" or "folder/")."""
-
-    archive: Archive
-    inside: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.archive}!{self.inside.rstrip('/')}" if self.inside else str(self.archive)
-
-    def file(self, name: str) -> ZipMember:
-        """The member of that name; UserError where the name leads out of the folder inside."""
-        return ZipMember(self.archive, self.inside + _safe(self, name))
-
-    def read(self, name: str) -> bytes:
-        """The content of a member; UserError where it cannot be read."""
-        return self.file(name).read()
-
-    def has(self, name: str) -> bool:
-        """Whether there is a member of that name."""
-        return self.file(name).member in directory(self.archive)
-
-    def has_folder(self, name: str) -> bool:
-        """Whether there is a member below that name."""
-        return f"{self.file(name).member}/" in folders(self.archive)
-
-    def stamp(self, name: str) -> tuple[int, int] | None:
-        """(bytes, checksum), to notice changes; None where it is missing."""
-        entry = directory(self.archive).get(self.file(name).member)
-        return None if entry is None else (entry.size, entry.crc)
-
-    def names(self) -> list[str]:
-        """All members below, sorted; names that lead out of the archive are not among them."""
+        """All files below, sorted; hidden ones of a folder, and names that lead out of a zip, are
+        not among them."""
+        if self.inside is None:
+            return sorted(_walk(Path(str(self.place)), ""))
         start = len(self.inside)
-        names = (n[start:] for n in directory(self.archive) if n.startswith(self.inside))
+        names = (n[start:] for n in directory(self.place) if n.startswith(self.inside))
         return sorted(name for name in names if is_safe(name))
-
-    def below(self, name: str) -> ZipStore:
-        """The store of a folder inside."""
-        return replace(self, inside=self.file(name).member.rstrip("/") + "/")
-
-
-Store = FolderStore | ZipStore
 
 
 def open_store(location: Path | str) -> Store:
     """The files at a location; UserError where there is no such folder or readable zip."""
     text = str(location)
     if os.path.isdir(text):  # noqa: PTH112 - unlike Path's, False of impossible names
-        return FolderStore(Path(text))
-    outer, rest = split_location(text)
-    if outer is None:
+        return Store(Path(text))
+    archive, inside = split_location(text)
+    if archive is None:
         raise UserError(f"There is no folder {text}.", "Check the path.")
-    archive, inside = _archive_of(text, outer, rest)
     if not archive_exists(archive):
         raise UserError(f"There is no archive {archive}.", "Check the path.")
     directory(archive)  # says at once where it is no zip
-    if not inside:
-        return ZipStore(archive)
-    if not is_safe(inside):
-        raise UserError(f"{text} leads out of the archive.", "Name a folder inside it.")
-    if f"{inside}/" not in folders(archive):
+    if inside and f"{inside}/" not in folders(archive):
         raise UserError(f"{archive} has no folder {inside}.", "Check the archive and the name.")
-    return ZipStore(archive, inside + "/")
+    return Store(archive, f"{inside}/" if inside else "")
 
 
-def split_location(location: Path | str) -> tuple[Path | None, str]:
-    """(zip on disk, what the location names inside it); (None, "") where it names no zip."""
-    head, mark, inside = str(location).partition(".zip!")
-    if mark:
-        return Path(head + ".zip"), inside.strip("/")
-    return (Path(head), "") if head.endswith(".zip") else (None, "")
+def split_location(location: Path | str) -> tuple[Archive | None, str]:
+    """(the innermost zip that a location names, what it names inside that); (None, "") where it
+    names none. UserError where a name leads out of its zip."""
+    first, *rest = f"{location}!".split(".zip!")
+    if not rest:
+        return None, ""
+    archive: Archive = Path(first + ".zip")
+    *zips, inside = [name.removesuffix("!").strip("/") for name in rest]
+    for name in [f"{name}.zip" for name in zips] + [inside] * bool(inside):
+        if not is_safe(name):
+            raise UserError(f"{location} leads out of the archive.", "Name what lies inside it.")
+    for name in zips:
+        archive = ZipMember(archive, f"{name}.zip")
+    return archive, inside
 
 
 def location_exists(location: Path | str) -> bool:
     """Whether a location is a folder, or lies in a zip that has members there."""
     if Path(location).is_dir():
         return True
-    outer, rest = split_location(location)
-    if outer is None:
+    archive, inside = split_location(location)
+    if archive is None or not archive_exists(archive):
         return False
-    archive, inside = _archive_of(location, outer, rest)
-    return archive_exists(archive) and (not inside or f"{inside}/" in folders(archive))
+    return not inside or f"{inside}/" in folders(archive)
 
 
 def archive_exists(archive: Archive) -> bool:
@@ -156,11 +209,10 @@ def archive_exists(archive: Archive) -> bool:
 
 def open_file(location: Path | str) -> File:
     """The file at a path, or "x.zip!member"; whether it is there shows when it is read."""
-    outer, rest = split_location(location)
-    if outer is None or not rest or Path(location).is_file():
+    archive, inside = split_location(location)
+    if archive is None or Path(location).is_file():
         return Path(location)
-    archive, member = _inner(location, outer, rest)
-    return ZipMember(archive, _safe_member(location, member))
+    return ZipMember(archive, inside) if inside else archive
 
 
 def file_exists(location: Path | str) -> bool:
@@ -170,7 +222,11 @@ def file_exists(location: Path | str) -> bool:
 
 def read_file(location: Path | str) -> bytes:
     """The content of the file at a path or "x.zip!member"; UserError where it cannot be read."""
-    file = open_file(location)
+    return read_bytes(open_file(location))
+
+
+def read_bytes(file: File) -> bytes:
+    """The content of a file; UserError where it cannot be read."""
     if isinstance(file, ZipMember):
         return file.read()
     try:
@@ -187,38 +243,74 @@ def is_safe(name: str) -> bool:
     return bool(name) and "\\" not in name and ":" not in parts[0] and not {"", ".."} & set(parts)
 
 
-def _archive_of(location: Path | str, outer: Path, rest: str) -> tuple[Archive, str]:
-    """The innermost archive that a location names, and the folder inside it; "" for all of it."""
-    archive, inside = _inner(location, outer, rest)
-    whole = inside.endswith(".zip") and archive_exists(archive) and inside in directory(archive)
-    return (ZipMember(archive, inside), "") if whole else (archive, inside)
+def directory(archive: Archive) -> dict[str, Entry]:
+    """Member name -> where it is; kept until the archive changes."""
+    return _read_directory(archive, *_stamp(archive))
 
 
-def _inner(location: Path | str, outer: Path, rest: str) -> tuple[Archive, str]:
-    """The archive that what comes after the last ".zip!" of a location lies in, and that."""
-    archive: Archive = outer
-    *zips, inside = rest.split(".zip!")
-    for name in zips:
-        archive = ZipMember(archive, _safe_member(location, name.strip("/") + ".zip"))
-    return archive, inside.strip("/")
+def folders(archive: Archive) -> frozenset[str]:
+    """Every folder of an archive, with its closing slash."""
+    return _read_folders(archive, *_stamp(archive))
 
 
-def _safe_member(location: Path | str, name: str) -> str:
-    if not is_safe(name):
-        raise UserError(f"{location} leads out of the archive.", "Name a member of it.")
-    return name
+def _stamp(archive: Archive) -> tuple[int, int]:
+    """(bytes, time of the last change in ns) of the file on disk; UserError where it is missing."""
+    while isinstance(archive, ZipMember):
+        archive = archive.archive
+    try:
+        found = archive.stat()
+    except OSError as error:
+        raise UserError(f"Cannot read {archive}: {error.strerror}.", "Check the path.") from error
+    return found.st_size, found.st_mtime_ns
 
 
-def _safe(store: Store, name: str) -> str:
-    if "\0" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
-        what = f"The name {name!r} in {store} is no text in UTF-8 that a file can be called."
-        raise UserError(what, "Rename the file, and where it is listed.")
-    if not is_safe(name):
+@lru_cache(maxsize=16)
+def _read_directory(archive: Archive, size: int, changed: int) -> dict[str, Entry]:
+    try:
+        with _opened(archive) as opened, zipfile.ZipFile(opened) as file:
+            return {
+                i.filename: Entry(
+                    i.orig_filename, i.header_offset, i.compress_size, i.file_size,
+                    i.compress_type, i.CRC, i.flag_bits,
+                )
+                for i in file.infolist()
+                if not i.is_dir()
+            }  # fmt: skip
+    except _DAMAGED as error:
         raise UserError(
-            f"The name {name!r} leads out of {store}.",
-            "Names of images and labels are relative, with / and without .. or backslashes.",
-        )
-    return name
+            f"{archive} is no complete zip ({error}).", "Finish or repeat its download."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _read_folders(archive: Archive, size: int, changed: int) -> frozenset[str]:
+    found: set[str] = set()
+    for name in _read_directory(archive, size, changed):
+        end = name.rfind("/") + 1
+        while end and name[:end] not in found:
+            found.add(name[:end])
+            end = name.rfind("/", 0, end - 1) + 1
+    return frozenset(found)
+
+
+@contextmanager
+def _opened(archive: Archive) -> Iterator[IO[bytes]]:
+    """An archive as a file that can be read from any place."""
+    with archive.open("rb") if isinstance(archive, Path) else archive.opened() as file:
+        yield file
+
+
+def _start(file: IO[bytes], entry: Entry) -> int:
+    """Where the packed bytes of a member begin: behind its own header, which names it too."""
+    file.seek(entry.offset)
+    header = file.read(_HEADER)
+    if len(header) < _HEADER or header[:4] != b"PK\x03\x04":
+        raise EOFError("no header where the directory says")
+    length, extra = struct.unpack("<HH", header[26:])
+    name = file.read(length).decode("utf-8" if entry.flags & _UTF8 else "cp437", "replace")
+    if name != entry.name:
+        raise EOFError(f"the header where the directory says is that of {name}")
+    return entry.offset + _HEADER + length + extra
 
 
 def _walk(folder: Path, prefix: str) -> list[str]:

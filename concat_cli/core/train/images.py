@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
-from concat_cli.core.data.loader import Batch, make_loader
+from concat_cli.core.data.loader import Batch, StepSampler, make_loader
 from concat_cli.core.data.transforms import Augment
 from concat_cli.core.device import Share
 from concat_cli.core.errors import UserError
@@ -74,13 +74,9 @@ class ImageTask:
         stream = make_loader(
             self.train,
             Augment(cfg.data),
-            size,
+            StepSampler(size, parts, processes.rank, processes.world, start),
             self.optim.seed,
-            start,
-            processes.rank,
-            processes.world,
             cfg.data.workers,
-            parts,
         )
         if self.by_category:
             stream = map(merged_by_category, stream)

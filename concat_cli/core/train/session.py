@@ -17,9 +17,9 @@ from concat_cli.core.clip.prompts import text_embeddings
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.dataset import DatasetInfo, read_dataset_info
-from concat_cli.core.data.prepare_shapes import UNTOLD, differing_keys, prepare_shapes
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.shapes import UNTOLD, differing_keys, prepare_shapes
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, join, wait

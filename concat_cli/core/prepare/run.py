@@ -1,43 +1,45 @@
 """A data set as it lies on disk -> a prepared one: checked, its parts cut, the protocol applied.
 
-Images and labels stay where they are. What is written is an index a part, and `dataset.json` last.
+Images stay where they are, and so do labels that are COCO panoptic PNGs; labels of other kinds are
+written once as such. Beside them: an index a part, and `dataset.json` last.
 """
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from concat_cli.core import files
-from concat_cli.core.data.census import Census, census
-from concat_cli.core.data.check import checker_of
 from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.data.index import Row, write_rows
-from concat_cli.core.data.protocol import (
+from concat_cli.core.data.store import ZipMember, split_location
+from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.protocol import (
+    Census,
     Taken,
-    UnseenPixels,
+    census,
     cut_dev,
     keep_seen,
     refuse_empty,
     to_json,
 )
-from concat_cli.core.data.recipes import RECIPES
-from concat_cli.core.data.source import Item, LabelFormat, PartName, Source, SourcePart
-from concat_cli.core.data.store import split_location
-from concat_cli.core.data.verify import Bad, Verified, verify
-from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.recipes import RECIPES
+from concat_cli.core.prepare.source import PartName, Source, SourcePart, UnseenPixels
+from concat_cli.core.prepare.verify import Bad, Checker, Verified, Work, verify
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-FORMAT = 2
+FORMAT = 3
 BAD = "bad.jsonl"
 DEV_SHARE = 0.02
+Parts = dict[PartName, SourcePart]
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,13 @@ class Report:
     """
 
     out: Path
-    name: str
-    layout: str
+    source: Source
     class_split: str
-    tasks: tuple[str, ...]
     vocabulary: Vocabulary
     taken: Taken
     parts: dict[str, Census]
-    bad: dict[str, list[Bad]]
-    notes: tuple[str, ...]
-    unchanged: bool
+    bad: dict[PartName, list[Bad]]
+    unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,12 +98,12 @@ def prepare_data(
     if out is None and not root.is_dir():
         raise UserError(
             f"{root} is a file.",
-            f"Give the folder that it lies in ({root.parent}); or, where all is in this one archive, "
+            f"Give the folder that it lies in ({root.parent}); or, where all is in this archive, "
             "name a folder for what is written with --out DIR.",
         )
     out = out or root / "concat"
     check_writable(out)
-    source = RECIPES[name](root, **given)
+    source = RECIPES[name].find(root, **given)
     progress.say(f"{source.name}: found in the layout {source.layout!r} below {root}")
     return prepare(source, root, out, options or Options(), progress)
 
@@ -117,32 +116,26 @@ def prepare(
     for note in source.notes:
         progress.say(note)
     _refuse_another(out, source.name)
-    parts = _both(source, root, options.one_part, progress)
     split = options.class_split or source.default_split
     unseen = load_class_split(split, source.vocabulary.names)
     vocabulary = source.vocabulary.with_unseen(unseen)
+    parts = _unpacked(_both(source, root, options.one_part, progress), out, progress)
     verified = _verify(parts, vocabulary, out, options, progress)
-    _refuse_nothing(verified, parts)
     kept, taken = keep_seen(verified["train"].rows, vocabulary, options.unseen_pixels)
-    listed_in = parts["train"].listed_in or parts["train"].images
-    refuse_empty(kept, taken, listed_in)
+    refuse_empty(kept, taken, parts["train"].where)
     train, dev = cut_dev(kept, DEV_SHARE, options.dev, progress)
     rows = {"train": train, "dev": dev, "val": verified["val"].rows}
     report = Report(
-        out=out,
-        name=source.name,
-        layout=source.layout,
-        class_split=Path(split).stem,
-        tasks=source.tasks,
-        vocabulary=vocabulary,
-        taken=taken,
+        out,
+        source,
+        Path(split).stem,
+        vocabulary,
+        taken,
         parts={part: census(listed, vocabulary) for part, listed in rows.items()},
         bad={part: found.bad for part, found in verified.items()},
-        notes=source.notes,
-        unchanged=False,
     )
-    header = _header(report, root, parts)
-    return replace(report, unchanged=not _write(out, header, rows, report.bad))
+    written = _write(out, _header(report, root, parts), rows, report.bad)
+    return replace(report, unchanged=not written)
 
 
 def check_writable(out: Path) -> None:
@@ -166,14 +159,12 @@ def _refuse_another(out: Path, name: str) -> None:
         return  # nothing, or nothing that could still be used
     if there != name:
         raise UserError(
-            f"{out / 'dataset.json'} is that of the prepared data set {there!r}, which would be lost.",
+            f"{out / 'dataset.json'} is that of the prepared data set {there!r}: it would be lost.",
             f"Prepare {name} elsewhere with --out DIR, or remove {out} first.",
         )
 
 
-def _both(
-    source: Source, root: Path, one_part: bool, progress: Progress
-) -> dict[PartName, SourcePart]:
+def _both(source: Source, root: Path, one_part: bool, progress: Progress) -> Parts:
     """train and val; one alone serves as both where that is asked for or usual."""
     found = dict(source.parts)
     if len(found) == 1:
@@ -189,120 +180,124 @@ def _both(
                 "are not those of unknown images.",
             )
         progress.say(
-            f"Only one part is there ({part.listed_in or part.images}); it serves as train and as "
-            "val, so scores on val are not those of unknown images."
+            f"Only one part is there ({part.where}); it serves as train and as val, so scores on "
+            "val are not those of unknown images."
         )
         return {"train": part, "val": part}
     return {"train": found["train"], "val": found["val"]}
 
 
+def _unpacked(parts: Parts, out: Path, progress: Progress) -> Parts:
+    """The parts with the zips that lie in another zip unpacked from that, each once."""
+
+    def plain(location: str) -> str:
+        archive, inside = split_location(location)
+        if not isinstance(archive, ZipMember):
+            return location
+        path = _unpack(archive, out / "zips", progress)
+        return f"{path}!{inside}" if inside else str(path)
+
+    done: dict[int, SourcePart] = {}
+    for part in parts.values():
+        images, labels, second = map(plain, (part.images, part.labels, part.second_labels))
+        done[id(part)] = replace(part, images=images, labels=labels, second_labels=second)
+    return {name: done[id(part)] for name, part in parts.items()}
+
+
+def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:
+    """A zip taken out of the one that it lies in; what is there already is left as it is."""
+    entry = archive.entry()
+    path = folder / f"{Path(archive.member).stem}-{entry.crc:08x}.zip"
+    if path.is_file():
+        return path
+    progress.say(f"unpacking {archive.member} ({entry.size / 1e6:,.1f} MB) from {archive.archive}")
+    with files.atomic_path(path) as temp, archive.opened() as packed, temp.open("wb") as file:
+        shutil.copyfileobj(packed, file, 1 << 20)
+    return path
+
+
 def _verify(
-    parts: dict[PartName, SourcePart],
-    vocabulary: Vocabulary,
-    out: Path,
-    options: Options,
-    progress: Progress,
+    parts: Parts, vocabulary: Vocabulary, out: Path, options: Options, progress: Progress
 ) -> dict[PartName, Verified]:
-    """Both parts checked; a part that serves as both only once."""
+    """Both parts checked; a part that serves as both only once. UserError where no image of a part
+    is left."""
     verified: dict[PartName, Verified] = {}
+    work = Work(progress, options.skip_bad, options.processes)
     for name, part in parts.items():
         if name == "val" and part is parts["train"]:
-            verified[name] = Verified(verified["train"].rows, [], 0)
+            verified[name] = Verified(verified["train"].rows, [])
             continue
         items = list(part.items)
-        _check_ids(items, part)
-        verified[name] = verify(
-            name,
-            checker_of(part, vocabulary, options.decode),
-            items,
-            out / "checked" / f"{name}.jsonl",
-            skip_bad=options.skip_bad,
-            progress=progress,
-            processes=options.processes,
-        )
+        if len({item.image_id for item in items}) < len(items):
+            raise UserError(
+                f"{part.where}: two images have the same id.", "Each image needs an id."
+            )
+        checker = checker_of(part, vocabulary, out / "labels" / name, options.decode)
+        found = verify(name, checker, items, out / "checked" / f"{name}.jsonl", work)
+        if not found.rows:
+            raise UserError(
+                f"No image of {name} is left ({part.where}): {len(found.bad)} are faulty or gone.",
+                f"Look at {part.images}.",
+            )
+        verified[name] = found
     return verified
 
 
-def _refuse_nothing(
-    verified: dict[PartName, Verified], parts: dict[PartName, SourcePart]
-) -> None:
-    """UserError where no image of a part is left."""
-    for name, found in verified.items():
-        if not found.rows:
-            part = parts[name]
-            raise UserError(
-                f"No image of {name} is left ({part.listed_in or part.images}): "
-                f"{len(found.bad)} are faulty or missing.",
-                f"Look at {part.images}.",
-            )
+def checker_of(
+    part: SourcePart, vocabulary: Vocabulary, maps: Path, decode: bool = False
+) -> Checker:
+    """What checks the images of a part."""
+    places = part.images, part.labels, part.second_labels
+    return Checker(places, part.format, part.listed_in or part.labels, vocabulary, maps, decode)
 
 
-def _check_ids(items: Sequence[Item], part: SourcePart) -> None:
-    if len({item.image_id for item in items}) < len(items):
-        where = part.listed_in or part.images
-        raise UserError(f"{where}: two images have the same id.", "Each image needs an id.")
-
-
-def _header(report: Report, root: Path, parts: dict[PartName, SourcePart]) -> dict[str, Any]:
+def _header(report: Report, root: Path, parts: Parts) -> dict[str, Any]:
     """The content of dataset.json."""
-    place = _Place(root, report.out)
-    sources = {"train": parts["train"], "dev": parts["train"], "val": parts["val"]}
+    source = report.source
+    bad = sum(len(bad) for bad in report.bad.values())
     return {
         "format": FORMAT,
-        "name": report.name,
-        "layout": report.layout,
-        "tasks": list(report.tasks),
+        "name": source.name,
+        "layout": source.layout,
+        "tasks": list(source.tasks),
         "class_split": report.class_split,
         "unseen": [entry.name for entry in report.vocabulary.entries if not entry.seen],
-        "protocol": to_json(report.taken)
-        | {"images_bad": sum(len(bad) for bad in report.bad.values())},
-        "parts": {name: place.part(name, part) for name, part in sources.items()},
+        "protocol": to_json(report.taken) | {"images_bad": bad},
+        "parts": {name: _places(name, root, report.out, parts) for name in report.parts},
         "counts": {name: asdict(counts.totals) for name, counts in report.parts.items()},
         "source": {"root": str(root)},
         "classes": report.vocabulary.to_json(),
     }
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Says where things are: relative below the root, so that the folder can be moved."""
-
-    root: Path
-    out: Path
-
-    def part(self, name: str, part: SourcePart) -> dict[str, Any]:
-        """A part as `dataset.json` has it."""
-        places = {"images": part.images, "labels": part.labels, "second_labels": part.second_labels}
-        return {
-            **{key: self.of(location) for key, location in places.items() if location},
-            "index": f"index/{name}.jsonl",
-            "format": _format_json(part.format),
-        }
-
-    def of(self, location: str) -> str:
-        """A location as seen from `out`, if both are below the root."""
-        archive, _ = split_location(location)
-        path, root, out = Path(location), self.root.resolve(), self.out.resolve()
-        if archive is not None and not path.is_dir():
-            path = Path(f"{archive.resolve()}{location[len(str(archive)) :]}")
-        else:
-            path = path.resolve()
-        inside = out.is_relative_to(root) and path.is_relative_to(root)
-        return Path(os.path.relpath(path, out)).as_posix() if inside else str(path)
+def _places(name: str, root: Path, out: Path, parts: Parts) -> dict[str, str]:
+    """Where a part of the prepared data set has its things."""
+    of: PartName = "val" if name == "val" and parts["val"] is not parts["train"] else "train"
+    part = parts[of]
+    linked = part.format.kind == "panoptic"
+    labels = _relative(part.labels, root, out) if linked else f"labels/{of}"
+    images = _relative(part.images, root, out)
+    return {"images": images, "labels": labels, "index": f"index/{name}.jsonl"}
 
 
-def _format_json(fmt: LabelFormat) -> dict[str, Any]:
-    return {
-        "kind": fmt.kind,
-        "pixels": fmt.pixels,
-        "table": {str(value): category for value, category in fmt.table.items()},
-        "void": list(fmt.void),
-        "things": {str(value): category for value, category in fmt.things.items()},
-    }
+def _relative(location: str, root: Path, out: Path) -> str:
+    """A location as seen from `out`, if both are below the root, so that the root can be moved."""
+    archive, inside = split_location(location)
+    path = Path(location if archive is None else str(archive)).resolve()
+    root, out = root.resolve(), out.resolve()
+    near = out.is_relative_to(root) and path.is_relative_to(root)
+    if near or path.is_relative_to(out):
+        place = Path(os.path.relpath(path, out)).as_posix()
+    else:
+        place = str(path)
+    return f"{place}!{inside}" if inside else place
 
 
 def _write(
-    out: Path, header: dict[str, Any], rows: dict[str, list[Row]], bad: dict[Any, list[Bad]]
+    out: Path,
+    header: dict[str, Any],
+    rows: Mapping[str, list[Row]],
+    bad: Mapping[PartName, list[Bad]],
 ) -> bool:
     """All files, `dataset.json` last; False where they are there already and nothing is written."""
     new = out / ".new"
@@ -333,10 +328,4 @@ def _write(
 
 
 def _same(one: Path, two: Path) -> bool:
-    if not two.is_file() or one.stat().st_size != two.stat().st_size:
-        return False
-    with one.open("rb") as a, two.open("rb") as b:
-        while block := a.read(1 << 20):
-            if block != b.read(1 << 20):
-                return False
-    return True
+    return two.is_file() and filecmp.cmp(one, two, shallow=False)

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from concat_cli.core.data.class_list import load_class_list
-from concat_cli.core.data.recipes.layouts import NAMED, PairLayout, PanopticLayout
-from concat_cli.core.data.recipes.places import Layout, Offer, bases, choose, unpacking
-from concat_cli.core.data.source import LabelFormat, Source, Task
+from concat_cli.core.data.class_split import load_class_list
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.recipes.layouts import (
+    NAMED,
+    CocoLayout,
+    Layout,
+    Offer,
+    PairLayout,
+    bases,
+    choose,
+    digits,
+    unpacking,
+)
+from concat_cli.core.prepare.source import EVERY, LabelFormat, Recipe, Source
 from concat_cli.core.vocabulary import Vocabulary
 
 _FULL_IDS = 3688  # object classes of release 2021_17_01, of which 847 count
@@ -43,7 +52,11 @@ _ALONE = (
 )
 
 
-def find(root: Path, classes: int = 150, task: str = "") -> Source:
+def find(
+    root: Path,
+    classes: Annotated[int, "150 or 847."] = 150,
+    task: Annotated[str, "panoptic or semantic. Default: what is there."] = "",
+) -> Source:
     """ADE20K as its publishers pack it or as detectron2's users convert it; UserError that lists
     what is missing.
 
@@ -68,15 +81,8 @@ def find(root: Path, classes: int = 150, task: str = "") -> Source:
     alone = classes == 150 and not task and "panoptic" not in found.layout.tasks
     command = unpacking(root)
     note = f"{_ALONE}; unpack it: {command}" if command else _ALONE
-    return Source(
-        name=f"ade20k-{classes}",
-        layout=found.name,
-        vocabulary=vocabulary,
-        tasks=found.layout.tasks,
-        parts=found.parts,
-        default_split="all_seen" if classes == 150 else "ade20k_full_572_275",
-        notes=(note,) if alone else (),
-    )
+    split = "all_seen" if classes == 150 else "ade20k_full_572_275"
+    return found.source(f"ade20k-{classes}", vocabulary, split, (note,) if alone else ())
 
 
 def _of_150(vocabulary: Vocabulary) -> list[Layout]:
@@ -84,16 +90,15 @@ def _of_150(vocabulary: Vocabulary) -> list[Layout]:
     things = [entry.id for entry in vocabulary.entries if entry.kind == "thing"]
     both = replace(semantic, kind="things_over_stuff", things=dict(enumerate(things, 1)))
     lowered = replace(semantic, table={i - 1: i for i in vocabulary.ids}, void=(255,))
-    every: tuple[Task, ...] = ("panoptic", "semantic", "instance")
     labels = ("annotations/{part}",)
     return [
-        PanopticLayout(
+        CocoLayout(
             "panoptic JSON",
             images=("images/{word}",),
             json=("ade20k_panoptic_{part}.json",),
             pngs=("ade20k_panoptic_{part}",),
             category=lambda row: _id_of(vocabulary, row),
-            image=lambda row: str(row["file_name"]),
+            image=lambda row: (digits(str(row["id"])), str(row["file_name"])),
             words=NAMED,
         ),
         PairLayout(
@@ -103,7 +108,7 @@ def _of_150(vocabulary: Vocabulary) -> list[Layout]:
             both,
             second=("annotations_instance/{part}",),
             words=NAMED,
-            tasks=every,
+            tasks=EVERY,
         ),
         PairLayout("official", _IMAGES, labels, semantic, words=NAMED),
         PairLayout("detectron2", _IMAGES, ("annotations_detectron2/{part}",), lowered, words=NAMED),
@@ -132,3 +137,14 @@ def _id_of(vocabulary: Vocabulary, category: dict[str, Any]) -> int | None:
     """Mask2Former's script numbers the classes from 0 and spells some names in its own way."""
     number = int(category["id"]) + 1
     return number if number in vocabulary.index_of_id else None
+
+
+RECIPE = Recipe(
+    "ade20k",
+    find,
+    "ADE20K: ADEChallengeData2016 (150 classes) or ADE20K_2021_17_01 (847).",
+    (
+        "concat prepare-data ade20k data/ade",
+        "concat prepare-data ade20k data/ade-full --classes 847",
+    ),
+)

@@ -1,4 +1,5 @@
-"""What training and dev may see of unseen classes: nothing, in one of two ways.
+"""What training and dev may see of unseen classes: nothing, in one of two ways; and what each part
+then holds.
 
 drop: an image with any unseen segment, crowd or not, leaves training (PADing, get_zsp_json.py).
 void: every image stays, unseen segments are void (as SPNet does). The index lists none of them.
@@ -9,14 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from concat_cli.core.data.index import Row
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.source import UnseenPixels
 from concat_cli.core.progress import Progress
 from concat_cli.core.vocabulary import Vocabulary
-
-UnseenPixels = Literal["drop", "void"]
 
 
 @dataclass
@@ -67,8 +67,6 @@ def keep_seen(
 def hide(row: Row, places: Sequence[int]) -> Row:
     """The row without the segments at these places: their pixels become void."""
     gone = set(places)
-    numbers = {row.ids[place] for place in gone}
-    painted = {number for number, _ in row.rles}
 
     def rest(values: list[int]) -> list[int]:
         return [value for place, value in enumerate(values) if place not in gone]
@@ -79,9 +77,7 @@ def hide(row: Row, places: Sequence[int]) -> Row:
         categories=rest(row.categories),
         crowd=rest(row.crowd),
         areas=rest(row.areas),
-        # an unseen instance still covers what it lies on, as void
-        rles=[(0 if number in numbers else number, counts) for number, counts in row.rles],
-        hidden=row.hidden + len(numbers - painted),
+        hidden=row.hidden + len(gone),
     )
 
 
@@ -124,3 +120,39 @@ def to_json(taken: Taken) -> dict[str, Any]:
     values = dict(vars(taken))
     values["images_by_class"] = {k: n for k, n in taken.images_by_class.items() if n}
     return values
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over a part. crowd: segments that are groups. void: pixels without truth."""
+
+    images: int
+    segments: int
+    crowd: int
+    pixels: int
+    void: int
+
+
+@dataclass(frozen=True)
+class Census:
+    """What a part holds; segments and pixels by class index."""
+
+    totals: Totals
+    segments: tuple[int, ...]
+    pixels: tuple[int, ...]
+
+
+def census(rows: Iterable[Row], vocabulary: Vocabulary) -> Census:
+    """Counts the rows of a part."""
+    segments, pixels = [0] * len(vocabulary), [0] * len(vocabulary)
+    index = vocabulary.index_of_id
+    images = crowd = total = 0
+    for row in rows:
+        images += 1
+        crowd += sum(row.crowd)
+        total += row.height * row.width
+        for category, area in zip(row.categories, row.areas, strict=True):
+            segments[index[category]] += 1
+            pixels[index[category]] += area
+    totals = Totals(images, sum(segments), crowd, total, total - sum(pixels))
+    return Census(totals, tuple(segments), tuple(pixels))

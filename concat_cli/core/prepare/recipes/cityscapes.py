@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from concat_cli.core.data.class_list import load_class_list
-from concat_cli.core.data.recipes.layouts import PairLayout, PanopticLayout
-from concat_cli.core.data.recipes.places import Layout, Offer, bases, choose, hashed
-from concat_cli.core.data.source import LabelFormat, Source, Task
+from concat_cli.core.data.class_split import load_class_list
+from concat_cli.core.prepare.recipes.layouts import (
+    CocoLayout,
+    Layout,
+    Offer,
+    PairLayout,
+    bases,
+    choose,
+    hashed,
+)
+from concat_cli.core.prepare.source import EVERY, LabelFormat, Recipe, Source, Task
 from concat_cli.core.vocabulary import Vocabulary
 
 _IMAGES = "leftImg8bit/{part}", "leftImg8bit_trainvaltest.zip!leftImg8bit/{part}"
@@ -30,14 +37,7 @@ def find(root: Path) -> Source:
     vocabulary = load_class_list("cityscapes_19")
     places = bases(root, "cityscapes", archives=False)
     found = choose(root, places, _layouts(vocabulary), _OFFER)
-    return Source(
-        name="cityscapes",
-        layout=found.name,
-        vocabulary=vocabulary,
-        tasks=found.layout.tasks,
-        parts=found.parts,
-        default_split="all_seen",
-    )
+    return found.source("cityscapes", vocabulary, "all_seen")
 
 
 def _layouts(vocabulary: Vocabulary) -> list[Layout]:
@@ -57,20 +57,18 @@ def _layouts(vocabulary: Vocabulary) -> list[Layout]:
             tasks=tasks,
         )
 
-    def panoptic(name: str, suffix: str) -> PanopticLayout:
-        return PanopticLayout(
+    def panoptic(name: str, suffix: str) -> CocoLayout:
+        return CocoLayout(
             name,
             images=_IMAGES,
             json=tuple(f"{place}{suffix}.json" for place in _JSON),
             pngs=tuple(place + suffix for place in _JSON),
             category=lambda row: _id_of(vocabulary, row),
-            image=_image_name,
-            number=hashed,
+            image=_image,
         )
 
-    every: tuple[Task, ...] = ("panoptic", "semantic", "instance")
     return [
-        pairs("instanceIds", LabelFormat("cityscapes", table=labels, void=void), "official", every),
+        pairs("instanceIds", LabelFormat("cityscapes", table=labels, void=void), "official", EVERY),
         panoptic("panoptic JSON", ""),
         panoptic("panoptic JSON with train ids", "_trainId"),
         pairs("labelIds", LabelFormat("semantic", table=labels, void=void), "labelIds", _SEMANTIC),
@@ -92,6 +90,15 @@ def _id_of(vocabulary: Vocabulary, category: dict[str, Any]) -> int | None:
     return None if index is None else vocabulary.ids[index]
 
 
-def _image_name(image: dict[str, Any]) -> str:
-    """The id is city_sequence_frame; the JSON's file_name is that of no file on disk."""
-    return f"{str(image['id']).partition('_')[0]}/{image['id']}_leftImg8bit.png"
+def _image(image: dict[str, Any]) -> tuple[int, str]:
+    """The JSON's id is city_sequence_frame; its file_name is that of no file on disk."""
+    name = str(image["id"])
+    return hashed(name), f"{name.partition('_')[0]}/{name}_leftImg8bit.png"
+
+
+RECIPE = Recipe(
+    "cityscapes",
+    find,
+    "Cityscapes, 19 classes: leftImg8bit and gtFine.",
+    ("concat prepare-data cityscapes data/cityscapes",),
+)

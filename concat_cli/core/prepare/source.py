@@ -1,20 +1,23 @@
 """What a recipe finds on disk: parts of images and labels, still unread, in the data's own ids.
 
-A recipe (`core/data/recipes/`) only looks at names and JSON files and returns a `Source`;
-`prepare.py` reads it, checks it, cuts dev, and writes the index.
+A recipe (`recipes/`) only looks at names and JSON files and returns a `Source`; `run.py` reads it,
+checks it, writes its labels as id maps where they are none, cuts dev, and writes the index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from concat_cli.core.data.coco import Item
 from concat_cli.core.vocabulary import Vocabulary
 
 Task = Literal["panoptic", "semantic", "instance"]
+EVERY: tuple[Task, ...] = ("panoptic", "semantic", "instance")
 PartName = Literal["train", "val"]
 PARTS: tuple[PartName, ...] = ("train", "val")
+UnseenPixels = Literal["drop", "void"]
 Kind = Literal[
     "panoptic",
     "semantic",
@@ -24,21 +27,20 @@ Kind = Literal[
     "instances_over_semantic",
 ]
 Pixels = Literal["index", "ade_rg", "mat"]
-KINDS, PIXELS = get_args(Kind), get_args(Pixels)
 
 
 @dataclass(frozen=True)
 class LabelFormat:
-    """How the labels of a part are stored, as plain values that go into `dataset.json`.
+    """How the labels of a part are stored.
 
     kind:
-        "panoptic": PNGs of segment ids (R + 256 G + 65536 B), with the segments in the index.
+        "panoptic": PNGs of segment ids (R + 256 G + 65536 B), with the segments in a JSON.
         "semantic": maps of raw values, one segment a class.
         "things_over_stuff": `semantic` maps, with things from RGB PNGs laid over them
             (ADE20K's annotations_instance: R = raw thing class, G = instance, 0 = none).
         "cityscapes": 16-bit instanceIds: value // 1000 is the class from 1000 on, else the value;
             below 1000 a class of things is a group without instances: crowd.
-        "instances": run-length masks in the index.
+        "instances": masks in a JSON.
         "instances_over_semantic": the same, laid over `semantic` maps.
     pixels, of raw values: "index" (grey or palette, 8 or 16 bit, PNG or TIFF), "ade_rg"
         (R // 10 * 256 + G, ADE20K-Full's _seg.png), "mat" (MATLAB's LabelMap).
@@ -56,33 +58,6 @@ class LabelFormat:
     things: Mapping[int, int] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One segment as a JSON lists it. `rle`: COCO run lengths or polygons, of instances alone."""
-
-    id: int
-    category_id: int
-    crowd: bool = False
-    rle: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image. Names are inside the part's stores, with "/".
-
-    size: (height, width) where a JSON gives it; else it is read from the image.
-    segments: where a JSON lists them; else they are found in the label's pixels.
-    label: "" for kind "instances"; second_label: the thing map of "things_over_stuff".
-    """
-
-    image_id: int
-    image: str
-    label: str = ""
-    second_label: str = ""
-    size: tuple[int, int] | None = None
-    segments: tuple[Segment, ...] | None = None
-
-
 @dataclass(frozen=True)
 class SourcePart:
     """One part.
@@ -90,6 +65,7 @@ class SourcePart:
     images, labels, second_labels: locations that `store.open_store` opens: a folder, "x.zip", or
         "x.zip!folder/inside"; labels is "" for kind "instances".
     listed_in: the JSON that lists segments or sizes, as errors name it.
+    categories: those of that JSON, where it brings the classes.
     """
 
     images: str
@@ -98,6 +74,12 @@ class SourcePart:
     items: Iterable[Item]
     second_labels: str = ""
     listed_in: str = ""
+    categories: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def where(self) -> str:
+        """What lists its images."""
+        return self.listed_in or self.images
 
 
 @dataclass(frozen=True)
@@ -120,3 +102,23 @@ class Source:
     default_split: str
     notes: tuple[str, ...] = ()
     single: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A known data set: how its files are found, and what its command says.
+
+    find: the folder of the data and options -> what is there; UserError that says what is missing.
+        The options are those of the command, each with its help as `Annotated[type, help]`.
+    unseen_pixels: what becomes of unseen classes in training images by default.
+    single: one part alone serves as train and as val without being asked to.
+    root: help of the folder.
+    """
+
+    name: str
+    find: Callable[..., Source]
+    help: str
+    examples: tuple[str, ...]
+    unseen_pixels: UnseenPixels = "void"
+    single: bool = False
+    root: str = "Folder of the data, unpacked or with its zips."

@@ -1,0 +1,1 @@
+"""Data sets as their publishers offer them -> the one form that training reads, once."""

@@ -1,0 +1,339 @@
+"""Every image of a part checked before anyone trains: in parallel, once, also after a kill.
+
+What has been checked is kept from run to run, a line an image, so that a killed run loses none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from concat_cli.core import files
+from concat_cli.core.data.coco import Item, Segment
+from concat_cli.core.data.image_io import (
+    check_image,
+    read_image,
+    runs,
+    segment_runs,
+    write_id_png,
+    wrong_size,
+)
+from concat_cli.core.data.index import Row, check_categories, listed_row, row_of
+from concat_cli.core.data.store import File, Store, open_store
+from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.labels import INSTANCE, LabelReader, painted
+from concat_cli.core.prepare.pool import mapper, processes_for
+from concat_cli.core.prepare.source import LabelFormat
+from concat_cli.core.progress import Progress
+from concat_cli.core.vocabulary import Vocabulary
+
+CHUNK = 64  # images that a process checks at a time
+SHOWN = 10  # faulty images that an error names
+_VERSION = 3  # raised when a row or an id map would come out otherwise
+_HINT = "Mend or download them again, or leave them out with --skip-bad."
+Stamp = tuple[int, int] | None  # changes when a file does; None where it is missing
+Key = list[Any]  # [digest of the item, stamps of its files]
+
+
+@dataclass(frozen=True)
+class Checker:
+    """Checks the images of one part against their labels, which it writes as id maps where they are
+    none; can be handed to other processes.
+
+    places: locations of images, labels and maps of things; "" where there are none.
+    listed_in: what lists them, as errors name it.
+    maps: the folder of the id maps that are written.
+    decode: decode every image in full, which finds truncated ones; else only its header is read.
+    """
+
+    places: tuple[str, str, str]
+    format: LabelFormat
+    listed_in: str
+    vocabulary: Vocabulary
+    maps: Path
+    decode: bool = False
+
+    @cached_property
+    def _stores(self) -> list[Store | None]:
+        return [open_store(place) if place else None for place in self.places]
+
+    @cached_property
+    def _reader(self) -> LabelReader:
+        return LabelReader(self.format)
+
+    @cached_property
+    def _things(self) -> frozenset[int]:
+        return frozenset(e.id for e in self.vocabulary.entries if e.kind == "thing")
+
+    def row(self, item: Item) -> Row:
+        """The row of an image that is as it should be; UserError naming what is not."""
+        image, *labels = self.files(item)
+        size = _decoded_size(image) if self.decode else check_image(image)
+        if item.size is not None and size != item.size:
+            raise wrong_size(image, size, item.size, f"{self.listed_in} says")
+        if self.format.kind == "panoptic":
+            row = listed_row(item, size, self.vocabulary.index_of_id, self.listed_in)
+            record = row.record(self.vocabulary)
+            numbers, lengths = segment_runs(labels[0], record, self.listed_in)
+            areas = np.bincount(numbers, lengths, len(row.ids) + 1)[1:]
+            return replace(row, areas=areas.astype(int).tolist())
+        segments: dict[int, Segment] = {}
+        if self.format.kind.startswith("instances"):
+            check_categories(item, self.vocabulary.index_of_id, self.listed_in)
+            _check_annotations(item, self.listed_in)
+            segments = {INSTANCE + i: s for i, s in enumerate(item.segments or (), 1)}
+        masks = painted(segments, size, item.image_id, self.listed_in)
+        ids = self._reader.id_map(labels, size, masks)
+        row = Row(item.image_id, item.image, self.map_of(item).name, *size)
+        self._add_found(row, ids, segments)
+        write_id_png(self.map_of(item), ids, quick=True)
+        return row
+
+    def files(self, item: Item) -> list[File]:
+        """The image and its labels."""
+        return [store.file(name) for store, name in self._named(item)]
+
+    def stamps(self, item: Item) -> list[Stamp]:
+        """What changes when one of `files` does."""
+        return [store.stamp(name) for store, name in self._named(item)]
+
+    def _named(self, item: Item) -> list[tuple[Store, str]]:
+        names = item.image, item.label, item.second_label
+        stores = zip(self._stores, names, strict=True)
+        return [(store, name) for store, name in stores if store is not None and name]
+
+    def map_of(self, item: Item) -> Path:
+        """The id map that is written for an image."""
+        return self.maps / f"{item.image_id:012d}.png"
+
+    def key(self, item: Item, stamps: Sequence[Stamp]) -> Key:
+        """What a row is made from: the item as listed, and sizes and times of its files; and those
+        of the id map that was made with it."""
+        digest = hashlib.blake2b(repr(item).encode(), digest_size=8).hexdigest()
+        made: list[Stamp] = []
+        if self.format.kind != "panoptic":
+            path = self.map_of(item)
+            found = path.stat() if path.is_file() else None
+            made = [None if found is None else (found.st_size, found.st_mtime_ns)]
+        return [digest, [stamp and list(stamp) for stamp in (*stamps, *made)]]
+
+    def facts(self) -> str:
+        """A digest of what all rows depend on."""
+        classes = [(entry.id, entry.kind) for entry in self.vocabulary.entries]
+        facts = repr((_VERSION, self.format, classes)).encode()
+        return hashlib.blake2b(facts, digest_size=8).hexdigest()
+
+    def _add_found(self, row: Row, ids: np.ndarray, segments: dict[int, Segment]) -> None:
+        """Adds the segments that are found in the pixels of an id map."""
+        values, lengths = runs(ids)
+        found, places = np.unique(values, return_inverse=True)
+        areas = np.bincount(places, lengths).astype(int)
+        for number, area in zip(found.tolist(), areas.tolist(), strict=True):
+            if number == 0:
+                continue
+            segment = segments.get(number)
+            category, crowd = (
+                self._reader.segment_of(number, self._things)
+                if segment is None
+                else (segment.category_id, segment.crowd)
+            )
+            row.ids.append(number)
+            row.categories.append(category)
+            row.crowd.append(int(crowd))
+            row.areas.append(area)
+
+
+def _decoded_size(file: File) -> tuple[int, int]:
+    height, width, _ = read_image(file).shape
+    return height, width
+
+
+def _check_annotations(item: Item, where: str) -> None:
+    """UserError where an annotation is there twice."""
+    ids = [segment.id for segment in item.segments or ()]
+    if len(set(ids)) < len(ids):
+        twice = next(number for number in ids if ids.count(number) > 1)
+        raise UserError(
+            f"{where}: image {item.image_id} has several annotations of the id {twice}.",
+            "Each annotation needs an id of its own.",
+        )
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An image that cannot be used, and why."""
+
+    image_id: int
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The rows of the good images in the order of the items, and the bad ones."""
+
+    rows: list[Row]
+    bad: list[Bad]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the images are checked: by so many processes (None: one a CPU), and whether faulty ones
+    are left out."""
+
+    progress: Progress
+    skip_bad: bool = False
+    processes: int | None = None
+
+
+def verify(
+    part: str, checker: Checker, items: Sequence[Item], ledger_path: Path, work: Work
+) -> Verified:
+    """Checks each image that the ledger does not know as it is now.
+
+    UserError naming the first faulty images unless they are to be skipped.
+    """
+    stamps = [checker.stamps(item) for item in items]
+    if not work.skip_bad:
+        _refuse_missing(checker, items, stamps)
+    keys = [checker.key(item, stamp) for item, stamp in zip(items, stamps, strict=True)]
+    ledger = Ledger(ledger_path, checker)
+    rows = ledger.read(items, keys)
+    todo = [place for place, row in enumerate(rows) if row is None]
+    known = len(items) - len(todo)
+    if known and todo:
+        work.progress.say(f"{part}: {known} of {len(items)} images were checked before")
+    bad: dict[int, Bad] = {}
+    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
+    jobs = [(checker, places, [items[place] for place in places]) for places in chunks]
+    if jobs:
+        count = processes_for(len(jobs) // 2, work.processes, work.progress)
+        with mapper(_check, count) as check, ledger.open(keys, rows):
+            results = (result for chunk in check(jobs) for result in chunk)
+            for place, result in work.progress.track(results, f"checking {part}", len(todo)):
+                if isinstance(result, Bad):
+                    bad[place] = result
+                else:
+                    rows[place] = result
+                    ledger.add(checker.key(items[place], stamps[place]), result)
+    found = [bad[place] for place in sorted(bad)]
+    if found and not work.skip_bad:
+        raise _faulty(found, len(items))
+    return Verified([row for row in rows if row is not None], found)
+
+
+def _check(job: tuple[Checker, list[int], list[Item]]) -> list[tuple[int, Row | Bad]]:
+    checker, places, items = job
+    results: list[tuple[int, Row | Bad]] = []
+    for place, item in zip(places, items, strict=True):
+        try:
+            results.append((place, checker.row(item)))
+        except UserError as error:
+            results.append((place, Bad(item.image_id, item.image, error.what)))
+    return results
+
+
+def _refuse_missing(
+    checker: Checker, items: Sequence[Item], stamps: Sequence[Sequence[Stamp]]
+) -> None:
+    """UserError where files are missing: found in seconds, before the long work."""
+    missing = [
+        file
+        for item, found in zip(items, stamps, strict=True)
+        if None in found
+        for file, stamp in zip(checker.files(item), found, strict=True)
+        if stamp is None
+    ]
+    if missing:
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        raise UserError(
+            f"Missing: {missing[0]}{more}.",
+            "Finish the download or unpacking, or leave these images out with --skip-bad.",
+        )
+
+
+def _faulty(bad: list[Bad], total: int) -> UserError:
+    if len(bad) == 1:
+        return UserError(f"1 of {total} images is faulty: {bad[0].reason}", _HINT)
+    lines = [f"  {entry.image}: {entry.reason}" for entry in bad[:SHOWN]]
+    more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+    return UserError("\n".join([f"{len(bad)} of {total} images are faulty:", *lines, *more]), _HINT)
+
+
+class Ledger:
+    """The rows that a checker has made, each with what it was made from.
+
+    A ledger of another format, or of a check that did not decode the images, counts as empty.
+    """
+
+    def __init__(self, path: Path, checker: Checker) -> None:
+        self.path = path
+        self._facts, self._decode = checker.facts(), checker.decode
+        self._file: TextIO | None = None
+
+    def read(self, items: Sequence[Item], keys: Sequence[Key]) -> list[Row | None]:
+        """The rows of items whose key is as it was; None for others."""
+        known = {row.id: (key, row) for key, row in self._lines()}
+        found = [known.get(item.image_id) for item in items]
+        return [
+            entry[1] if entry is not None and entry[0] == key else None
+            for entry, key in zip(found, keys, strict=True)
+        ]
+
+    @contextmanager
+    def open(self, keys: Sequence[Key], rows: Sequence[Row | None]) -> Iterator[Ledger]:
+        """Ready to `add`, with the rows that are known."""
+        known = [_line(key, row) for key, row in zip(keys, rows, strict=True) if row is not None]
+        header = json.dumps({"facts": self._facts, "decode": self._decode}) + "\n"
+        files.write_text(self.path, "".join([header, *known]))
+        try:
+            with self.path.open("a", encoding="utf-8", newline="\n", buffering=1) as self._file:
+                yield self
+        except OSError as error:
+            raise files.write_error(self.path, error) from error
+
+    def add(self, key: Key, row: Row) -> None:
+        """Keeps a row."""
+        assert self._file is not None, "open it first"
+        self._file.write(_line(key, row))
+
+    def _lines(self) -> Iterator[tuple[Key, Row]]:
+        """The whole lines after the first, if that is one of the same check."""
+        try:
+            with self.path.open("rb") as file:
+                header = json.loads(file.readline())
+                if header["facts"] != self._facts or self._decode > header["decode"]:
+                    return
+                for line in file:
+                    if line.endswith(b"\n"):
+                        value = json.loads(line)
+                        row = row_of(value["row"])
+                        if value["sum"] != _sum(row.line()):
+                            raise ValueError("a line was changed")
+                        yield value["key"], row
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return  # damaged: what was read is right, the rest is checked again
+        except OSError as error:
+            raise UserError(
+                f"Cannot read {self.path}: {error.strerror}.", "Check its rights."
+            ) from error
+
+
+def _line(key: Key, row: Row) -> str:
+    line = row.line()
+    return f'{{"key": {json.dumps(key)}, "sum": {_sum(line)}, "row": {line}}}\n'
+
+
+def _sum(line: str) -> int:
+    return zlib.crc32(line.encode())
