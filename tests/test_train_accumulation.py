@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from concat_cli.methods.clip_zss.build import build_student
-from concat_cli.methods.zegformer.build import build_zegformer
-from concat_cli.methods.zegformer.module import ZegFormerModule
+from concat_cli.methods.clip_zss.student import build_student
+from concat_cli.methods.zegformer.maskformer import build_zegformer
+from concat_cli.methods.zegformer.train import ZegFormerModule
 from mini import alone, free_port, mini_config, scene
 from torch import Tensor, nn
 
