@@ -22,8 +22,7 @@ from concat_cli.core.model.layers import (
     zero_padding,
 )
 from concat_cli.core.model.pixel_decoder import NormedConvolution
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import QueryOutput, Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, QueryOutput, Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 
@@ -141,7 +140,7 @@ class MaskFormerDecoder(nn.Module):
         memory = (values + places.to(values.dtype), values)
         allowed = None if padding is None else ~padding.flatten(1)[:, None]  # (B, 1, T)
         position = self.query_position.expand(len(coarsest), -1, -1)
-        queries, states = torch.zeros_like(position), []
+        queries, states = torch.zeros_like(position), list[Tensor]()
         for layer in self.layers:
             queries = layer(queries, position, memory, allowed)
             states.append(queries)
