@@ -20,6 +20,7 @@ from concat_cli.core.clip.tokens import (
     view_keys,
 )
 from concat_cli.core.errors import UserError
+from concat_cli.core.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +189,28 @@ def test_a_cache_that_cannot_be_written_is_a_user_error(clip, batch, tmp_path):
     cache = TokenCache(tmp_path, clip.identity, clip.embed_dim)
     with pytest.raises(UserError, match="Cannot write"):
         cache.segment_tokens(clip, images, segment_map, select)
+
+
+def test_views_that_never_come_again_do_not_fill_disk_or_memory(clip, batch, tmp_path):
+    images, segment_map, select = batch
+    said = []
+
+    class Lines(Silent):
+        def say(self, message):
+            said.append(message)
+
+    cache = TokenCache(tmp_path, clip.identity, clip.embed_dim, limit=8, progress=Lines())
+    kept = cache.segment_tokens(clip, images, segment_map, select)
+    for seed in range(6):
+        noise = torch.randint(0, 256, images.shape, dtype=torch.uint8)
+        expected = segment_tokens(clip, noise, segment_map, select)
+        assert torch.equal(cache.segment_tokens(clip, noise, segment_map, select), expected), seed
+    assert len(cache) == 8, "a batch more than the limit at most, here none"
+    sizes = {path.suffix: path.stat().st_size for path in cache.folder.iterdir()}
+    assert sizes == {".keys": 8 * 16, ".tokens": 8 * 4 * clip.embed_dim}
+    assert len(said) == 1 and "8 tokens" in said[0] and "Of 12 views asked for, 0" in said[0]
+    assert torch.equal(cache.segment_tokens(clip, images, segment_map, select), kept)
+    assert cache.hits == 4, "what is there is still used"
+    beside = TokenCache(tmp_path, clip.identity, clip.embed_dim, limit=6)
+    beside.image_tokens(clip, images)
+    assert len(beside) == 6 and len(list(cache.folder.iterdir())) == 2

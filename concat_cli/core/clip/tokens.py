@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,13 @@ from torchvision.ops import roi_align
 
 from concat_cli.core.clip.encoder import Clip, ClipIdentity
 from concat_cli.core.files import write_error
+from concat_cli.core.progress import SILENT, Progress
 
 Masks = Tensor | Sequence[Tensor]
 _PIXELS = 1 << 20  # masked pixels in memory at a time, at least one image
 _CROPS = 256  # crops encoded at a time
 _DIGEST = 16  # bytes of a key
+ROWS = 1 << 20  # tokens in a cache's folder at most: 2 GB of 512 numbers each
 
 
 def image_tokens(clip: Clip, images: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -114,31 +116,41 @@ class TokenCache:
     A view that augmentation changes is another view, so a cached token is never the wrong one; each
     is computed once. Rows are only ever appended, each writer to files of its own: several
     processes may share a folder, and a killed one loses at most the row that it was writing.
+    Random crops never come again, so a folder is full at `limit` rows: what it holds is still used,
+    anything else is encoded each time, and `progress` is told so once.
     """
 
-    def __init__(self, folder: Path, identity: ClipIdentity, embed_dim: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: ClipIdentity,
+        embed_dim: int,
+        limit: int = ROWS,
+        progress: Progress = SILENT,
+    ) -> None:
         self.folder = Path(folder) / "tokens" / identity.sha256[:40]
         self.embed_dim = embed_dim
         self.hits = self.misses = 0
-        self._identity = identity
-        self._writer = uuid.uuid4().hex
-        self._shards: list[np.ndarray] = []  # each (rows, E) float32
-        self._place: dict[bytes, tuple[int, int]] = {}  # key -> shard, row
-        self._fresh: dict[bytes, np.ndarray] = {}
+        self._identity, self._limit, self._progress = identity, limit, progress
+        self._full = False
+        self._own = self.folder / f"{uuid.uuid4().hex}.keys"
+        self._rows: dict[Path, np.ndarray] = {}  # of each writer, (rows, E) float32, on disk
+        self._place: dict[bytes, tuple[Path, int]] = {}  # key -> writer, row
         for path in sorted(self.folder.glob("*.keys")):
             self._read_shard(path)
 
     def __len__(self) -> int:
-        return len(self._place) + len(self._fresh)
+        return len(self._place)
 
     def image_tokens(self, clip: Clip, images: Tensor, padding: Tensor | None = None) -> Tensor:
         """As the function `image_tokens`; only views not cached yet are encoded."""
-        keys = view_keys(images, padding)
-        missing = self._missing(keys)
-        if missing:
-            padding = None if padding is None else padding[missing]
-            self._store([keys[i] for i in missing], image_tokens(clip, images[missing], padding))
-        return self._fetch(clip, keys)
+
+        def encode(missing: list[int]) -> Tensor:
+            return image_tokens(
+                clip, images[missing], None if padding is None else padding[missing]
+            )
+
+        return self._tokens(clip, view_keys(images, padding), encode)
 
     def segment_tokens(
         self,
@@ -149,58 +161,72 @@ class TokenCache:
         padding: Tensor | None = None,
     ) -> Tensor:
         """As the function `segment_tokens`; only segments not cached yet are encoded."""
-        keys = segment_keys(images, masks, select, padding)
-        missing = self._missing(keys)
-        if missing:
-            tokens = segment_tokens(clip, images, masks, select[missing])
-            self._store([keys[i] for i in missing], tokens)
-        return self._fetch(clip, keys)
 
-    def _missing(self, keys: list[bytes]) -> list[int]:
-        missing = [i for i, k in enumerate(keys) if k not in self._place and k not in self._fresh]
+        def encode(missing: list[int]) -> Tensor:
+            return segment_tokens(clip, images, masks, select[missing])
+
+        return self._tokens(clip, segment_keys(images, masks, select, padding), encode)
+
+    def _tokens(
+        self, clip: Clip, keys: list[bytes], encode: Callable[[list[int]], Tensor]
+    ) -> Tensor:
+        """Tokens by key; `encode` makes those of the places in `keys` that are not cached."""
+        assert clip.identity == self._identity, "the cache belongs to another CLIP"
+        missing = [index for index, key in enumerate(keys) if key not in self._place]
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
-        return missing
-
-    def _fetch(self, clip: Clip, keys: list[bytes]) -> Tensor:
-        assert clip.identity == self._identity, "the cache belongs to another CLIP"
         rows = np.empty((len(keys), self.embed_dim), np.float32)
-        for i, key in enumerate(keys):
-            rows[i] = self._row(key)
+        for index, key in enumerate(keys):
+            if key in self._place:
+                path, row = self._place[key]
+                rows[index] = self._shard(path, row)[row]
+        if missing:
+            rows[missing] = encode(missing).detach().float().cpu().numpy()
+            self._store([keys[index] for index in missing], rows[missing])
         return torch.from_numpy(rows).to(clip.device)
 
-    def _row(self, key: bytes) -> np.ndarray:
-        if key in self._fresh:
-            return self._fresh[key]
-        shard, row = self._place[key]
-        return self._shards[shard][row]
-
-    def _store(self, keys: list[bytes], tokens: Tensor) -> None:
-        rows = tokens.detach().float().cpu().numpy()
-        path = self.folder / f"{self._writer}.keys"
+    def _store(self, keys: list[bytes], rows: np.ndarray) -> None:
+        if self._full or self._is_full():
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.with_suffix(".tokens").open("ab") as file:  # before the keys
+            with self._own.with_suffix(".tokens").open("ab") as file:  # before the keys
+                first = file.tell() // (4 * self.embed_dim)
                 file.write(rows.tobytes())
-            with path.open("ab") as file:
+            with self._own.open("ab") as file:
                 file.write(b"".join(keys))
         except OSError as error:
-            raise write_error(path, error) from error
-        self._fresh.update(zip(keys, rows, strict=True))
+            raise write_error(self._own, error) from error
+        self._place.update((key, (self._own, first + i)) for i, key in enumerate(keys))
+
+    def _is_full(self) -> bool:
+        """Whether all writers together have reached the limit; says so."""
+        rows = sum(path.stat().st_size for path in self.folder.glob("*.keys")) // _DIGEST
+        self._full = rows >= self._limit
+        if self._full:
+            asked, size = self.hits + self.misses, rows * (4 * self.embed_dim + _DIGEST)
+            self._progress.say(
+                f"{self.folder} is full: {rows} tokens, {size / 1e6:.0f} MB. Of {asked} views "
+                f"asked for, {self.hits} were there; others are encoded each time from now on. Random "
+                "crops do not come again: train these with the source `online` and delete the folder."
+            )
+        return self._full
+
+    def _shard(self, path: Path, row: int) -> np.ndarray:
+        """A writer's rows, at least up to `row`; mapped, so that they take no memory of ours."""
+        if path not in self._rows or row >= len(self._rows[path]):
+            values = path.with_suffix(".tokens")
+            shape = (values.stat().st_size // (4 * self.embed_dim), self.embed_dim)
+            self._rows[path] = np.memmap(values, np.float32, "r", shape=shape)
+        return self._rows[path]
 
     def _read_shard(self, path: Path) -> None:
         """Takes up a shard's complete rows; a torn last row is left out."""
-        data, width = path.read_bytes(), 4 * self.embed_dim
-        values = path.with_suffix(".tokens")
+        data, values = path.read_bytes(), path.with_suffix(".tokens")
         size = values.stat().st_size if values.is_file() else 0
-        count = min(len(data) // _DIGEST, size // width)
-        if not count:
-            return
-        shape = (count, self.embed_dim)
-        self._shards.append(np.memmap(values, np.float32, "r", shape=shape))
+        count = min(len(data) // _DIGEST, size // (4 * self.embed_dim), self._limit - len(self))
         for row in range(count):
-            key = data[row * _DIGEST : (row + 1) * _DIGEST]
-            self._place[key] = (len(self._shards) - 1, row)
+            self._place[data[row * _DIGEST : (row + 1) * _DIGEST]] = (path, row)
 
 
 def view_keys(images: Tensor, padding: Tensor | None = None) -> list[bytes]:

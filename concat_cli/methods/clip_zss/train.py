@@ -100,7 +100,7 @@ def train_clip_zss(
         images.text,
         images.to_trained,
         cfg.clip_zss,
-        _teacher(cfg, clip),
+        _teacher(cfg, clip, progress),
     )
     return Fit(
         ClipZssTask(module.to(session.device), session, images.text, cfg.optim, images.train),
@@ -114,13 +114,14 @@ def train_clip_zss(
     ).run()
 
 
-def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
+def _teacher(cfg: Config, clip: Clip, progress: Progress) -> Teacher | None:
     """What gives CLS tokens, where CLIP's image encoder was loaded."""
     if not clip.has_image_tower:
         return None
     cache = None
     if cfg.clip_zss.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        folder = Path(cfg.data.root) / "clip"
+        cache = TokenCache(folder, clip.identity, clip.embed_dim, progress=progress)
     return Teacher(clip, 1, cache)
 
 

@@ -35,7 +35,8 @@ def train_con(
     clip = load_clip(cfg.clip, session.device)
     cache = None
     if cfg.align.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim)
+        folder = Path(cfg.data.root) / "clip"
+        cache = TokenCache(folder, clip.identity, clip.embed_dim, progress=progress)
     teacher = Teacher(clip, cfg.align.crops, cache)
     torch.manual_seed(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
