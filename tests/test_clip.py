@@ -6,12 +6,12 @@ import pytest
 import torch
 from clip_helpers import random_clip, write_model
 
+from benchmarks.tiny_clip.captions import Concepts, all_captions, known_words
+from benchmarks.tiny_clip.train import contrastive_loss, evaluate, save_tiny
+from benchmarks.tiny_clip.views import Job, Sampler, draw_scenes, roughen, take_pictures
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import TEMPLATES, check_words
-from concat_cli.core.clip.tiny.captions import Concepts, all_captions, known_words
-from concat_cli.core.clip.tiny.train import contrastive_loss, evaluate
-from concat_cli.core.clip.tiny.views import Job, Sampler, draw_scenes, roughen, take_pictures
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.data.shapes import scene_seed
 from concat_cli.core.data.shapes_split import CLASSES
@@ -108,7 +108,7 @@ def test_a_folder_without_weights_is_an_error(tmp_path):
 def test_missing_and_broken_tiny_weights(tmp_path):
     with pytest.raises(UserError, match="missing") as caught:
         tiny.load_tiny(tmp_path / "none.safetensors")
-    assert "tiny.train" in caught.value.hint
+    assert "make tiny-clip" in caught.value.hint
     (tmp_path / "cut.safetensors").write_bytes(tiny.FILES["tiny"].read_bytes()[:1000])
     with pytest.raises(UserError, match="cannot be read"):
         tiny.load_tiny(tmp_path / "cut.safetensors")
@@ -166,7 +166,7 @@ def test_saving_and_loading_keeps_state(tmp_path):
         "a.bias": torch.randn(3),
         "n": torch.tensor(7),
     }
-    tiny.save_tiny(tmp_path / "w.safetensors", state, torch.tensor([2, 5]), ["star"])
+    save_tiny(tmp_path / "w.safetensors", state, torch.tensor([2, 5]), ["star"])
     loaded = tiny.load_tiny(tmp_path / "w.safetensors")
     assert loaded.words == {"star"} and loaded.state["n"] == 7
     assert torch.equal(loaded.state["a.bias"], state["a.bias"])

@@ -20,7 +20,7 @@ LAYERS = (
     ("losses", "build", "checkpoint", "export", "runs"),
     ("infer",),
     ("evaluate",),
-    ("train", "clip.tiny.train", "clip.tiny.views", "doctor"),
+    ("train", "doctor"),
 )  # of core; everything else stands above
 
 

@@ -207,8 +207,9 @@ class TokenCache:
             asked, size = self.hits + self.misses, rows * (4 * self.embed_dim + _DIGEST)
             self._progress.say(
                 f"{self.folder} is full: {rows} tokens, {size / 1e6:.0f} MB. Of {asked} views "
-                f"asked for, {self.hits} were there; others are encoded each time from now on. Random "
-                "crops do not come again: train these with the source `online` and delete the folder."
+                f"asked for, {self.hits} were there; others are encoded each time from now on. "
+                "Random crops do not come again: train with the source `online` and delete the "
+                "folder."
             )
         return self._full
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from concat_cli.core.clip.tiny.captions import Concepts, scene_caption, segment_caption
+from benchmarks.tiny_clip.captions import Concepts, scene_caption, segment_caption
 from concat_cli.core.clip.tokens import masked_crops, square_boxes
 from concat_cli.core.data.pool import mapper
 from concat_cli.core.data.shapes import draw_scene, scene_seed
