@@ -19,9 +19,8 @@ from torch import nn
 
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder
-from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import QueryDecoder
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
 from concat_cli.core.weights_from.names import rename
 
 CLASSES, CLIP_WIDTH = 133, 512

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
-from concat_cli.core.model.attention import Attention
-from concat_cli.core.model.projector import Classifier
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.layers import Attention
+from concat_cli.core.model.segmentor import Classifier, Segmentor
 from concat_cli.methods.zegformer.build import build_zegformer
 from concat_cli.methods.zegformer.maskformer import MaskFormer, MaskFormerDecoder
 from concat_cli.methods.zegformer.maskformer_pixel import MaskFormerPixelDecoder

@@ -15,7 +15,6 @@ from concat_cli.core.model.pixel_decoder import (
     FPNPixelDecoder,
     PixelFeatures,
 )
-from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import (
     Denoising,
     QueryDecoder,
@@ -23,7 +22,7 @@ from concat_cli.core.model.query_decoder import (
     isolation,
     select_tokens,
 )
-from concat_cli.core.model.segmentor import MaskPool, Segmentor
+from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 
 WIDTH, CLIP_WIDTH, QUERIES, LAYERS, CLASSES = 32, 24, 6, 3, 5
 

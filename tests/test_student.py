@@ -20,8 +20,8 @@ from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.backbone import Backbone
+from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.query_decoder import DecoderLayer
 from concat_cli.methods.clip_zss.build import (
     build_student,

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
+from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
 from concat_cli.core.model.swin import SWINS, SwinBackbone
 from concat_cli.core.weights_from.hub import size_of, without_waiting
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.attention import TokenLinear
+from concat_cli.core.model.layers import TokenLinear
 
 Sizes = Sequence[tuple[int, int]]
 Sampler = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]

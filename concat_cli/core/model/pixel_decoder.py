@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.attention import EncoderLayer, FeedForward
 from concat_cli.core.model.deformable import (
     DeformableAttention,
     Sampler,
@@ -15,14 +14,16 @@ from concat_cli.core.model.deformable import (
     reference_points,
     sample,
 )
-from concat_cli.core.model.padding import (
+from concat_cli.core.model.layers import (
+    EncoderLayer,
+    FeedForward,
     PaddedGroupNorm,
     map_size,
     resize_features,
     resize_padding,
+    sine_positions,
     zero_padding,
 )
-from concat_cli.core.model.positions import sine_positions
 
 
 @dataclass(frozen=True)

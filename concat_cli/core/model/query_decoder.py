@@ -6,10 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.attention import Attention, FeedForward
-from concat_cli.core.model.padding import map_size
+from concat_cli.core.model.layers import Attention, FeedForward, map_size, sine_positions
 from concat_cli.core.model.pixel_decoder import PixelFeatures
-from concat_cli.core.model.positions import sine_positions
 
 
 @dataclass(frozen=True)

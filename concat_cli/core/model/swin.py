@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
+from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
 
 _APART = -100.0  # added to attention logits of pixels that are neighbours by the shift alone
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from concat_cli.core.config_methods import ClipZssConfig
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.token_bank import TokenBank
-from concat_cli.core.model.padding import map_size, resize_padding
+from concat_cli.core.model.layers import map_size, resize_padding
 from concat_cli.core.train.contrast import contrast, feed, gathered
 from concat_cli.core.train.distributed import mean_over_processes
 from concat_cli.core.train.targets import trained_labels

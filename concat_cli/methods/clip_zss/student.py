@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.padding import map_size, resize_features, resize_padding
-from concat_cli.core.model.projector import Scaled
+from concat_cli.core.model.layers import map_size, resize_features, resize_padding
+from concat_cli.core.model.segmentor import Scaled
 
 
 class AllMlpHead(nn.Module):

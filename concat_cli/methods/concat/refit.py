@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from concat_cli.core.config import FinetuneConfig
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
 from concat_cli.methods.concat.query_bank import Banks
 from concat_cli.methods.concat.union import UnionModule, UnionTask
 

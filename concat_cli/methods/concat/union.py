@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.config import FinetuneConfig
-from concat_cli.core.model.projector import Classifier, Projector
+from concat_cli.core.model.segmentor import Classifier, Projector
 from concat_cli.methods.concat.build import Generator
 from concat_cli.methods.concat.queries import (
     ClassStatistics,

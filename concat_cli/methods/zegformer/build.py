@@ -6,8 +6,7 @@ from concat_cli.core.build import build_segmentor, clip_width_of, config_of, loa
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import Config
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.methods.zegformer.maskformer import MaskFormer, MaskFormerDecoder
 from concat_cli.methods.zegformer.maskformer_pixel import MaskFormerPixelDecoder

@@ -4,12 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.attention import Attention, FeedForward
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.padding import map_size, resize_padding
-from concat_cli.core.model.positions import sine_positions
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import QueryOutput
+from concat_cli.core.model.layers import (
+    Attention,
+    FeedForward,
+    map_size,
+    resize_padding,
+    sine_positions,
+)
+from concat_cli.core.model.segmentor import Classifier, Projector, QueryOutput
 from concat_cli.methods.zegformer.maskformer_pixel import MaskFormerPixelDecoder
 
 DROPOUT = 0.1  # [ZegFormer, code]

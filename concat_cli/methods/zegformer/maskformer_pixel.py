@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
+from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
 from concat_cli.core.model.pixel_decoder import NormedConvolution
 
 GROUPS = 32  # of the group norms [ZegFormer, code]
