@@ -39,9 +39,7 @@ def _segmentor(
     torch.manual_seed(0)
     backbone = Backbone("small")
     level = 0 if kind == "fpn" else 1
-    decoder = QueryDecoder(
-        WIDTH, 4, LAYERS, 48, QUERIES, WIDTH, tokens, denoising=True, token_level=level
-    )
+    decoder = QueryDecoder(WIDTH, 4, LAYERS, 48, QUERIES, WIDTH, tokens, token_level=level)
     segmentor = Segmentor(
         backbone,
         _pixel_decoder(kind, backbone.channels),
@@ -79,9 +77,10 @@ def _denoising(batch: int, count: int = 4) -> Denoising:
 def test_shapes(kind: str, tokens: bool) -> None:
     model = _segmentor(kind, tokens, pooling=tokens)
     with torch.no_grad():
-        output = model(_images(2, 64, 96), None, _text(), _denoising(2), dense=tokens)
+        denoising = _denoising(2) if tokens else None
+        output = model(_images(2, 64, 96), None, _text(), denoising, dense=tokens)
     layers = LAYERS + 1
-    for part, count in ((output, QUERIES), (output.denoising, 4)):
+    for part, count in ((output, QUERIES), (output.denoising, 4))[: 1 + tokens]:
         assert part.vision_queries.shape == (layers, 2, count, WIDTH)
         assert part.semantic_queries.shape == (layers, 2, count, CLIP_WIDTH)
         assert part.class_logits.shape == (layers, 2, count, CLASSES + 1)
@@ -90,7 +89,7 @@ def test_shapes(kind: str, tokens: bool) -> None:
         assert output.dense.class_logits.shape == (2, 24, CLASSES + 1)
         assert output.dense.objectness.shape == (2, 24) and output.dense.size == (4, 6)
     else:
-        assert output.dense is None
+        assert output.dense is None and output.denoising is None
 
 
 def test_last_only_equals_the_last_layer() -> None:

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from concat_cli.core.model.deformable import (
     DeformableAttention,
-    Sampler,
     Sizes,
     reference_points,
-    sample,
 )
 from concat_cli.core.model.layers import (
     EncoderLayer,
@@ -112,9 +110,9 @@ class FPNPixelDecoder(nn.Module):
 class DeformableLayer(nn.Module):
     """Deformable self-attention over all levels, then feed-forward, post-norm."""
 
-    def __init__(self, width: int, heads: int, ffn: int, points: int, sampler: Sampler) -> None:
+    def __init__(self, width: int, heads: int, ffn: int, points: int) -> None:
         super().__init__()
-        self.attention = DeformableAttention(width, heads, 3, points, sampler)
+        self.attention = DeformableAttention(width, heads, 3, points)
         self.feed_forward = FeedForward(width, ffn)
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward_norm = nn.LayerNorm(width)
@@ -156,7 +154,6 @@ class DeformablePixelDecoder(nn.Module):
         channels: of the backbone's maps at strides 4, 8, 16, 32.
         width: D. mask_width: Dm. ffn: hidden width of the feed-forward blocks.
         layers: encoder layers. points: read per head and level. groups: of the group norms.
-        sampler: how points are read (`deformable.py`).
     """
 
     def __init__(
@@ -169,7 +166,6 @@ class DeformablePixelDecoder(nn.Module):
         layers: int = 6,
         points: int = 4,
         groups: int = 32,
-        sampler: Sampler = sample,
     ) -> None:
         super().__init__()
         self.width = width
@@ -180,7 +176,7 @@ class DeformablePixelDecoder(nn.Module):
         self.level_embedding = nn.Parameter(torch.randn(3, width))
         self.read_shape = (heads, 3, points) if layers else (1, 3, 1)
         self.layers = nn.ModuleList(
-            DeformableLayer(width, heads, ffn, points, sampler) for _ in range(layers)
+            DeformableLayer(width, heads, ffn, points) for _ in range(layers)
         )
         self.lateral = NormedConvolution(channels[0], width, 1, False, groups)
         self.smooth = NormedConvolution(width, width, 3, False, groups)

@@ -97,8 +97,7 @@ class QueryDecoder(nn.Module):
         width: D. mask_width: Dm. ffn: hidden width of the feed-forward blocks.
         queries: Q. layers: L.
         token_queries: contents and positions come from the tokens with the highest objectness
-            (peaks first) instead of being learned [ours].
-        denoising: `forward` accepts `Denoising`; always so with token_queries [ours].
+            (peaks first) instead of being learned; `forward` accepts `Denoising` then [ours].
         token_level: which level (coarse to fine) the tokens are taken from.
     """
 
@@ -111,7 +110,6 @@ class QueryDecoder(nn.Module):
         queries: int = 100,
         mask_width: int = 256,
         token_queries: bool = False,
-        denoising: bool = False,
         token_level: int = 0,
     ) -> None:
         super().__init__()
@@ -126,7 +124,7 @@ class QueryDecoder(nn.Module):
             nn.ReLU(),
             nn.Linear(width, mask_width),
         )
-        self.token_embedding = TokenEmbedding(width) if token_queries or denoising else None
+        self.token_embedding = TokenEmbedding(width) if token_queries else None
         self.objectness = nn.Linear(width, 1) if token_queries else None
         if not token_queries:
             self.query_content = nn.Parameter(torch.randn(queries, width))
@@ -231,7 +229,7 @@ class QueryDecoder(nn.Module):
 
     def _given(self, weights: Tensor, pixel: PixelFeatures) -> Tensor:
         """Contents (B, M, D) of queries made of tokens averaged with weights (B, M, T)."""
-        assert self.token_embedding is not None, "built without denoising"
+        assert self.token_embedding is not None, "built without token queries"
         features = pixel.levels[self.token_level].flatten(2).transpose(1, 2)
         return self.token_embedding(weights.to(features.dtype) @ features)
 
