@@ -9,9 +9,11 @@ OMP_WAIT_POLICY=PASSIVE: threads that spin while they wait make all times severa
 """
 
 import argparse
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -56,6 +58,18 @@ def our_model(theirs: nn.Module) -> Segmentor:
     return segmentor
 
 
+def machine() -> str:
+    """What the ratio depends on: the processor, its threads and the libraries."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return (
+        f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, transformers {transformers.__version__}"
+    )
+
+
 def seconds(run: Callable[[], object]) -> float:
     """Wall time of one call."""
     start = time.perf_counter()
@@ -96,6 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(machine())
     theirs = their_model()
     ours = our_model(theirs)
     for size in options.sizes:
