@@ -16,8 +16,8 @@ from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder, FPNPixel
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.weights_from import start_backbone, start_segmentor
 from concat_cli.core.weights_from.hub import PREFIX, weights_file
-from concat_cli.core.weights_from.start import start_backbone, start_segmentor
 
 STRIDE_16 = {"fpn": 0, "deformable": 1}  # which level, coarse to fine, tokens are selected from
 

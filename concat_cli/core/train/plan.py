@@ -22,8 +22,7 @@ from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.train.session import check_world, draws_shapes
 from concat_cli.core.vocabulary_file import parse_vocabulary
-from concat_cli.core.weights_from import hub
-from concat_cli.core.weights_from.start import start_backbone, start_segmentor
+from concat_cli.core.weights_from import hub, start_backbone, start_segmentor
 from concat_cli.methods.clip_zss.build import build_student
 from concat_cli.methods.clip_zss.student import Student
 from concat_cli.methods.concat.build import build_generator
