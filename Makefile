@@ -70,7 +70,7 @@ reference: $(VENV)/.run ## the configuration shapes on the default split and on 
 	done
 
 tiny-clip: $(VENV)/.run ## the built-in CLIP from scratch, about 10 minutes, then its scores
-	$(BIN)/python benchmarks/tiny_clip/train.py
+	$(BIN)/python -m benchmarks.tiny_clip.train
 
 clean: ## removes the virtual environment and caches; data and runs stay
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

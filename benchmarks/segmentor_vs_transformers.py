@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import transformers
@@ -20,9 +21,8 @@ from torch import nn
 
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder
-from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import QueryDecoder
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
 from concat_cli.core.weights_from.names import rename
 
 CLASSES, CLIP_WIDTH = 133, 512
@@ -56,6 +56,18 @@ def our_model(theirs: nn.Module) -> Segmentor:
     assert renamed is not None
     assert not segmentor.load_state_dict(renamed.tensors, strict=False).unexpected_keys
     return segmentor
+
+
+def machine() -> str:
+    """What the ratio depends on: the processor, its threads and the libraries."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return (
+        f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, transformers {transformers.__version__}"
+    )
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -98,10 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{platform.platform()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} "
-        f"threads, torch {torch.__version__}, transformers {transformers.__version__}"
-    )
+    print(machine())
     theirs = their_model()
     ours = our_model(theirs)
     for size in options.sizes:

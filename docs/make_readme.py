@@ -114,7 +114,7 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     ),
     "tiny_clip": (
         "tiny CLIP, zero-shot top-1 on held-out masked crops: seen classes / unseen things",
-        "`python benchmarks/tiny_clip/train.py --evaluate`",
+        "`python -m benchmarks.tiny_clip.train --evaluate`",
     ),
 }
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from clip_helpers import random_clip, write_model
 
+from benchmarks.tiny_clip.captions import Concepts, all_captions, known_words
+from benchmarks.tiny_clip.train import contrastive_loss, evaluate, save_tiny
+from benchmarks.tiny_clip.views import Job, Sampler, draw_scenes, roughen, take_pictures
 from concat_cli.core.clip import prompts, tiny
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import TEMPLATES, check_words
@@ -17,11 +17,6 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.shapes_scene import CLASSES, scene_seed
 from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "tiny_clip"))
-from captions import Concepts, all_captions, known_words
-from train import contrastive_loss, evaluate
-from views import Job, Sampler, draw_scenes, roughen, take_pictures
 
 SHIPPED = [pytest.param(name, id=name) for name in tiny.FILES]
 
@@ -171,7 +166,7 @@ def test_saving_and_loading_keeps_state(tmp_path):
         "a.bias": torch.randn(3),
         "n": torch.tensor(7),
     }
-    tiny.save_tiny(tmp_path / "w.safetensors", state, torch.tensor([2, 5]), ["star"])
+    save_tiny(tmp_path / "w.safetensors", state, torch.tensor([2, 5]), ["star"])
     loaded = tiny.load_tiny(tmp_path / "w.safetensors")
     assert loaded.words == {"star"} and loaded.state["n"] == 7
     assert torch.equal(loaded.state["a.bias"], state["a.bias"])

@@ -8,11 +8,11 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from concat_cli.core.model.layers import Attention
 from torch import Tensor, nn
 
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
+from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.segmentor import Classifier, Segmentor
 from concat_cli.methods.zegformer.maskformer import (
     MaskFormer,

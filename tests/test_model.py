@@ -15,7 +15,6 @@ from concat_cli.core.model.pixel_decoder import (
     FPNPixelDecoder,
     PixelFeatures,
 )
-from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import (
     Denoising,
     QueryDecoder,
@@ -23,7 +22,7 @@ from concat_cli.core.model.query_decoder import (
     isolation,
     select_tokens,
 )
-from concat_cli.core.model.segmentor import MaskPool, Segmentor
+from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 
 WIDTH, CLIP_WIDTH, QUERIES, LAYERS, CLASSES = 32, 24, 6, 3, 5
 
@@ -78,8 +77,8 @@ def _denoising(batch: int, count: int = 4) -> Denoising:
 def test_shapes(kind: str, tokens: bool) -> None:
     model = _segmentor(kind, tokens, pooling=tokens)
     with torch.no_grad():
-        given = _denoising(2) if tokens else None
-        output = model(_images(2, 64, 96), None, _text(), given, dense=tokens)
+        denoising = _denoising(2) if tokens else None
+        output = model(_images(2, 64, 96), None, _text(), denoising, dense=tokens)
     layers = LAYERS + 1
     for part, count in ((output, QUERIES), (output.denoising, 4))[: 1 + tokens]:
         assert part.vision_queries.shape == (layers, 2, count, WIDTH)
@@ -90,7 +89,7 @@ def test_shapes(kind: str, tokens: bool) -> None:
         assert output.dense.class_logits.shape == (2, 24, CLASSES + 1)
         assert output.dense.objectness.shape == (2, 24) and output.dense.size == (4, 6)
     else:
-        assert output.dense is None
+        assert output.dense is None and output.denoising is None
 
 
 def test_last_only_equals_the_last_layer() -> None:

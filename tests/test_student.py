@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from concat_cli.core.model.layers import Attention
-from concat_cli.methods.clip_zss.config import ClipZssConfig
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st

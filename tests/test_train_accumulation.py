@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from concat_cli.methods.clip_zss.student import build_student
-from concat_cli.methods.zegformer.maskformer import build_zegformer
-from concat_cli.methods.zegformer.train import ZegFormerModule
 from mini import alone, free_port, mini_config, scene
 from torch import Tensor, nn
 
@@ -34,9 +31,11 @@ from concat_cli.core.train.targets import ImageModule
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule
+from concat_cli.methods.clip_zss.student import build_student
 from concat_cli.methods.concat import con_module
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
-from concat_cli.methods.zegformer.maskformer import MaskFormer
+from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer
+from concat_cli.methods.zegformer.train import ZegFormerModule
 
 META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
 IMAGES, CLASSES = 16, 9

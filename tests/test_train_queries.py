@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import CatConfig, FinetuneConfig, OptimConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.projector import Classifier, Projector
+from concat_cli.core.model.segmentor import Classifier, Projector
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.loop import Fit
 from concat_cli.methods.concat.cat import (

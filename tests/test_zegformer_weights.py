@@ -21,9 +21,9 @@ from concat_cli.core.config_file import to_dict
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
-from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer import AT_TEST
 from concat_cli.methods.zegformer import TRAINED as TRAINED_KEYS
+from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.maskformer import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 

@@ -1,7 +1,7 @@
 """Makes the built-in tiny CLIP, and scores it.
 
-    python benchmarks/tiny_clip/train.py              # about 10 minutes; `make tiny-clip`
-    python benchmarks/tiny_clip/train.py --evaluate   # zero-shot top-1 on held-out scenes
+    python -m benchmarks.tiny_clip.train              # about 10 minutes; `make tiny-clip`
+    python -m benchmarks.tiny_clip.train --evaluate   # zero-shot top-1 on held-out scenes
 
 It learns the whole built-in world, unseen classes included, as a web-scale CLIP has seen
 everything; its scenes are no data set's scenes. Written are `weights.safetensors` and, for the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import sys
 import time
@@ -23,16 +24,18 @@ from typing import Any, TypeVar
 import numpy as np
 import open_clip
 import torch
-from captions import Concepts, all_captions, known_words
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from views import Job, Sampler, Scenes, Views, draw_scenes, take_all
 
+from benchmarks.tiny_clip.captions import Concepts, all_captions, known_words
+from benchmarks.tiny_clip.views import Job, Sampler, Scenes, Views, draw_scenes, take_all
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.encoder import Clip, ClipIdentity, load_clip, quiet
 from concat_cli.core.clip.prompts import class_texts, encode_classes
 from concat_cli.core.clip.tokens import segment_tokens
 from concat_cli.core.config import ClipConfig
+from concat_cli.core.files import write_bytes
 from concat_cli.core.prepare.shapes_scene import CLASSES, DEFAULT_UNSEEN
 from concat_cli.core.progress import SILENT, Progress
 
@@ -98,7 +101,26 @@ class Student(nn.Module):
         state = dict(self.clip.state_dict())
         table = tiny.unknown_rows(self.table_rows, state[tiny.TABLE].shape[1])
         table[self.rows] = state[tiny.TABLE]
-        tiny.save_tiny(path, state | {tiny.TABLE: table}, self.rows, known_words(CLASSES))
+        save_tiny(path, state | {tiny.TABLE: table}, self.rows, known_words(CLASSES))
+
+
+def save_tiny(path: Path, state: dict[str, Tensor], rows: Tensor, words: list[str]) -> None:
+    """Writes weights. `state` holds the whole token table; of it only `rows` (R,) are written."""
+    packed: dict[str, Tensor] = {tiny.ROWS: rows.to(torch.int32)}
+    for name, tensor in (state | {tiny.TABLE: state[tiny.TABLE][rows]}).items():
+        packed |= _pack(name, tensor.detach().cpu())
+    meta = {"words": json.dumps(sorted(words)), "table_rows": str(state[tiny.TABLE].shape[0])}
+    write_bytes(path, save(packed, metadata=meta))
+
+
+def _pack(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A matrix as int8 and the scales of its rows; anything else as it is."""
+    if tensor.ndim < 2:
+        return {name: tensor.contiguous()}
+    flat = tensor.float().flatten(1)
+    scale = flat.abs().amax(1).clamp(min=1e-12) / 127  # (rows,)
+    values = (flat / scale[:, None]).round().to(torch.int8)
+    return {name: values.reshape(tensor.shape).contiguous(), name + tiny.SCALE: scale}
 
 
 def contrastive_loss(logits: Tensor, match: Tensor, unsure: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from functools import partial
 
 import numpy as np
 import torch
-from captions import Concepts, scene_caption, segment_caption
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.tiny_clip.captions import Concepts, scene_caption, segment_caption
 from concat_cli.core.clip.tokens import masked_crops, square_boxes
 from concat_cli.core.prepare.pool import mapper
 from concat_cli.core.prepare.shapes_scene import draw_scene, scene_seed

@@ -13,12 +13,11 @@ from concat_cli.core.config_file import from_dict
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder, FPNPixelDecoder
-from concat_cli.core.model.projector import Classifier, Projector
 from concat_cli.core.model.query_decoder import QueryDecoder
-from concat_cli.core.model.segmentor import MaskPool, Segmentor
+from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.weights_from import start_backbone, start_segmentor
 from concat_cli.core.weights_from.hub import PREFIX, weights_file
-from concat_cli.core.weights_from.start import start_backbone, start_segmentor
 
 STRIDE_16 = {"fpn": 0, "deformable": 1}  # which level, coarse to fine, tokens are selected from
 

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from concat_cli.core.clip import tiny
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.weights_from import hub
-from concat_cli.core.weights_from.files import read_tensors
+from concat_cli.core.weights_from import hub, read_tensors
 
 T = TypeVar("T")
 RANDOM = "random"  # ClipConfig.pretrained: random weights on purpose, for tests and dry runs
@@ -41,16 +40,15 @@ def create(cfg: ClipConfig) -> nn.Module:
 
     What is cached is used without asking the hub; UserError, at once, for what cannot be had.
     """
-    if cfg.model.startswith(_ELSEWHERE):
-        options: dict[str, Any] = {}
-    else:
+    options: dict[str, Any] = {}
+    if not cfg.model.startswith(_ELSEWHERE):
         _check_names(cfg)
         options = _options(cfg)
     if cfg.pretrained == RANDOM:
-        return _attempt(cfg, lambda: open_clip.create_model(cfg.model, load_weights=False))
-    return _attempt(
-        cfg, lambda: open_clip.create_model(cfg.model, require_pretrained=True, **options)
-    )
+        options = {"load_weights": False}
+    else:
+        options["require_pretrained"] = True
+    return _attempt(cfg, lambda: open_clip.create_model(cfg.model, **options))
 
 
 def tokenizer(cfg: ClipConfig) -> Callable[..., Tensor]:
@@ -144,18 +142,15 @@ def _downloads(cfg: ClipConfig) -> bool:
 
 
 def _not_loaded(cfg: ClipConfig, error: Exception, there: bool) -> UserError:
+    what = f"CLIP {cfg.model} (weights: {cfg.pretrained or 'its own'}) cannot be loaded: "
+    what += hub.short(error)
     repository = repository_of(cfg)
     if repository and not there and not is_cached(cfg):
-        return UserError(
+        what = (
             f"CLIP {cfg.model} {cfg.pretrained} is not in the cache, and the hub cannot be "
-            f"reached. It is a download {hub.size_of(_name(cfg))} ({repository}).",
-            _fetch_hint(cfg),
+            f"reached. It is a download {hub.size_of(_name(cfg))} ({repository})."
         )
-    return UserError(
-        f"CLIP {cfg.model} (weights: {cfg.pretrained or 'its own'}) cannot be loaded: "
-        f"{_short(error)}",
-        _fetch_hint(cfg),
-    )
+    return UserError(what, _fetch_hint(cfg))
 
 
 def _fetch_hint(cfg: ClipConfig) -> str:
@@ -175,11 +170,6 @@ def _fetch_hint(cfg: ClipConfig) -> str:
 
 def _some(tags: list[str], most: int = 4) -> str:
     return ", ".join(tags[:most]) + (", ..." if len(tags) > most else "")
-
-
-def _short(error: Exception, most: int = 200) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else text[:most] + "..."
 
 
 @contextmanager

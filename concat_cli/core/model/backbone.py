@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
 from concat_cli.core.model.swin import SWINS, SwinBackbone
-from concat_cli.core.weights_from.hub import size_of, without_waiting
+from concat_cli.core.weights_from.hub import short, size_of, without_waiting
 
 STRIDES = (4, 8, 16, 32)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -113,10 +113,9 @@ def _timm_model(name: str, pretrained: bool, **options: Any) -> Any:
     except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         if not pretrained:
             raise UserError(f"timm cannot build '{name}': {error}", hint) from error
-        reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"The published weights of '{name}' cannot be loaded: {reason}. They are a download "
-            f"{size_of(name.partition('.')[0])}.",
+            f"The published weights of '{name}' cannot be loaded: {short(error)}. They are a "
+            f"download {size_of(name.partition('.')[0])}.",
             f'Where there is a network: python -c "import timm; timm.create_model({name!r}, '
             'pretrained=True)", then copy ~/.cache/huggingface; or start '
             "from a file (model.backbone_weights, or a student's encoder_weights).",

@@ -9,7 +9,7 @@ one more function of this signature.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from concat_cli.core.model.layers import TokenLinear
 
 Sizes = Sequence[tuple[int, int]]
-Sampler = Callable[[Tensor, Sizes, Tensor, Tensor], Tensor]
 
 
 def sample_reference(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
@@ -125,13 +124,10 @@ def softmax_of_few(logits: Tensor) -> Tensor:
 class DeformableAttention(nn.Module):
     """Each query reads a few points around its reference point on every level."""
 
-    def __init__(
-        self, width: int, heads: int, levels: int = 3, points: int = 4, sampler: Sampler = sample
-    ) -> None:
+    def __init__(self, width: int, heads: int, levels: int = 3, points: int = 4) -> None:
         super().__init__()
         assert width % heads == 0, "width must be a multiple of heads"
         self.shape = (heads, levels, points)
-        self.sampler = sampler
         self.offsets = TokenLinear(width, heads * levels * points * 2)
         self.weights = TokenLinear(width, heads * levels * points)
         self.value = TokenLinear(width, width)
@@ -175,6 +171,4 @@ class DeformableAttention(nn.Module):
         weights = self.weights(queries).float().unflatten(-1, (heads, levels * points))
         weights = softmax_of_few(weights).unflatten(-1, (levels, points))
         values = values.float().unflatten(-1, (heads, -1))
-        return self.out(
-            self.sampler(values, sizes, references + offsets, weights).to(queries.dtype)
-        )
+        return self.out(sample(values, sizes, references + offsets, weights).to(queries.dtype))

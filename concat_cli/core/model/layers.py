@@ -1,4 +1,4 @@
-"""What both transformers here are made of: attention, positions, and layers that know of padding.
+"""What all networks here are made of: exact padding, positions, attention and feed-forward.
 
 A batch holds images of different sizes, padded at the right and at the bottom. Everything here is
 exact: with these functions an image gives the same result alone and padded in a batch. `padding` is
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-TEMPERATURE = 10000.0  # of the position encodings
+TEMPERATURE = 10000.0  # of sine positions
 
 
 def map_size(features: Tensor) -> tuple[int, int]:

@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from concat_cli.core.model.deformable import (
     DeformableAttention,
-    Sampler,
     Sizes,
     reference_points,
-    sample,
 )
 from concat_cli.core.model.layers import (
     EncoderLayer,
@@ -24,8 +22,6 @@ from concat_cli.core.model.layers import (
     sine_positions,
     zero_padding,
 )
-
-POINTS = 4  # read by a head at each level
 
 
 @dataclass(frozen=True)
@@ -114,9 +110,9 @@ class FPNPixelDecoder(nn.Module):
 class DeformableLayer(nn.Module):
     """Deformable self-attention over all levels, then feed-forward, post-norm."""
 
-    def __init__(self, width: int, heads: int, ffn: int, sampler: Sampler) -> None:
+    def __init__(self, width: int, heads: int, ffn: int, points: int) -> None:
         super().__init__()
-        self.attention = DeformableAttention(width, heads, 3, POINTS, sampler)
+        self.attention = DeformableAttention(width, heads, 3, points)
         self.feed_forward = FeedForward(width, ffn)
         self.attention_norm = nn.LayerNorm(width)
         self.feed_forward_norm = nn.LayerNorm(width)
@@ -157,8 +153,7 @@ class DeformablePixelDecoder(nn.Module):
     Args:
         channels: of the backbone's maps at strides 4, 8, 16, 32.
         width: D. mask_width: Dm. ffn: hidden width of the feed-forward blocks.
-        layers: encoder layers, each of whose heads reads 4 points a level. groups: of the norms.
-        sampler: how points are read (`deformable.py`).
+        layers: encoder layers. points: read per head and level. groups: of the group norms.
     """
 
     def __init__(
@@ -169,8 +164,8 @@ class DeformablePixelDecoder(nn.Module):
         heads: int = 8,
         ffn: int = 1024,
         layers: int = 6,
+        points: int = 4,
         groups: int = 32,
-        sampler: Sampler = sample,
     ) -> None:
         super().__init__()
         self.width = width
@@ -179,9 +174,9 @@ class DeformablePixelDecoder(nn.Module):
             NormedConvolution(c, width, 1, True, groups) for c in reversed(channels[1:])
         )
         self.level_embedding = nn.Parameter(torch.randn(3, width))
-        self.read_shape = (heads, 3, POINTS) if layers else (1, 3, 1)
+        self.read_shape = (heads, 3, points) if layers else (1, 3, 1)
         self.layers = nn.ModuleList(
-            DeformableLayer(width, heads, ffn, sampler) for _ in range(layers)
+            DeformableLayer(width, heads, ffn, points) for _ in range(layers)
         )
         self.lateral = NormedConvolution(channels[0], width, 1, False, groups)
         self.smooth = NormedConvolution(width, width, 3, False, groups)

@@ -97,7 +97,7 @@ class QueryDecoder(nn.Module):
         width: D. mask_width: Dm. ffn: hidden width of the feed-forward blocks.
         queries: Q. layers: L.
         token_queries: contents and positions come from the tokens with the highest objectness
-            (peaks first) instead of being learned [ours].
+            (peaks first) instead of being learned; `forward` accepts `Denoising` then [ours].
         token_level: which level (coarse to fine) the tokens are taken from.
     """
 

@@ -2,8 +2,8 @@
 
 timm's Swin shifts before it pads, does not shift where one window covers a map, and norms the last
 stage alone; so its features differ from those Mask2Former was trained on wherever a map is no
-multiple of the window. This one pads first, shifts everywhere and norms each stage's output. Its
-parameters have timm's names, so that timm's published weights load.
+multiple of the window. This one is made of the same parts, but pads first, shifts everywhere and
+norms each stage's output. Its parameters have timm's names: timm's published weights load.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.swin_transformer import PatchMerging, window_partition, window_reverse
 from torch import Tensor, nn
 
 from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
@@ -40,12 +43,6 @@ SWINS: dict[str, SwinShape] = {
     "swin_large_patch4_window7_224": SwinShape(*_LARGE, 7),
     "swin_large_patch4_window12_384": SwinShape(*_LARGE, 12),
 }  # under timm's names
-
-
-def _pad(features: Tensor, multiple: int) -> Tensor:
-    """(B, h, w, C) with zeros at the right and at the bottom, up to multiples."""
-    height, width = features.shape[1:3]
-    return F.pad(features, (0, 0, 0, -width % multiple, 0, -height % multiple))
 
 
 class WindowAttention(nn.Module):
@@ -78,19 +75,6 @@ class WindowAttention(nn.Module):
         return self.proj(mixed)
 
 
-class Mlp(nn.Module):
-    """Linear, GELU, linear."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., C) -> (..., C)."""
-        return self.fc2(F.gelu(self.fc1(features)))
-
-
 class SwinBlock(nn.Module):
     """Attention in windows, by turns shifted by half a window, then an MLP; pre-norm."""
 
@@ -101,7 +85,7 @@ class SwinBlock(nn.Module):
         self.attn = WindowAttention(width, heads, window)
         self.drop_path = DropPath(drop)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width)
+        self.mlp = Mlp(width, 4 * width)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, h, w, C) -> (B, h, w, C)."""
@@ -109,21 +93,19 @@ class SwinBlock(nn.Module):
         return features + self.drop_path(self.mlp(self.norm2(features)))
 
     def _attend(self, features: Tensor) -> Tensor:
-        height, width = features.shape[1:3]
-        padded = _pad(features, self.window)
+        (height, width), side = features.shape[1:3], self.window
+        padded = F.pad(features, (0, 0, 0, -width % side, 0, -height % side))
         size = padded.shape[1:3]
         shifted = padded.roll((-self.shift, -self.shift), (1, 2)) if self.shift else padded
         mixed = self.attn(self._windows(shifted), self._apart(size, features.device))
-        grid = (size[0] // self.window, size[1] // self.window)
-        mixed = mixed.unflatten(1, grid).unflatten(3, (self.window, self.window))
-        mixed = mixed.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # (B, h', w', C)
+        mixed = window_reverse(mixed.flatten(0, 1), (side, side), *size)  # (B, h', w', C)
         mixed = mixed.roll((self.shift, self.shift), (1, 2)) if self.shift else mixed
         return mixed[:, :height, :width]
 
     def _windows(self, features: Tensor) -> Tensor:
         """(B, h', w', C) -> (B, W, n, C)."""
-        rows = features.unflatten(1, (-1, self.window)).unflatten(3, (-1, self.window))
-        return rows.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        windows = window_partition(features, (self.window, self.window)).flatten(1, 2)
+        return windows.unflatten(0, (len(features), -1))
 
     def _apart(self, size: Sequence[int], device: torch.device) -> Tensor | None:
         """Logits (W, n, n) that keep pixels from both ends of the image apart after a shift."""
@@ -138,36 +120,6 @@ class SwinBlock(nn.Module):
         """0, 1 or 2 for each row: inside, before the shifted edge, wrapped around."""
         place = torch.arange(length, device=device)
         return (place >= length - self.window).int() + (place >= length - self.shift).int()
-
-
-class PatchMerging(nn.Module):
-    """Each 2x2 pixels become one of twice the channels."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, h, w, C) -> (B, ceil(h / 2), ceil(w / 2), 2C)."""
-        pairs = _pad(features, 2).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # (B, h, 2, w, 2, C)
-        merged = pairs.permute(0, 1, 3, 4, 2, 5).flatten(3)  # columns before rows, as published
-        return self.reduction(self.norm(merged))
-
-
-class PatchEmbedding(nn.Module):
-    """Each 4x4 pixels of the image become a token."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, 4, 4)
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
-        height, width = images.shape[-2:]
-        padded = F.pad(images, (0, -width % 4, 0, -height % 4))
-        return self.norm(self.proj(padded).permute(0, 2, 3, 1))
 
 
 class SwinStage(nn.Module):
@@ -201,7 +153,9 @@ class SwinBackbone(nn.Module):
         super().__init__()
         drops = torch.linspace(0, drop_path, sum(shape.depths), device="cpu").tolist()
         self.channels = tuple(shape.width * 2**stage for stage in range(len(shape.depths)))
-        self.patch_embed = PatchEmbedding(shape.width)
+        self.patch_embed = PatchEmbed(
+            None, 4, 3, shape.width, nn.LayerNorm, output_fmt="NHWC", dynamic_img_pad=True
+        )
         self.layers = nn.ModuleList()
         for stage, (width, heads) in enumerate(zip(self.channels, shape.heads, strict=True)):
             before = sum(shape.depths[:stage])

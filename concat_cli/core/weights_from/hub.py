@@ -38,6 +38,12 @@ SIZES: dict[str, float] = {
 }  # fmt: skip
 
 
+def short(error: BaseException, most: int = 160) -> str:
+    """An error's message as one line of limited length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[:most] + "..."
+
+
 def size_of(name: str) -> str:
     """`of about 600 MB`, or `of unknown size`."""
     size = SIZES.get(name.removesuffix("-quickgelu"))
@@ -135,7 +141,7 @@ def _from_hub(source: str) -> Path:
             try:
                 return Path(hf_hub_download(repository, name, revision=revision or None))
             except (OSError, ValueError, RuntimeError) as error:  # their HTTP errors are OSErrors
-                reason = " ".join(str(error).split())[:160]
+                reason = short(error)
     raise UserError(
         f"{source} is not in the cache ({constants.HF_HUB_CACHE}), and {reason}. It is a download "
         f"{size_of(repository)}.",

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.config import CatConfig, FinetuneConfig
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
 from concat_cli.core.train.distributed import Counts
 from concat_cli.methods.concat.cat import harmonic
 from concat_cli.methods.concat.generator import Generator

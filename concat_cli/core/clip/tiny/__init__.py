@@ -1,8 +1,9 @@
 """The built-in tiny CLIP: where its files lie, and how its unused token rows are left out.
 
-A real open_clip model (`open_clip_config.json`) that has seen the built-in world only; made by
-`make tiny-clip`. Two things keep the files small: of the 49408 rows of the token table only those
-of the captions' tokens are stored, and matrices are stored as int8 with a scale for each row.
+A real open_clip model (`open_clip_config.json`) that has seen the built-in world only; `make
+tiny-clip` in a checkout makes its weights. Two things keep the files small: of the 49408 rows of
+the token table only those of the captions' tokens are stored, and matrices are stored as int8 with
+a scale for each row.
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.files import write_bytes
 
 FOLDER = Path(__file__).parent
 FILES = {"tiny": FOLDER / "weights.safetensors", "tiny-weak": FOLDER / "weak.safetensors"}
@@ -42,27 +41,8 @@ def unknown_rows(rows: int, width: int) -> Tensor:
     return torch.from_numpy(unit * np.float32(0.02)).reshape(rows, width)
 
 
-def save_tiny(path: Path, state: dict[str, Tensor], rows: Tensor, words: list[str]) -> None:
-    """Writes weights. `state` holds the whole token table; of it only `rows` (R,) are written."""
-    packed: dict[str, Tensor] = {ROWS: rows.to(torch.int32)}
-    for name, tensor in (state | {TABLE: state[TABLE][rows]}).items():
-        packed |= _pack(name, tensor.detach().cpu())
-    meta = {"words": json.dumps(sorted(words)), "table_rows": str(state[TABLE].shape[0])}
-    write_bytes(path, save(packed, metadata=meta))
-
-
-def _pack(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """A matrix as int8 and the scales of its rows; anything else as it is."""
-    if tensor.ndim < 2:
-        return {name: tensor.contiguous()}
-    flat = tensor.float().flatten(1)
-    scale = flat.abs().amax(1).clamp(min=1e-12) / 127  # (rows,)
-    values = (flat / scale[:, None]).round().to(torch.int8)
-    return {name: values.reshape(tensor.shape).contiguous(), name + SCALE: scale}
-
-
 def _unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_pack` over a whole file."""
+    """A whole file's tensors in fp32: matrices are int8 there, with the scales of their rows."""
     state = {}
     for name, tensor in packed.items():
         if name + SCALE in packed:
@@ -74,11 +54,11 @@ def _unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_tiny(path: Path) -> TinyWeights:
-    """The inverse of `save_tiny`, in fp32; UserError for a missing or broken file."""
+    """The weights of a file, in fp32; UserError for a missing or broken one."""
     if not path.is_file():
         raise UserError(
             f"The built-in CLIP's weights are missing: {path}.",
-            "Install the package again, or make them in the repository: make tiny-clip.",
+            "Install the package again; in a checkout, `make tiny-clip` makes them (10 minutes).",
         )
     try:
         with safe_open(path, framework="pt") as file:
