@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.precision import as_float, full_precision
+from concat_cli.core.losses import as_float, full_precision
 from concat_cli.methods.zegformer.focal import sigmoid_focal
 
 

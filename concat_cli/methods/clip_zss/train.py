@@ -17,8 +17,7 @@ from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
-from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.optim import parameter_groups
+from concat_cli.core.train.loop import StageResult, parameter_groups
 from concat_cli.core.train.session import Session, open_session
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher

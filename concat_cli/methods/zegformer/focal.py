@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from concat_cli.core.losses import as_float, full_precision
 from concat_cli.core.losses.masks import point_dice
 from concat_cli.core.losses.matcher import assigned, class_costs, dice_costs
-from concat_cli.core.losses.precision import as_float, full_precision
 
 ALPHA = 0.25  # weight of positive pixels; that of negative ones is 1 - ALPHA [ZegFormer, code]
 
