@@ -28,8 +28,7 @@ from concat_cli.methods.concat.cat import (
     fold_figures,
     harmonic,
 )
-from concat_cli.methods.concat.cycle import cycle_loss
-from concat_cli.methods.concat.generator import build_generator
+from concat_cli.methods.concat.generator import build_generator, cycle_loss
 from concat_cli.methods.concat.query_bank import (
     EMPTY,
     IGNORED,

@@ -26,8 +26,7 @@ from concat_cli.core.data.loader import collate
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Processes
-from concat_cli.core.train.loop import Fit
-from concat_cli.core.train.optim import MovingAverage, lr_factor, parameter_groups
+from concat_cli.core.train.loop import Fit, MovingAverage, lr_factor, parameter_groups
 from concat_cli.core.train.session import Session
 from concat_cli.core.train.targets import (
     Truth,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.losses.precision import as_float, full_precision
+from concat_cli.core.losses import as_float, full_precision
 
 Pooling = Literal["attention", "objectness", "matched"]
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.precision import as_float, full_precision
+from concat_cli.core.losses import as_float, full_precision
 
 ALPHA = 0.25  # of focal losses: weight of positive pixels; that of negative ones is 1 - ALPHA
 

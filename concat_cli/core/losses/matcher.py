@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from concat_cli.core.losses import as_float, full_precision
 from concat_cli.core.losses.masks import sample_at, sample_masks
-from concat_cli.core.losses.precision import as_float, full_precision
 
 # Stands for a cost that is not finite: never preferred, yet small enough for the other costs to
 # count beside it in fp64.

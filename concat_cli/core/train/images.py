@@ -29,8 +29,7 @@ from concat_cli.core.infer.render import Drawing, side_by_side, stack
 from concat_cli.core.method import TASKS
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
-from concat_cli.core.train.loop import Fit, StageResult
-from concat_cli.core.train.optim import parameter_groups
+from concat_cli.core.train.loop import Fit, StageResult, parameter_groups
 from concat_cli.core.train.session import Session, embed
 from concat_cli.core.train.targets import ImageModule, merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary

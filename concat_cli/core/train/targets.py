@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.precision import full_precision
+from concat_cli.core.losses import full_precision
 from concat_cli.core.train.distributed import Counts, of_the_step
 
 

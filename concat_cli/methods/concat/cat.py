@@ -32,8 +32,13 @@ from concat_cli.core.train.session import (
     text_clip,
     trained_names,
 )
-from concat_cli.methods.concat.cycle import cycle_loss, moment_matching, query_contrast
-from concat_cli.methods.concat.generator import Generator, build_generator
+from concat_cli.methods.concat.generator import (
+    Generator,
+    build_generator,
+    cycle_loss,
+    moment_matching,
+    query_contrast,
+)
 from concat_cli.methods.concat.query_bank import (
     Banks,
     BankTask,

@@ -1,6 +1,12 @@
-"""The generator of pseudo vision queries: (text embedding, noise) -> vision query."""
+"""The generator of pseudo vision queries, (text embedding, noise) -> vision query, and its losses.
+
+Moment matching and query contrast lead from semantics to vision, the cycle loss back. The paper
+states the three; the moment matching is PADing's, the form of the other two this project's choice.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +16,7 @@ from concat_cli.core.build import clip_width_of, config_of, part_of
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import CatConfig
 from concat_cli.core.errors import UserError
+from concat_cli.core.losses import as_float, full_precision
 
 
 class OutputStatistics(nn.Module):
@@ -37,14 +44,6 @@ class OutputStatistics(nn.Module):
 def _unit_variance(text: Tensor) -> Tensor:
     """Normalised embeddings (N, E), scaled so that a dimension has a variance of about 1."""
     return F.normalize(text, dim=-1) * text.shape[-1] ** 0.5
-
-
-def _normal(
-    rows: int, width: int, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """N(0, 1) noise (rows, width), drawn where the generator lives, then moved."""
-    source = generator.device if generator is not None else device
-    return torch.randn(rows, width, generator=generator, device=source).to(device)
 
 
 class _PrimitiveLayer(nn.Module):
@@ -124,8 +123,10 @@ class Generator(nn.Module):
         return self.statistics(self.norm(tokens))
 
     def sample_noise(self, rows: int, generator: torch.Generator | None = None) -> Tensor:
-        """N(0, 1) noise (rows, noise_size) on the module's device."""
-        return _normal(rows, self.noise_size, self.primitives.device, generator)
+        """N(0, 1) noise (rows, noise_size), drawn where `generator` lives, then moved."""
+        device = self.primitives.device
+        source = generator.device if generator is not None else device
+        return torch.randn(rows, self.noise_size, generator=generator, device=source).to(device)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Starts the output near real queries of this mean and spread, (D,) each."""
@@ -148,3 +149,107 @@ def restore_generator(weights: Weights) -> Generator:
     generator = build_generator(cfg.cat, clip_width_of(weights), cfg.model.width)
     generator.load_state_dict(part_of(weights, "generator"))
     return generator.eval()
+
+
+def mean_distance(queries: Tensor) -> Tensor:
+    """Mean Euclidean distance over the pairs of different rows of (M, D): a scalar, no gradient."""
+    rows = queries.shape[0]
+    distances = _squared_distances(queries.detach(), queries.detach()).sqrt()
+    off_diagonal = 1 - torch.eye(rows, dtype=distances.dtype, device=distances.device)
+    return (distances * off_diagonal).sum() / max(rows * (rows - 1), 1)
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """(N, M) from (N, D) and (M, D); rows are centred first, which keeps fp32 accurate."""
+    centre = b.detach().mean(0)
+    a, b = a - centre, b - centre
+    squares = (a * a).sum(-1)[:, None] + (b * b).sum(-1)[None] - 2 * a @ b.T
+    return squares.clamp(min=0)
+
+
+def moment_matching(fake: Tensor, real: Tensor, bandwidths: Sequence[float]) -> Tensor:
+    """Square root of MMD^2 summed over Gaussian kernels, biased estimate (GMMN; PADing).
+
+    Args:
+        fake, real: (N, D) and (M, D); only `fake` receives a gradient.
+        bandwidths: sigma of each kernel exp(-d^2 / (2 sigma^2)), in multiples of the mean distance
+            between real queries.
+    """
+    with full_precision(fake):
+        fake, real = as_float(fake), as_float(real).detach().to(fake.dtype)
+        sigmas = torch.as_tensor(tuple(bandwidths)).to(fake) * mean_distance(real).to(fake)
+        rates = 0.5 / sigmas.square().clamp(min=1e-12)  # (V,)
+        squared = (
+            _mean_kernel(fake, fake, rates)
+            - 2 * _mean_kernel(fake, real, rates)
+            + _mean_kernel(real, real, rates)
+        )
+        return _safe_sqrt(squared)
+
+
+def _mean_kernel(a: Tensor, b: Tensor, rates: Tensor) -> Tensor:
+    """Mean over the pairs of the kernels' sum, ()."""
+    squares = _squared_distances(a, b)
+    kernel = torch.zeros_like(squares)
+    for rate in rates:  # a handful; keeps one (N, M) matrix a kernel
+        kernel = kernel + torch.exp(-rate * squares)
+    of_a, of_b = (rows.new_full((1, len(rows)), 1 / len(rows)) for rows in (a, b))
+    return ((of_a @ kernel) * of_b).sum()
+
+
+def _safe_sqrt(values: Tensor) -> Tensor:
+    """sqrt with value and gradient 0 at (and, by rounding, below) 0; exact everywhere else."""
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1.0).sqrt(), 0.0)
+
+
+def query_contrast(
+    fake: Tensor,
+    classes: Tensor,
+    real: Tensor,
+    real_classes: Tensor,
+    unmatched: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Pulls pseudo queries to real queries of their class, pushes them from empty ones.
+
+    -log(p / (p + sum over negatives of exp(cos / T))), p = mean over positives of exp(cos / T); the
+    mean over pseudo queries that have a positive.
+
+    Args:
+        fake, classes: (N, D) and (N,).
+        real, real_classes: (M, D) and (M,), queries that hold a segment.
+        unmatched: (U, D), queries without a segment: the negatives.
+    """
+    with full_precision(fake):
+        fake = F.normalize(as_float(fake), dim=-1)
+        real = F.normalize(as_float(real).detach().to(fake.dtype), dim=-1)
+        empty = F.normalize(as_float(unmatched).detach().to(fake.dtype), dim=-1)
+        to_real = fake @ real.T / temperature  # (N, M)
+        to_empty = fake @ empty.T / temperature  # (N, U)
+        positives = classes[:, None] == real_classes[None]
+        has = positives.any(-1)
+        pull = _masked_logsumexp(to_real, positives) - positives.sum(-1).clamp(min=1).to(fake).log()
+        push = _masked_logsumexp(to_empty, torch.ones_like(to_empty, dtype=torch.bool))
+        loss = F.softplus(push - pull).masked_fill(~has, 0.0)
+        return loss.sum() / has.sum().clamp(min=1)
+
+
+def _masked_logsumexp(logits: Tensor, keep: Tensor) -> Tensor:
+    """logsumexp over the kept entries of each row; a very negative, finite number for none."""
+    worst = torch.finfo(logits.dtype).min / 4
+    floor = logits.new_full((logits.shape[0], 1), worst)
+    return torch.cat([logits.masked_fill(~keep, worst), floor], dim=1).logsumexp(-1)
+
+
+def cycle_loss(
+    projected: Tensor, text: Tensor, labels: Tensor, scale: float | Tensor = 100.0
+) -> Tensor:
+    """Cross-entropy of projected pseudo queries (N, E) over text embeddings (K, E).
+
+    Logits are scale * cosine; `labels` (N,) are class indices.
+    """
+    with full_precision(projected):
+        query = F.normalize(as_float(projected), dim=-1)
+        target = F.normalize(as_float(text).to(query.dtype), dim=-1)
+        return F.cross_entropy(scale * query @ target.T, labels)
