@@ -23,7 +23,6 @@ from concat_cli.commands.options import (
 )
 from concat_cli.console import Console, relative
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.pictures import expand_inputs
 
 if TYPE_CHECKING:
     from concat_cli.core.checkpoint import Weights
@@ -70,6 +69,7 @@ class Options:
 @with_options(Options)
 def predict(asked: Options) -> None:
     """Segment pictures, with any class names."""
+    from concat_cli.core.infer.pictures import expand_inputs
     from concat_cli.core.runs import find_weights
 
     console = Console(json_only=asked.as_json)
