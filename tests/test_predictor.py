@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from types import FunctionType, ModuleType
 
 import numpy as np
@@ -21,6 +23,7 @@ from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import ClipConfig, Config, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.image_io import read_id_png, write_png
+from concat_cli.core.device import Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import evaluate_files
 from concat_cli.core.infer.files import image_ids, output_names, predict_paths
@@ -182,6 +185,32 @@ def test_files_are_valid_for_scoring(predictor, tmp_path):
         assert segment.keys() >= {"id", "category_id", "area", "bbox", "iscrowd", "score"}
     groups = evaluate_files(index, index, unseen=["dotted star"]).panoptic
     assert groups["all"] is not None and groups["all"].pq == 1
+
+
+def test_processes_share_the_pictures(predictor, tmp_path):
+    """Two of them, here threads, write what one does."""
+    paths = [tmp_path / f"{number}.png" for number in (5, 3, 4)]
+    for number, path in enumerate(paths):
+        write_png(path, picture(60, 80, number))
+    parts, all_there = [None, None], Barrier(2)
+
+    def run(rank):
+        def gather(value):
+            parts[rank] = value
+            all_there.wait(timeout=60)
+            return list(parts)
+
+        return predict_paths(predictor, paths, tmp_path / "two", share=Share(rank, 2, gather))
+
+    alone = predict_paths(predictor, paths, tmp_path / "one")
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(run, (0, 1)))
+    for one in both:
+        assert [p.path for p in one.pictures] == paths and one.pictures[0].id == 5
+        assert [p.segments for p in one.pictures] == [p.segments for p in alone.pictures]
+    files = [sorted(p for p in (tmp_path / name).rglob("*.*")) for name in ("one", "two")]
+    assert [p.name for p in files[0]] == [p.name for p in files[1]] and len(files[0]) == 7
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))
 
 
 def test_equal_stems_get_different_names():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,7 +23,6 @@ from concat_cli.commands.options import (
 )
 from concat_cli.console import Console, relative
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.pictures import expand_inputs
 
 if TYPE_CHECKING:
     from concat_cli.core.checkpoint import Weights
@@ -69,8 +69,7 @@ class Options:
 @with_options(Options)
 def predict(asked: Options) -> None:
     """Segment pictures, with any class names."""
-    from concat_cli.core.checkpoint import load_weights
-    from concat_cli.core.infer.predictor import at_test
+    from concat_cli.core.infer.pictures import expand_inputs
     from concat_cli.core.runs import find_weights
 
     console = Console(json_only=asked.as_json)
@@ -78,6 +77,9 @@ def predict(asked: Options) -> None:
     found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
     _check(paths, every=asked.dry_run)
+    from concat_cli.core.checkpoint import load_weights  # torch: mistakes so far are told at once
+    from concat_cli.core.infer.predictor import at_test
+
     weights = load_weights(found.path)
     cfg = at_test(weights, asked.keys())
     if asked.dry_run:
@@ -133,7 +135,7 @@ def _predicted(
     if words is not None:
         console.warn(
             f"these weights know drawn shapes and {len(words)} words; in a photo they find nothing "
-            "sensible. Train with a real CLIP for that (configs/concat_coco_119_14.yaml)."
+            "sensible. Train with a real CLIP for that (`-c concat_coco_119_14`)."
         )
     return predict_paths(predictor, paths, asked.out, share=share, progress=console.progress)
 
@@ -171,9 +173,9 @@ def _show(console: Console, predicted: Sequence[PicturePrediction], most: int = 
         console.say(f"... and {len(rows) - most} more pictures")
     if rows:
         parts = ("load", "model", "post")
-        means = [sum(one.milliseconds[p] for one in predicted) / len(rows) for p in parts]
-        shown = " / ".join(f"{p} {mean:.1f}" for p, mean in zip(parts, means, strict=True))
-        console.say(f"ms a picture: {shown}")
+        means = (fmean(one.milliseconds[part] for one in predicted) for part in parts)
+        shown = (f"{part} {mean:.1f}" for part, mean in zip(parts, means, strict=True))
+        console.say(f"ms a picture: {' / '.join(shown)}")
 
 
 def _found(segments: Sequence[dict[str, Any]]) -> str:

@@ -64,7 +64,7 @@ class Saver:
 
         name: of the PNG without its ending; None: made of `file_name`. Returns the PNG.
         """
-        png = self._png(PANOPTIC, name or flat_name(file_name))
+        png = self.out / PANOPTIC / f"{name or flat_name(file_name)}.png"
         write_id_png(png, panoptic_map)
         self.enter(png, image_id, file_name, panoptic_map.shape, segments_info)
         return png
@@ -73,7 +73,7 @@ class Saver:
         self, file_name: str, semantic_map: NDArray[np.integer], name: str | None = None
     ) -> Path:
         """A semantic map (H, W) of class indices; UserError where ids need more than 16 bits."""
-        png = self._png(SEMANTIC, name or flat_name(file_name))
+        png = self.out / SEMANTIC / f"{name or flat_name(file_name)}.png"
         ids = np.array(self.vocabulary.ids)
         if ids.min() < 0 or ids.max() >= 1 << 16:
             raise UserError(
@@ -156,9 +156,6 @@ class Saver:
         for file in self._waiting.values():
             file.close()
             Path(file.name).unlink(missing_ok=True)
-
-    def _png(self, kind: str, name: str) -> Path:
-        return self.out / kind / f"{name}.png"
 
     def _wait(self, name: str, image_id: int, value: dict[str, Any]) -> None:
         file = self.begin(name)

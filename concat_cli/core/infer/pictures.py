@@ -42,7 +42,7 @@ def to_array(picture: Picture) -> NDArray[np.uint8]:
         return _from_values(
             values.numpy(), (0, -1), f"a tensor {tuple(picture.shape)} of {picture.dtype}"
         )
-    if not isinstance(picture, np.ndarray):  # a caller without types
+    if not isinstance(picture, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise _no_picture(f"a {type(picture).__name__}")
     return _from_values(picture, (-1, 0), f"an array {picture.shape} of {picture.dtype}")
 

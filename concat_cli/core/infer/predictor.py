@@ -347,9 +347,14 @@ class Loading:
 
         They come from the cache; CLIP's text tower is loaded where they are not all there.
         """
-        rows = class_texts(self.vocabulary, self.cfg.clip, templates)
-        key, found = self.weights.meta["clip"]["sha256"], lambda: self.clip(image_tower=False)
-        return cached_texts(key, rows, found, self.cache_dir, self.progress).to(self.device)
+        found = cached_texts(
+            self.weights.meta["clip"]["sha256"],
+            class_texts(self.vocabulary, self.cfg.clip, templates),
+            lambda: self.clip(image_tower=False),
+            self.cache_dir,
+            self.progress,
+        )
+        return found.to(self.device)
 
     def clip(self, image_tower: bool) -> Clip:
         """The CLIP of the weights, loaded once; UserError where another one lies in its place."""

@@ -283,7 +283,7 @@ def _place(
             cost = sum(_shared(rect, other) for other in taken) + 0.005 * abs(shift) * width
             if best is None or cost < best[0]:
                 best = (cost, rect)
-        if best is not None and best[0] == 0:
+        if best[0] == 0:
             break
         near = slice(max(0, y - height), y + height), slice(max(0, x - width // 2), x + width // 2)
         depth[near] = 0  # look elsewhere in the segment
