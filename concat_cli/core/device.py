@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -67,7 +67,7 @@ def has_native_bf16() -> bool:
 
 
 @contextmanager
-def one_thread() -> Generator[None, None, None]:
+def one_thread() -> Iterator[None]:
     """Computes on one thread of the CPU for a while.
 
     Steps of many small operations are about twice as fast like that as on two threads, which spend
