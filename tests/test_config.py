@@ -195,13 +195,21 @@ def test_no_number_leaves_its_range(key: str, value: str) -> None:
     """infer.batch=0 model.heads=0 bank.views=0 cat.heads=7 align.image=-1 cat.lr=0 cat.bandwidths=
     cat.bandwidths=0,1 optim.clip_norm=0 data.scale_max=1e9 data.scale_max=0.5 infer.max_size=64
     clip_zss.windows= clip_zss.windows=4,2 clip_zss.synthesizer=1 optim.step_at=2 cat.steps=1e10
-    optim.lr=inf cat.bandwidths=inf model.width=60 zegformer.exponent=1.1 shapes.seed=-1""".split(),
+    optim.lr=inf cat.bandwidths=inf model.width=60 model.width=6 zegformer.exponent=1.1
+    shapes.seed=-1""".split(),
 )
 def test_values_that_would_fail_later_are_refused(text: str) -> None:
     with pytest.raises(UserError) as caught:
         load_config(None, [text])
     name = text.partition("=")[0].split(".")[1]
     assert name in caught.value.what or name in caught.value.hint
+
+
+def test_the_norms_of_a_deformable_decoder_want_more() -> None:
+    keys = ["model.width=36", "model.heads=4"]
+    assert load_config(None, keys).model.width == 36
+    with pytest.raises(UserError, match="for this pixel_decoder, of 32"):
+        load_config(None, [*keys, "model.pixel_decoder=deformable"])
 
 
 def test_cat_heads_that_nobody_chose_do_not_matter() -> None:

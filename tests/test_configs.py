@@ -72,7 +72,7 @@ def test_its_models_build(path):
     width = plan.clip_width(cfg.clip)
     assert width is not None
     if stages_of(path) == ("clip_zss",):
-        student = build_student(cfg.clip_zss, width).eval()
+        student = build_student(cfg.sections()["clip_zss"], width).eval()
         images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
         assert student.encoder.strides == STRIDES
         assert student(images).shape == (1, width, 16, 16)

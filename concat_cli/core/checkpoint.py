@@ -143,11 +143,11 @@ def _meta(path: Path, data: bytes) -> dict[str, Any]:
     if len(data) < 8 + length:
         raise _damaged(path, "it ends too early, or is of another format")
     try:
-        header = json.loads(data[8 : 8 + length])
-        meta = json.loads(header.get("__metadata__", {}).get(_KEY, "null"))
+        header: Any = json.loads(data[8 : 8 + length])
+        meta: dict[str, Any] = dict(json.loads(header.get("__metadata__", {}).get(_KEY, "{}")))
     except (ValueError, AttributeError, TypeError) as error:
         raise _damaged(path, "its header is not readable") from error
-    if not isinstance(meta, dict) or any(key not in meta for key in _NEEDED):
+    if not meta.keys() >= set(_NEEDED):
         raise UserError(
             f"{path} holds tensors, but concat did not write it.",
             "Give weights made by `concat train-con`, `train-cat` or `finetune`.",

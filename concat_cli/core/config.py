@@ -116,7 +116,9 @@ class ModelConfig:
     init: str = ""  # a Mask2Former to start from: a file, a folder, or "hf-hub:ORG/NAME"
 
     def __post_init__(self) -> None:
-        check(self.width % self.heads == 0, "width must be a multiple of heads")
+        part = 32 if self.pixel_decoder == "deformable" else 4  # groups of its norms; of positions
+        fits = self.width % self.heads == 0 and self.width % part == 0
+        check(fits, f"width must be a multiple of heads and, for this pixel_decoder, of {part}")
 
 
 @dataclass(frozen=True)
@@ -307,11 +309,6 @@ class Config:
         kind = type(section)
         methods = tuple(section if isinstance(old, kind) else old for old in self.methods)
         return replace(self, methods=methods)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in own_sections():
-            return self.sections()[name]
-        raise AttributeError(name)
 
     def __post_init__(self) -> None:
         made_of_tokens = self.loss.denoising or self.loss.dense or self.warmup.masks

@@ -19,7 +19,7 @@ from concat_cli.core.method import own_sections
 
 Plain = dict[str, dict[str, Any]]  # plain values by section and key
 SHIPPED = Path(__file__).parents[1] / "configs"
-_ALL_KEYS = "`concat train-con --dry-run` prints every key with its value."
+_ALL_KEYS = "`concat train-con --dry-run --verbose` prints every key with its value."
 _LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 
@@ -75,7 +75,7 @@ def from_dict(raw: Plain, where: str = "saved configuration") -> Config:
 def to_dict(cfg: Config) -> Plain:
     """Plain values by section and key; tuples become lists."""
     return {
-        name: {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(section).items()}
+        name: {k: [*v] if type(v) is tuple else v for k, v in asdict(section).items()}
         for name, section in cfg.sections().items()
     }
 
@@ -145,7 +145,7 @@ def _of_overrides(overrides: Sequence[str], mistakes: _Mistakes) -> Iterator[_Gi
 def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
     """The file's values as written, each with its line; types are not YAML's business here."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+        root = yaml.SafeLoader(path.read_text(encoding="utf-8-sig")).get_single_node()
     except FileNotFoundError:
         raise UserError(f"There is no configuration {path}.", _others(path)) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -201,6 +201,7 @@ def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
             section, name = key.split(".")
             values.setdefault(section, {})[name] = _prepared(one.value, _defaults()[key])
             written[key] = written[section] = one
+    read: Any = None
     try:
         read = _reader().model_validate(values)
     except ValidationError as error:
@@ -242,11 +243,11 @@ def _wrong(error: Any, written: dict[str, _Given]) -> tuple[str, str]:
     if given.value in (None, "", []):
         return f"{given.where}: {key} has no value.", _about(key)
     many = isinstance(given.value, list)
-    shown = f"the list [{', '.join(map(str, given.value))}]" if many else f"'{given.value}'"
+    shown = f"the list {given.value}" if many else f"'{given.value}'"
     wanted = "finite" if error["type"] == "finite_number" else _kind(_schema(key))
     for name in _LIMITS.keys() & limits:
         wanted = f"{_LIMITS[name]} {limits[name]:.10g}"
-    choices = _schema(key).get("enum", ())
+    choices: list[str] = _schema(key).get("enum", [])
     close = difflib.get_close_matches(str(given.value), choices, n=1, cutoff=0.5)
     meant = f" Did you mean {close[0]}?" if close else ""
     return f"{given.where}: {key} must be {wanted}, is {shown}.{meant}", _about(key)
@@ -255,8 +256,7 @@ def _wrong(error: Any, written: dict[str, _Given]) -> tuple[str, str]:
 def _about(key: str) -> str:
     """A key's type and its default, as it is written in an override."""
     default = _defaults()[key]
-    shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
-    shown = shown.lower() if isinstance(default, bool) else shown
+    shown = str(default).lower() if type(default) in (bool, list) else str(default)
     return f"{key} is {_kind(_schema(key))}; its default is {shown or 'empty'}."
 
 

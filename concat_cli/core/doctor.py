@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from concat_cli import __version__
 from concat_cli.core.errors import UserError
@@ -47,7 +47,7 @@ class Check:
 class Report:
     """Findings by section; `ok` where nothing that is needed failed."""
 
-    sections: dict[str, list[Check]] = field(default_factory=dict)
+    sections: dict[str, list[Check]] = field(default_factory=dict[str, list[Check]])
 
     @property
     def ok(self) -> bool:
@@ -101,7 +101,8 @@ def _machine() -> Iterator[Check]:
     version = platform.python_version()
     enough = tuple(int(n) for n in version.split(".")[:2]) >= (3, 10)
     yield Check("Python", "ok" if enough else "failed", version, "" if enough else "Take 3.10+.")
-    yield Check("processors", "ok", f"{_processors()} of {os.cpu_count()} for this process")
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Check("processors", "ok", f"{count} of {os.cpu_count()} for this process")
     yield Check("memory", "ok", _memory())
     import torch
 
@@ -119,12 +120,6 @@ def _machine() -> Iterator[Check]:
     if device.type == "cpu" and Path("/proc/driver/nvidia/version").exists():
         todo = f"This torch is built for CUDA {torch.version.cuda}: install one for your driver."
         yield Check("GPU", "missing", "an NVIDIA driver is there, but torch cannot use it", todo)
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory() -> str:
@@ -181,19 +176,24 @@ def _weights() -> Iterator[Check]:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             yield Check(name, "ok", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest[:16]}")
         else:
-            yield Check(name, "failed", f"no file {path}", "Install concat again.")
+            yield _broken(name, path)
     yield from _cache()
+
+
+def _broken(name: str, path: Path) -> Check:
+    return Check(name, "failed", f"nothing in {path}", "Install concat again.")
 
 
 def _cache() -> Iterator[Check]:
     """Models in the hub's cache that a configuration can name."""
-    import open_clip
+    import open_clip  # pyright: ignore[reportMissingTypeStubs]
     from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     keys: dict[str, str] = {}
     for model, tag in open_clip.list_pretrained():
-        repository = open_clip.get_pretrained_cfg(model, tag).get("hf_hub", "").rpartition("/")[0]
+        facts = cast("dict[str, str]", open_clip.get_pretrained_cfg(model, tag))
+        repository = facts.get("hf_hub", "").rpartition("/")[0]
         keys.setdefault(repository, f"clip.model={model} clip.pretrained={tag}")
     try:
         found = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
@@ -218,8 +218,7 @@ def _data_sets(data: Path | None, root: Path) -> Iterator[Check]:
     if data is not None:
         yield _data_set(data, "failed")
         return
-    found = sorted({path.parent for path in root.glob("*/dataset.json")} | {
-        path.parent for path in root.glob("*/*/dataset.json")})  # fmt: skip
+    found = sorted(p.parent for deep in ("*", "*/*") for p in root.glob(f"{deep}/dataset.json"))
     for folder in found:
         yield _data_set(folder, "missing")
     if not found:
@@ -233,7 +232,7 @@ def _data_set(folder: Path, otherwise: State) -> Check:
 
     try:
         info = read_dataset_info(folder)
-        counts = []
+        counts: list[str] = []
         for name, part in info.parts.items():
             samples = PanopticDataset(part, info.vocabulary)
             if len(samples):
@@ -247,10 +246,8 @@ def _data_set(folder: Path, otherwise: State) -> Check:
 
 
 def _splits() -> Iterator[Check]:
-    names = sorted(path.stem for path in SPLITS.glob("*.yaml"))
-    state: State = "ok" if names else "failed"
-    todo = "" if names else "Install concat again."
-    yield Check("class splits", state, ", ".join(names) or "none", todo)
+    names = ", ".join(sorted(path.stem for path in SPLITS.glob("*.yaml")))
+    yield Check("class splits", "ok", names) if names else _broken("class splits", SPLITS)
 
 
 def _trial() -> Iterator[Check]:

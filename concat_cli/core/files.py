@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def write_error(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def atomic_path(path: Path, sync: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, sync: bool = True) -> Generator[Path, None, None]:
     """Yields a temporary path in the folder of `path`; renames it to `path` on success.
 
     The folder is made if need be. On any error the temporary file is removed; `OSError` becomes

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import yaml
 
@@ -112,9 +112,8 @@ class Vocabulary:
     @staticmethod
     def from_json(rows: Iterable[dict[str, Any]]) -> Vocabulary:
         """The inverse of `to_json`."""
-        return Vocabulary(
-            tuple(ClassEntry(**{**row, "synonyms": tuple(row["synonyms"])}) for row in rows)
-        )
+        listed: list[dict[str, Any]] = [{**r, "synonyms": tuple(r["synonyms"])} for r in rows]
+        return Vocabulary(tuple(ClassEntry(**row) for row in listed))
 
     @staticmethod
     def from_categories(
@@ -216,26 +215,26 @@ def _list_items(where: str, rows: Any) -> list[_Item]:
         raise UserError(
             f"{where} holds no list.", 'Write `- cat` lines (YAML) or ["cat", ...] (JSON).'
         )
-    return [_row(row, f"{where}, item {n}") for n, row in enumerate(rows or (), 1)]
+    listed = cast("list[Any]", rows or [])
+    return [_row(row, f"{where}, item {n}") for n, row in enumerate(listed, 1)]
 
 
 def _row(row: Any, where: str) -> _Item:
     """A list's item: a string as in a text file, or {name, synonyms, kind}."""
     if isinstance(row, str):
         return _line(row, where)
-    if isinstance(row, dict) and len(row) == 1 and not set(row) & set(_KEYS):
-        name, kind = next(iter(row.items()))  # YAML reads `- sky : stuff` as a mapping
-        if kind in _KINDS:
-            return _line(f"{name} : {kind}", where)
-    if not isinstance(row, dict) or not {"name"} <= set(row) <= set(_KEYS):
-        unknown = [repr(k) for k in row if k not in _KEYS] if isinstance(row, dict) else []
-        lacks = ": it has no name" if isinstance(row, dict) else ""
-        lacks = f": unknown key {', '.join(unknown)[:200]}" if unknown else lacks
+    keys = cast("dict[Any, Any]", row if isinstance(row, dict) else {})
+    unknown = [key for key in keys if key not in _KEYS]
+    if len(keys) == 1 and unknown and keys[unknown[0]] in _KINDS:
+        return _line(f"{unknown[0]} : {keys[unknown[0]]}", where)  # YAML's `- sky : stuff`
+    if unknown or "name" not in keys:
+        lacks = ": it has no name" if keys else ""
+        lacks = f": unknown key {', '.join(map(repr, unknown))[:200]}" if unknown else lacks
         raise UserError(f"{where}: {_SHORT.repr(row):.300} is no class{lacks}.", _ROW)
-    synonyms = row.get("synonyms") or []
+    synonyms: Any = keys.get("synonyms") or []
     synonyms = synonyms.split(",") if isinstance(synonyms, str) else synonyms
-    names: list[Any] = [row["name"], *synonyms] if isinstance(synonyms, list) else [None]
-    kind = row.get("kind") or ""
+    names: list[Any] = [keys["name"], *synonyms] if isinstance(synonyms, list) else [None]
+    kind: Any = keys.get("kind") or ""
     if not all(isinstance(name, str) for name in (*names, kind)):
         raise UserError(f"{where}: name, synonyms and kind must be strings.", _FORM)
     return _item(names, kind, where)
