@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from concat_cli.core.infer.instances import Instance, Rle, encoded
 
 BoolArray = NDArray[np.bool_]
+Curves = tuple[NDArray[np.float64], NDArray[np.float64]]  # precision, recall
 _PRINTS = Lock()  # stdout belongs to the process, not to a thread
 _WITH_PIXELS = 2**24  # pixels of true masks held at once
 
@@ -146,7 +147,7 @@ class InstanceResult:
     """By class precision (T, R, A) and recall (T, A) at 100 detections, -1 where there is no truth
     of that size; T: IoU 0.5-0.95, R: 101 recalls, A: all, small, medium, large."""
 
-    curves: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    curves: Mapping[int, Curves]
 
     def quality(self, classes: Sequence[int]) -> InstanceQuality | None:
         """Averages over those of the classes that the truth holds; None if it holds none."""
@@ -168,12 +169,10 @@ def _mean_of_real(values: NDArray[np.float64]) -> float | None:
     return float(real.mean()) if len(real) else None
 
 
-def _accumulated(
-    state: _ClassState,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _accumulated(state: _ClassState) -> Curves | None:
     """COCOeval's curves of one class; None where no true instance of it counts."""
     judge: Any = COCOeval(iouType="segm")
-    ranges, curves = judge.params.areaRng, []
+    ranges, curves = judge.params.areaRng, list[Curves]()
     for number, area in enumerate(ranges):  # one at a time, as COCOeval wants an object an image
         images = _images(state, number, len(ranges), len(judge.params.iouThrs))
         judge.params.catIds, judge.params.imgIds = [0], sorted(images)
