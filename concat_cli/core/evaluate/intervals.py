@@ -201,14 +201,20 @@ def paired_differences(
     ours, theirs: counts (M, C, K) of each split, of the same M images. None where a split has no
     class of the group; draws without one are left out of the interval.
     """
-    values, again = list[list[dict[str, FloatArray]]](), list[list[dict[str, FloatArray]]]()
+
+    def gaps(a: FloatArray, b: FloatArray, split: ClassSplit) -> dict[str, FloatArray]:
+        one, other = group_means(a, mean, split), group_means(b, mean, split)
+        return {group: one[group] - other[group] for group in GROUPS}
+
+    values: list[dict[str, FloatArray]] = []
+    again: list[dict[str, FloatArray]] = []
     for number, (a, b, split) in enumerate(zip(ours, theirs, splits, strict=True)):
         assert a.shape == b.shape, (a.shape, b.shape)
-        values.append([group_means(x.sum(0), mean, split) for x in (a, b)])
-        again.append([group_means(resample(x, repeats, number), mean, split) for x in (a, b)])
+        values.append(gaps(a.sum(0), b.sum(0), split))
+        again.append(gaps(resample(a, repeats, number), resample(b, repeats, number), split))
     found: dict[str, Interval | None] = {}
     for group in GROUPS:
-        value = float(np.mean([one[group] - other[group] for one, other in values]))
-        borders = percentiles(np.mean([one[group] - other[group] for one, other in again], axis=0))
+        value = float(np.mean([one[group] for one in values]))
+        borders = percentiles(np.mean([one[group] for one in again], axis=0))
         found[group] = None if np.isnan(value) or borders is None else Interval(value, *borders)
     return found
