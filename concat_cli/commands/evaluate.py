@@ -68,8 +68,7 @@ class Options:
     device: DeviceOption = Device.auto
     dry_run: DryRun = False
     predictions: Annotated[
-        Path | None,
-        typer.Option(help="Score this COCO panoptic JSON.", rich_help_panel=_FILES),
+        Path | None, typer.Option(help="Score this COCO panoptic JSON.", rich_help_panel=_FILES)
     ] = None
     truth: Annotated[
         Path | None, typer.Option(help="Against this one.", rich_help_panel=_FILES)

@@ -52,7 +52,7 @@ _ABSENT = {
 def _row(plain: Plain, tasks: Sequence[str], name: str) -> list[Cell]:
     row: list[Cell] = []
     for task in tasks:
-        group = plain[task].get(name) or {}
+        group: Plain = plain[task].get(name) or {}
         row += [_percent(group.get(key)) for key in FIGURES[task].values()]
         row.append(group.get("n"))
     return row

@@ -122,7 +122,7 @@ def _time(predictor: Predictor, image: Image) -> dict[str, float]:
     start = time.perf_counter()
     raw = list(predictor.raw([image]))
     model = time.perf_counter() - start
-    found = {}
+    found: dict[str, float] = {}
     for task, make in (("semantic", predictor.semantic), ("panoptic", predictor.panoptic)):
         if task in predictor.tasks:
             start = time.perf_counter()

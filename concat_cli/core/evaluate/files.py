@@ -125,20 +125,12 @@ def evaluate_files(
     found, real = _given(predictions), _given(truth)
     said, told = _read(found, _Predictions), _read(real, _Truth)
     vocabulary = Vocabulary.from_categories(one.model_dump() for one in told.categories or ())
-    if len(told.names()) < len(vocabulary) or len(set(vocabulary.names)) < len(vocabulary):
-        raise UserError(f"{real.json}: two categories have one id or one name.", FORMAT_HINT)
     if unseen is None:
         class_split, unseen = _unseen_of(real.json, class_split, vocabulary, progress)
     vocabulary = _divided(vocabulary, unseen, scoring.split)
-    truths, preds = _by_image(real, told), _by_image(found, said)
     _check_categories(found.json, said, real.json, told)
-    missing = [image_id for image_id in truths if image_id not in preds]
-    if missing:
-        raise UserError(
-            f"{found.json} has no prediction for {len(missing)} of the {len(truths)} images of "
-            f"{real.json}, such as image {missing[0]}.",
-            "Predict every image; one without segments has an empty `segments_info`.",
-        )
+    truths, preds = _by_image(real, told), _by_image(found, said)
+    _check_images(found.json, preds, real.json, truths)
     extra = [image_id for image_id in preds if image_id not in truths]
     if extra:
         progress.say(
@@ -148,17 +140,15 @@ def evaluate_files(
     sizes = {image.id: (image.height, image.width) for image in told.images}
     tasks = ("panoptic", "semantic")
     tally = Tally(len(vocabulary), len(truths), tasks, keep=scoring.bootstraps > 0)
-    for number, (image_id, one) in enumerate(progress.track(truths.items(), "score", len(truths))):
-        if image_id not in sizes:
-            what = f"{real.json} does not list image {image_id} with its height and width."
-            raise UserError(what, "Download or write the JSON again.")
-        truth_map, labels = _read_map(real, one, sizes[image_id]), one.labels(vocabulary)
-        pred_map = _read_map(found, preds[image_id], sizes[image_id])
-        pred_labels = preds[image_id].labels(vocabulary)
+    for number, image_id in enumerate(progress.track(truths, "score", len(truths))):
+        one = truths[image_id]
         crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
-        tally.add_panoptic(number, (pred_map, pred_labels), (truth_map, labels, crowd))
-        classes = class_map(pred_map, pred_labels), class_map(truth_map, labels)
-        tally.add_semantic(number, *classes)
+        of_truth, of_pred = (
+            (_read_map(files, each, sizes.get(image_id)), each.labels(vocabulary))
+            for files, each in ((real, one), (found, preds[image_id]))
+        )
+        tally.add_panoptic(number, of_pred, (*of_truth, crowd))
+        tally.add_semantic(number, class_map(*of_pred), class_map(*of_truth))
     report = make_report(
         tally,
         vocabulary,
@@ -273,6 +263,8 @@ def _by_image(files: PanopticFiles, content: _Predictions) -> dict[ImageId, _Ann
 def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth) -> None:
     """UserError where the files mean different classes, or there is nothing to score."""
     names, own, real = told.names(), said.names(), told.said()
+    if not len(told.categories or ()) == len(names) == len(set(names.values())):
+        raise UserError(f"{truth}: two categories have one id or one name.", FORMAT_HINT)
     for category, name in own.items():
         if names.get(category, name) != name:
             raise UserError(
@@ -302,8 +294,26 @@ def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth)
         )
 
 
-def _read_map(files: PanopticFiles, one: _Annotation, size: tuple[int, int]) -> NDArray[np.int32]:
-    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree."""
+def _check_images(
+    path: Path, preds: Collection[ImageId], truth: Path, truths: Collection[ImageId]
+) -> None:
+    missing = [image_id for image_id in truths if image_id not in preds]
+    if missing:
+        raise UserError(
+            f"{path} has no prediction for {len(missing)} of the {len(truths)} images of {truth}, "
+            f"such as image {missing[0]}.",
+            "Predict every image; one without segments has an empty `segments_info`.",
+        )
+
+
+def _read_map(
+    files: PanopticFiles, one: _Annotation, size: tuple[int, int] | None
+) -> NDArray[np.int32]:
+    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree, or the truth
+    does not tell the image's size."""
+    if size is None:
+        what = f"{files.json} does not list image {one.image_id} with its height and width."
+        raise UserError(what, "Download or write the JSON again.")
     path = files.pngs / (one.file_name or f"{one.image_id:0>12}.png")
     ids = np.array([segment.id for segment in one.segments_info], np.int64)
     found = read_id_png(path)

@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from concat_cli.core.infer.instances import Instance, Rle, encoded
 
 BoolArray = NDArray[np.bool_]
+Curves = tuple[NDArray[np.float64], NDArray[np.float64]]  # precision, recall
 _PRINTS = Lock()  # stdout belongs to the process, not to a thread
 _WITH_PIXELS = 2**24  # pixels of true masks held at once
 
@@ -146,7 +147,7 @@ class InstanceResult:
     """By class precision (T, R, A) and recall (T, A) at 100 detections, -1 where there is no truth
     of that size; T: IoU 0.5-0.95, R: 101 recalls, A: all, small, medium, large."""
 
-    curves: Mapping[int, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    curves: Mapping[int, Curves]
 
     def quality(self, classes: Sequence[int]) -> InstanceQuality | None:
         """Averages over those of the classes that the truth holds; None if it holds none."""
@@ -168,45 +169,38 @@ def _mean_of_real(values: NDArray[np.float64]) -> float | None:
     return float(real.mean()) if len(real) else None
 
 
-def _accumulated(
-    state: _ClassState,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _accumulated(state: _ClassState) -> Curves | None:
     """COCOeval's curves of one class; None where no true instance of it counts."""
     judge: Any = COCOeval(iouType="segm")
-    ranges, curves = judge.params.areaRng, []
-    for number, area in enumerate(ranges):  # one at a time, as COCOeval wants an object an image
-        images = _images(state, number, len(ranges), len(judge.params.iouThrs))
-        judge.params.catIds, judge.params.imgIds = [0], sorted(images)
-        judge.params.areaRng = [area]
-        judge._paramsEval = judge.params
-        judge.evalImgs = [images[image_id] for image_id in sorted(images)]
-        with _PRINTS, contextlib.redirect_stdout(io.StringIO()):
-            judge.accumulate()
-        curves.append((judge.eval["precision"][:, :, 0, 0, -1], judge.eval["recall"][:, 0, 0, -1]))
-    precision, recall = (np.stack(values, -1) for values in zip(*curves, strict=True))
+    areas = len(judge.params.areaRng)
+    images = _images(state, areas, len(judge.params.iouThrs))
+    judge.params.catIds, judge.params.imgIds = [0], list(range(len(images)))
+    judge._paramsEval = judge.params
+    judge.evalImgs = [image[area] for area in range(areas) for image in images]
+    with _PRINTS, contextlib.redirect_stdout(io.StringIO()):
+        judge.accumulate()
+    precision, recall = judge.eval["precision"][:, :, 0, :, -1], judge.eval["recall"][:, 0, :, -1]
     return None if precision[0, 0, 0] < 0 else (precision, recall)
 
 
-def _images(
-    state: _ClassState, area: int, areas: int, thresholds: int
-) -> dict[int, dict[str, Any]]:
-    """What COCOeval found in each image within one range of sizes."""
-    found: dict[int, dict[str, Any]] = {}
+def _images(state: _ClassState, areas: int, thresholds: int) -> list[list[dict[str, Any]]]:
+    """What COCOeval found in each image, by id, within each range of sizes."""
+    found: dict[int, list[dict[str, Any]]] = {}
     bits = scores = truths = 0
     for image_id, d, g in np.array(state.shapes).reshape(-1, 3).tolist():
         count = areas * thresholds * d
+        size = -(-count // 8)
         matched, ignored = (
-            np.unpackbits(np.frombuffer(flags, np.uint8, -(-count // 8), bits), count=count)
-            .reshape(areas, thresholds, d)[area]
+            np.unpackbits(np.frombuffer(flags, np.uint8, size, bits), count=count)
+            .reshape(areas, thresholds, d)
             .astype(bool)
             for flags in (state.matched, state.ignored)
         )
         left_out = np.frombuffer(state.left_out, np.uint8, areas * g, truths).reshape(areas, g)
-        found[image_id] = {
-            "dtScores": np.array(state.scores[scores : scores + d]),
-            "dtMatches": matched,
-            "dtIgnore": ignored,
-            "gtIgnore": left_out[area],
-        }
-        bits, scores, truths = bits + -(-count // 8), scores + d, truths + areas * g
-    return found
+        told = np.array(state.scores[scores : scores + d])
+        found[image_id] = [
+            {"dtScores": told, "dtMatches": matched[a], "dtIgnore": ignored[a], "gtIgnore": one}
+            for a, one in enumerate(left_out)
+        ]
+        bits, scores, truths = bits + size, scores + d, truths + areas * g
+    return [found[image_id] for image_id in sorted(found)]

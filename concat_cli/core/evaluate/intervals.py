@@ -56,7 +56,7 @@ class SparseCounts:
 
     def dense(self, images: int) -> FloatArray:
         """(M, columns, K)."""
-        found = self.matrix(images).toarray()
+        found: FloatArray = self.matrix(images).toarray()
         return np.ascontiguousarray(found.T).reshape(images, self.columns, self.classes)
 
     def nbytes(self) -> int:
@@ -119,7 +119,7 @@ def draws(images: int, repeats: int, seed: int) -> Iterator[FloatArray]:
 def resampled(counts: SparseCounts, images: int, repeats: int, seed: int) -> FloatArray:
     """(repeats, columns, K): the summed counts of `repeats` sets of images drawn again."""
     matrix = counts.matrix(images)  # (columns * K, M)
-    blocks = [(matrix @ weights.T).T for weights in draws(images, repeats, seed)]
+    blocks: list[FloatArray] = [(matrix @ weights.T).T for weights in draws(images, repeats, seed)]
     return np.concatenate(blocks).reshape(repeats, counts.columns, counts.classes)
 
 
@@ -201,14 +201,20 @@ def paired_differences(
     ours, theirs: counts (M, C, K) of each split, of the same M images. None where a split has no
     class of the group; draws without one are left out of the interval.
     """
-    values, again = [], []
+
+    def gaps(a: FloatArray, b: FloatArray, split: ClassSplit) -> dict[str, FloatArray]:
+        one, other = group_means(a, mean, split), group_means(b, mean, split)
+        return {group: one[group] - other[group] for group in GROUPS}
+
+    values: list[dict[str, FloatArray]] = []
+    again: list[dict[str, FloatArray]] = []
     for number, (a, b, split) in enumerate(zip(ours, theirs, splits, strict=True)):
         assert a.shape == b.shape, (a.shape, b.shape)
-        values.append([group_means(x.sum(0), mean, split) for x in (a, b)])
-        again.append([group_means(resample(x, repeats, number), mean, split) for x in (a, b)])
+        values.append(gaps(a.sum(0), b.sum(0), split))
+        again.append(gaps(resample(a, repeats, number), resample(b, repeats, number), split))
     found: dict[str, Interval | None] = {}
     for group in GROUPS:
-        value = float(np.mean([one[group] - other[group] for one, other in values]))
-        borders = percentiles(np.mean([one[group] - other[group] for one, other in again], axis=0))
+        value = float(np.mean([one[group] for one in values]))
+        borders = percentiles(np.mean([one[group] for one in again], axis=0))
         found[group] = None if np.isnan(value) or borders is None else Interval(value, *borders)
     return found

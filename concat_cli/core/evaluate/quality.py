@@ -123,7 +123,8 @@ def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> N
     if not mine.any():
         return np.zeros(same.shape[1], np.int64)
     last = len(crowd) - 1 - mine[::-1].argmax(0)  # (M,)
-    return np.where(mine.any(0), shared[1 + last, 1 + np.arange(same.shape[1])], 0)
+    own: NDArray[np.int64] = shared[1 + last, 1 + np.arange(same.shape[1])]
+    return np.where(mine.any(0), own, 0)
 
 
 def class_map(segment_map: IntArray, labels: IntArray) -> NDArray[np.int64]:
@@ -210,7 +211,7 @@ def mask_ious(
     mask_logits (Q, h, w) at stride 4 of the padded input; segment_map (H, W): 0 = void, i+1 =
     segment i of N.
     """
-    truth_map = torch.from_numpy(np.ascontiguousarray(segment_map)).to(mask_logits.device)
+    truth_map = torch.as_tensor(np.ascontiguousarray(segment_map)).to(mask_logits.device)
     shared = torch.zeros(len(mask_logits), segments + 1, device=mask_logits.device)
     top, size = 0, (truth_map.shape[0], truth_map.shape[1])
     width = len(mask_logits) + segments + 1

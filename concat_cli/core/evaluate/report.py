@@ -161,9 +161,7 @@ def make_report(
 
 
 def _means(
-    members: Mapping[str, Sequence[int]],
-    mean: Callable[[Sequence[int]], Q | None],
-    both: type[H],
+    members: Mapping[str, Sequence[int]], mean: Callable[[Sequence[int]], Q | None], both: type[H]
 ) -> dict[str, Q | H | None]:
     """The mean of each group, and the harmonic means of the seen and unseen ones."""
     means = {name: mean(classes) for name, classes in members.items()}

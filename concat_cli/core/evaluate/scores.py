@@ -176,7 +176,7 @@ NO_SWEEP = Sweep()
 
 def sweep_offsets(scale: float, *others: float | None) -> tuple[float, ...]:
     """Offsets from 0 to 0.3 of the scale of the logits, and the others that are given."""
-    steps = np.linspace(0, 0.3 * scale, STEPS).round(4).tolist()
+    steps: list[float] = np.linspace(0, 0.3 * scale, STEPS).round(4).tolist()
     return tuple(sorted({*steps, *(one for one in others if one is not None)}))
 
 
@@ -191,9 +191,10 @@ def calibration(
     rows: list[OffsetFigures] = []
     for offset, (panoptic, semantic) in tally.sweep.items():
         result = panoptic.result()
-        pq = [None if one is None else one.pq for one in map(result.mean, split)]
-        miou = [None if one is None else one.miou for one in map(semantic.quality, split)]
-        rows.append(OffsetFigures(offset, *pq, _both(*pq), *miou, _both(*miou)))
+        pq, unseen_pq = (None if q is None else q.pq for q in map(result.mean, split))
+        iou, unseen_iou = (None if q is None else q.miou for q in map(semantic.quality, split))
+        both_pq, both_iou = _both(pq, unseen_pq), _both(iou, unseen_iou)
+        rows.append(OffsetFigures(offset, pq, unseen_pq, both_pq, iou, unseen_iou, both_iou))
     by_pq = [(row.hpq, -row.offset) for row in rows if row.hpq is not None]
     by_iou = [(row.hiou, -row.offset) for row in rows if row.hiou is not None]
     return Calibration(
