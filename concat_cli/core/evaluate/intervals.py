@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +47,8 @@ class SparseCounts:
         self._where.extend(other._where)
         self._values.extend(other._values)
 
-    def matrix(self, images: int) -> csr_array:
-        """The sparse (columns * K, M) matrix of the figures of M images."""
+    def matrix(self, images: int) -> Any:
+        """The figures of M images, a sparse (columns * K, M) `csr_array`."""
         where, values = np.frombuffer(self._where, np.int64), np.frombuffer(self._values)
         number, classes = np.divmod(where, self.classes)
         rows = np.arange(self.columns) * self.classes + classes[:, None]  # (n, columns)

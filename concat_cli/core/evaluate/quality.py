@@ -123,8 +123,9 @@ def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> N
     if not mine.any():
         return np.zeros(same.shape[1], np.int64)
     last = len(crowd) - 1 - mine[::-1].argmax(0)  # (M,)
-    own: NDArray[np.int64] = shared[1 + last, 1 + np.arange(same.shape[1])]
-    return np.where(mine.any(0), own, 0)
+    found: NDArray[np.int64] = shared[1 + last, 1 + np.arange(same.shape[1])]
+    found[~mine.any(0)] = 0
+    return found
 
 
 def class_map(segment_map: IntArray, labels: IntArray) -> NDArray[np.int64]:
