@@ -1,8 +1,8 @@
 """Weights that describe themselves (safetensors with JSON metadata), and the state of a loop.
 
 Tensor names begin with `segmentor.`, `generator.` or `student.`. Metadata: format, version, stage
-(of the table in `method.py`), step, config, vocabulary, trained and taught (class names), clip
-(model, pretrained, sha256), data (name, class_split).
+(con, cat, finetune, zegformer, clip_zss), step, config, vocabulary, trained and taught (class
+names), clip (model, pretrained, sha256), data (name, class_split).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Weights:
 
     @property
     def stage(self) -> str:
-        """The stage that made them; see `method.py`."""
+        """The stage that made them: con, cat, finetune, zegformer or clip_zss."""
         return self.meta["stage"]
 
 

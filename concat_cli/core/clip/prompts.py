@@ -21,8 +21,9 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-# "single": CLIP paper, 3.1.4. "scene": Ding et al., CVPR 2022, as "masked", the 32 that name what
-# CLIP's image encoder is shown of a segment. "imagenet_select": PADing's eight (of open_clip's).
+# "single": CLIP paper, 3.1.4. "scene": ZegFormer's single one. "imagenet_select": PADing's eight
+# (of open_clip's templates), which ZegFormer takes on COCO. "masked": the 32 that name what CLIP's
+# image encoder is shown of a segment [ZegFormer].
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),
