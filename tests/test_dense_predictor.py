@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,21 @@ def test_a_segment_is_all_of_one_class() -> None:
         inside = found.panoptic_map == segment.id
         assert (found.semantic_map[inside] == segment.class_index).all()
         assert segment.area == inside.sum() and 1 / 8 < segment.score <= 1
+
+
+def test_pixels_are_classified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(
+        "concat_cli.methods.clip_zss.predictor.classify_pixels",
+        lambda *given: (calls.append(1), classify_pixels(*given))[1],
+    )
+    one = predictor(8)
+    found, image = one(photo()), photo()
+    labels = found.semantic_map
+    assert len(calls) == 1 and labels.dtype == np.int32
+    (raw,) = one.raw([image])
+    assert (one.semantic(raw)[0] == labels).all()
+    assert (pickle.loads(pickle.dumps(found)).semantic_map == labels).all()
 
 
 @pytest.mark.parametrize("ask", ["panoptic", "instances"])

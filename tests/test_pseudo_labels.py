@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from concat_cli.methods.clip_zss.config import ClipZssConfig
-from PIL import Image
 
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import ClipConfig
@@ -24,7 +24,7 @@ from concat_cli.methods.clip_zss.pseudo_labels import (
     pseudo_labels,
     window_seeds,
 )
-from concat_cli.methods.clip_zss.train import CAPTIONS, label_drawing, write_pseudo_preview
+from concat_cli.methods.clip_zss.train import CAPTIONS, label_drawing, preview_row
 
 PLAIN = ClipZssConfig(windows=(2, 4), iterations=3, merge=0.6, min_share=0.0)
 
@@ -278,20 +278,18 @@ def test_hidden_classes_of_drawn_scenes_are_found(scenes):
     assert best_overlaps(found.labels, hidden) > best_overlaps(last.labels, hidden) + 0.1
 
 
-def test_the_preview_has_a_row_for_each_image(scenes, tmp_path):
+def test_a_row_of_the_preview(scenes):
     images, truth, _ = scenes
-    arrays = [image.permute(1, 2, 0).numpy() for image in images[:2]]
-    known = [labels.numpy() for labels in truth[:2]]
-    fused = [np.where(labels < 0, 50, labels) for labels in known]
+    image, known = images[0].permute(1, 2, 0).numpy(), truth[0].numpy()
+    fused = np.where(known < 0, 50, known)
     names = [f"class {k}" for k in range(48)]
-    path = tmp_path / "previews" / "pseudo.png"
-    write_pseudo_preview(path, arrays, known, fused, names)
-    with Image.open(path) as picture:
-        width, height = picture.size
-    assert width > len(CAPTIONS) * 512 and 2 * 512 < height < 3 * 512
-    drawing = label_drawing(fused[0], names)
+    row = preview_row(image, known, fused, names)
+    assert len(row) == len(CAPTIONS)
+    shown = [np.array(picture) for picture in row]
+    assert all(not np.array_equal(a, b) for a, b in itertools.combinations(shown, 2))
+    drawing = label_drawing(fused, names)
     assert {mark.name for mark in drawing.marks} >= {"#3"}
     assert {mark.id for mark in drawing.marks} == set(np.unique(drawing.segment_map).tolist())
     nothing = label_drawing(np.full((128, 128), -1), names)
     assert not nothing.marks and not (nothing.segment_map).any()
-    assert not np.array_equal(overlay(arrays[0], drawing), overlay(arrays[0], nothing))
+    assert np.array_equal(shown[0], overlay(image, nothing))

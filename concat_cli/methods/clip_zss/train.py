@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip, load_clip
@@ -151,54 +152,44 @@ def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -
 
 
 def _draw_pseudo_labels(session: Session, clip: Clip, path: Path) -> None:
-    """The pseudo labels of the first training images, not augmented."""
+    """Writes a PNG with a row for each of the first training images, which are not augmented."""
     vocabulary, cfg = session.info.vocabulary, session.cfg
     seen = vocabulary.seen_only()
     train = PanopticDataset(session.info.part("train"), vocabulary)
     to_trained = trained_indices(vocabulary.is_seen, session.device)
-    samples = [
-        resize_short(train[index], cfg.data.crop, 2 * cfg.data.crop)
-        for index in range(min(PICTURES, len(train)))
-    ]
-    truths, fused = [], []
-    for sample in samples:  # one by one, as their sizes may differ
+    rows = []
+    for index in range(min(PICTURES, len(train))):  # one by one, as their sizes may differ
+        sample = resize_short(train[index], cfg.data.crop, 2 * cfg.data.crop)
         batch = collate([sample], [0]).to(session.device)
         truth = label_map(batch.segment_map, trained_labels(batch.labels, to_trained))
-        pseudo = pseudo_labels(clip, batch.images, truth, batch.padding, cfg.own(ClipZssConfig))
+        own = cfg.own(ClipZssConfig)
+        pseudo = pseudo_labels(clip, batch.images, truth, batch.padding, own)
         height, width = sample.segment_map.shape
-        for labels, kept in ((truth, truths), (fuse(truth, pseudo, len(seen)), fused)):
-            kept.append(labels[0, :height, :width].cpu().numpy())
-    write_pseudo_preview(path, [sample.image for sample in samples], truths, fused, seen.names)
-
-
-def label_drawing(labels: NDArray[np.integer], names: Sequence[str]) -> Drawing:
-    """(H, W) class indices, -1 for none -> what to draw; indices beyond the names are pseudo
-    classes, called by their number from 1 on."""
-    there = [int(label) for label in np.unique(labels) if label >= 0]
-    known = [Mark(label + 1, names[label], True) for label in there if label < len(names)]
-    made = [label for label in there if label >= len(names)]
-    pseudo = [Mark(label + 1, f"#{label - len(names) + 1}", True) for label in made]
-    return Drawing(labels + 1, (*known, *pseudo))
-
-
-def write_pseudo_preview(
-    path: Path,
-    images: Sequence[NDArray[np.uint8]],
-    truth: Sequence[NDArray[np.integer]],
-    fused: Sequence[NDArray[np.integer]],
-    names: Sequence[str],
-) -> None:
-    """Writes a PNG with a row for each image: image, annotation, pseudo labels, fused.
-
-    images (H, W, 3) RGB; truth, fused (H, W) class indices, -1 for none, where those from
-    `len(names)` on are pseudo classes.
-    """
-    rows = []
-    for image, known, both in zip(images, truth, fused, strict=True):
-        made = np.where(both >= len(names), both, -1)
-        drawn = [overlay(image, label_drawing(labels, names)) for labels in (known, made, both)]
-        plain = overlay(image, Drawing(np.zeros_like(known), ()))
-        rows.append([plain, *drawn])
+        known, both = (
+            labels[0, :height, :width].cpu().numpy()
+            for labels in (truth, fuse(truth, pseudo, len(seen)))
+        )
+        rows.append(preview_row(sample.image, known, both, seen.names))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         panel(rows, captions=CAPTIONS).save(temporary, format="PNG")
+
+
+def preview_row(
+    image: NDArray[np.uint8],
+    known: NDArray[np.integer],
+    both: NDArray[np.integer],
+    names: Sequence[str],
+) -> list[Image]:
+    """Image (H, W, 3), annotation, pseudo labels, fused, of class indices (H, W), -1 for none; those
+    from `len(names)` on are pseudo classes."""
+    nothing, made = np.full_like(known, -1), np.where(both >= len(names), both, -1)
+    return [overlay(image, label_drawing(each, names)) for each in (nothing, known, made, both)]
+
+
+def label_drawing(labels: NDArray[np.integer], names: Sequence[str]) -> Drawing:
+    """Labels as of `preview_row` -> what to draw; pseudo classes are called by their number."""
+    there = [int(label) for label in np.unique(labels) if label >= 0]
+    called = [names[k] if k < len(names) else f"#{k - len(names) + 1}" for k in there]
+    marks = (Mark(label + 1, name, True) for label, name in zip(there, called, strict=True))
+    return Drawing(labels + 1, tuple(marks))
