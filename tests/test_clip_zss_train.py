@@ -23,7 +23,8 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.shapes_split import DEFAULT_UNSEEN
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import Run
-from concat_cli.core.train import contrast, distributed
+from concat_cli.core.train import distributed
+from concat_cli.core.train import teacher as contrast
 from concat_cli.core.train.targets import trained_indices
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss import module as clip_zss_module

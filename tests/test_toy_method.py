@@ -55,7 +55,7 @@ def told(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
     commands = {
         "help": ["--help"],
         "own help": ["train-toy", "--help"],
-        "dry run": ["train-toy", "--name", "toy", "--dry-run", *keys],
+        "dry run": ["train-toy", "--name", "toy", "--dry-run", "--verbose", *keys],
         "mistake": ["train-toy", "--name", "toy", "--dry-run", "toy.scale=0"],
         "train": ["train-toy", "--name", "toy", "--device", "cpu", *keys],
         "evaluate": ["evaluate", "--name", "toy", "--device", "cpu", "--json"],

@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.token_bank import TokenBank
+from concat_cli.core.losses.alignment import TokenBank
 from concat_cli.core.model.padding import map_size, resize_padding
-from concat_cli.core.train.contrast import Rows, contrast, feed, gathered
 from concat_cli.core.train.distributed import Counts, mean_over_processes, of_the_step
 from concat_cli.core.train.targets import ImageModule, trained_labels
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import Rows, Teacher, contrast, feed, gathered
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.losses import (
     centroids,

@@ -22,7 +22,7 @@ from concat_cli.core.files import atomic_path
 from concat_cli.core.infer.render import Drawing, Mark, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import ImageStage, ImageTask, fit_images, micro_batches
+from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.optim import parameter_groups
 from concat_cli.core.train.plan import (
@@ -33,7 +33,6 @@ from concat_cli.core.train.plan import (
     start_facts,
     training_facts,
 )
-from concat_cli.core.train.preview import PICTURES
 from concat_cli.core.train.session import Session, open_session
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
@@ -120,8 +119,7 @@ def train_clip_zss(
     module = ClipZssModule(
         student, synthesizer, images.text, images.to_trained, own, _teacher(cfg, clip)
     )
-    task = ClipZssTask(module, session, images.text, cfg.optim, images.train)
-    return fit_images(task, images.stage, images.meta)
+    return images.fit(module, ClipZssTask)
 
 
 def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
@@ -181,8 +179,8 @@ def preview_row(
     both: NDArray[np.integer],
     names: Sequence[str],
 ) -> list[Image]:
-    """Image (H, W, 3), annotation, pseudo labels, fused, of class indices (H, W), -1 for none; those
-    from `len(names)` on are pseudo classes."""
+    """Image (H, W, 3), annotation, pseudo labels, fused, of class indices (H, W), -1 for none;
+    those from `len(names)` on are pseudo classes."""
     nothing, made = np.full_like(known, -1), np.where(both >= len(names), both, -1)
     return [overlay(image, label_drawing(each, names)) for each in (nothing, known, made, both)]
 

@@ -20,7 +20,7 @@ from concat_cli.core.train.plan import (
     weights_facts,
 )
 from concat_cli.core.vocabulary_file import parse_vocabulary
-from concat_cli.methods.concat.build import build_generator
+from concat_cli.methods.concat.generator import build_generator
 
 
 def con(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
@@ -44,7 +44,7 @@ def cat(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) ->
         "steps": f"{cfg.cat.steps} of {cfg.cat.batch} queries",
         "query bank": f"{bank}; {cfg.model.queries} queries of width {cfg.model.width} each, "
         f"{each:.0f} kB a view",
-        "generator": f"{cfg.cat.generator}, {size_facts(generator, cfg.clip)}",
+        "generator": size_facts(generator, cfg.clip),
     }
 
 

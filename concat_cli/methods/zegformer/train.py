@@ -10,7 +10,7 @@ from torch import Tensor
 from concat_cli.core.build import check_start
 from concat_cli.core.config import Config, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.classes import class_loss, expected_weight
+from concat_cli.core.losses.masks import class_loss, expected_weight
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import Counts
@@ -26,8 +26,8 @@ from concat_cli.core.train.plan import (
 )
 from concat_cli.core.train.session import open_session, text_clip
 from concat_cli.core.train.targets import ImageModule, Truth, on_void
+from concat_cli.methods.concat.con import warm_up
 from concat_cli.methods.concat.con_module import ConModule
-from concat_cli.methods.concat.warmup import warm_up
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
 from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, check_keys
