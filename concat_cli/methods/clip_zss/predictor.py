@@ -55,7 +55,7 @@ class DensePredictor(Predictor):
     @torch.inference_mode()
     def segments(self, raw: Raw) -> list[PanopticResult]:
         """Everything of one class is one segment; its score is the mean probability."""
-        found = []
+        found: list[PanopticResult] = []
         for labels, sure in self._classified(raw, None, True):
             assert sure is not None
             found.append(regions(labels.cpu().numpy(), sure.cpu().numpy()))

@@ -68,8 +68,8 @@ def cluster_tokens(
     region = _vote(scales, leader)  # (B, T)
     least = cfg.min_share * view.flatten(1).sum(1)
     number, count = _numbered(region, leader.shape[1], least, cfg.most)
-    labels = number.gather(1, region.clamp(min=0)).masked_fill(region < 0, -1).unflatten(1, grid)
-    labels = _enlarged(labels, cfg.most, (truth.shape[1], truth.shape[2]))
+    labels = number.gather(1, region.clamp(min=0)).masked_fill(region < 0, -1)
+    labels = _enlarged(labels.view(-1, *grid), cfg.most, (truth.shape[1], truth.shape[2]))
     return PseudoLabels(labels.masked_fill(~free, -1), count)
 
 
@@ -143,7 +143,8 @@ def _centred(tokens: Tensor, view: Tensor) -> Tensor:
 
 def _vote(scales: list[Clusters], leader: Tensor) -> Tensor:
     """(B, T) int64: the leader of the region of each token, -1 for none."""
-    found, start = [], 0
+    found: list[Tensor] = []
+    start = 0
     for scale in scales:
         leaders = leader[:, start : start + scale.sizes.shape[1]]
         found.append(leaders.gather(1, scale.assignment.clamp(min=0)))

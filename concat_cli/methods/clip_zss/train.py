@@ -155,7 +155,7 @@ def _draw_pseudo_labels(session: Session, clip: Clip, path: Path) -> None:
     seen = vocabulary.seen_only()
     train = PanopticDataset(session.info.part("train"), vocabulary)
     to_trained = trained_indices(vocabulary.is_seen, session.device)
-    rows = []
+    rows: list[list[Image]] = []
     for index in range(min(PICTURES, len(train))):  # one by one, as their sizes may differ
         sample = resize_short(train[index], cfg.data.crop, 2 * cfg.data.crop)
         batch = collate([sample], [0]).to(session.device)

@@ -82,10 +82,10 @@ def encode_segments(
     normalised = clip.normalise(images.float() / 255)
     limits = torch.tensor(valid, device=images.device).view(-1, 2)  # (B, 2)
     step = max(1, _PIXELS // (images.shape[-2] * images.shape[-1]))
-    tokens = []
-    for part in select.split(at_most):
-        crops = []
-        for image, query in (piece.unbind(1) for piece in part.split(step)):
+    tokens: list[Tensor] = []
+    for part in torch.split(select, at_most):
+        crops: list[Tensor] = []
+        for image, query in (torch.unbind(piece, 1) for piece in torch.split(part, step)):
             logits, inner = mask_logits[image, query], limits[image]
             masks = binary_masks(logits, (images.shape[-2], images.shape[-1]), inner)
             crops.append(segment_images(normalised, image, masks, inner, clip.image_size, crop))

@@ -40,8 +40,8 @@ def whole_mask_costs(
     with full_precision(mask_logits):
         by_class = class_costs(class_logits, labels)
         small = F.interpolate(masks.to(by_class.dtype), mask_logits.shape[-2:]).flatten(2)
-        costs = []
-        for layer, own in zip(mask_logits.split(1), by_class.split(1), strict=True):
+        costs: list[Tensor] = []
+        for layer, own in zip(torch.split(mask_logits, 1), torch.split(by_class, 1), strict=True):
             logits = as_float(layer).flatten(3)  # (1, B, Q, P); a layer at a time saves memory
             focal, dice = focal_costs(logits, small), dice_costs(logits, small)
             costs.append(weights[0] * own + weights[1] * focal + weights[2] * dice)

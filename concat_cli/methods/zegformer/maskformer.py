@@ -136,7 +136,7 @@ class MaskFormerDecoder(nn.Module):
         memory = (values + places.to(values.dtype), values)
         allowed = None if padding is None else ~padding.flatten(1)[:, None]  # (B, 1, T)
         position = self.query_position.expand(len(coarsest), -1, -1)
-        queries, states = torch.zeros_like(position), []
+        queries, states = torch.zeros_like(position), list[Tensor]()
         for layer in self.layers:
             queries = layer(queries, position, memory, allowed)
             states.append(queries)
