@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +22,8 @@ from concat_cli.core.config_file import to_dict
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer import AT_TEST
+from concat_cli.methods.zegformer import TRAINED as TRAINED_KEYS
 from concat_cli.methods.zegformer.maskformer import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
@@ -129,3 +131,8 @@ def test_what_was_trained_is_not_a_choice_at_test(
     other = "category" if targets == "segment" else "segment"
     with pytest.raises(UserError, match=r"zegformer\.targets cannot be changed"):
         Predictor.load(weights, None, "cpu", overrides=[f"zegformer.targets={other}"])
+
+
+def test_every_key_is_trained_or_a_choice_at_test() -> None:
+    keys = [field.name for field in fields(ZegFormerConfig)]
+    assert sorted(keys) == sorted((*TRAINED_KEYS, *AT_TEST))

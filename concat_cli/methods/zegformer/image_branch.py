@@ -20,13 +20,12 @@ from torchvision.ops import roi_align
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import extent
+from concat_cli.core.infer.postprocess import MASK_STRIDE, Size
 
-Size = tuple[int, int]
 Branch = Literal["segment", "image", "fusion"]
 Crop = Literal["crop", "mask", "cropmask"]
 AT_MOST = 128  # segments encoded at a time
 _PIXELS = 1 << 22  # masked pixels in memory at a time, at least of one segment
-_STRIDE = 4  # of mask logits
 
 
 def peaks(mask_logits: Tensor, valid: Sequence[Size]) -> Tensor:
@@ -35,7 +34,7 @@ def peaks(mask_logits: Tensor, valid: Sequence[Size]) -> Tensor:
     mask_logits (B, Q, h, w) at stride 4; resizing them bilinearly never exceeds these values.
     """
     highest = [
-        masks[:, : -(-height // _STRIDE) + 1, : -(-width // _STRIDE) + 1].amax((1, 2))
+        masks[:, : -(-height // MASK_STRIDE) + 1, : -(-width // MASK_STRIDE) + 1].amax((1, 2))
         for masks, (height, width) in zip(mask_logits, valid, strict=True)
     ]
     return torch.stack(highest)
