@@ -8,13 +8,12 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
+from concat_cli.core.model.layers import Attention
 from torch import Tensor, nn
 
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
-from concat_cli.core.model.attention import Attention
-from concat_cli.core.model.projector import Classifier
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import Classifier, Segmentor
 from concat_cli.methods.zegformer.maskformer import (
     MaskFormer,
     MaskFormerDecoder,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from concat_cli.core.model.layers import Attention
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from hypothesis import given as drawn
 from hypothesis import settings
@@ -20,7 +21,6 @@ from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.attention import Attention
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.query_decoder import DecoderLayer
 from concat_cli.methods.clip_zss.student import (

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from concat_cli.core.losses import as_float, full_precision
 from concat_cli.core.losses.masks import sigmoid_focal
-from concat_cli.core.losses.precision import as_float, full_precision
 
 
 def pooled_by_cls(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses.alignment import TokenBank
-from concat_cli.core.model.padding import map_size, resize_padding
+from concat_cli.core.model.layers import map_size, resize_padding
 from concat_cli.core.train.distributed import Counts, mean_over_processes, of_the_step
 from concat_cli.core.train.targets import ImageModule, trained_labels
 from concat_cli.core.train.teacher import Rows, Teacher, contrast, feed, gathered

@@ -12,9 +12,9 @@ from concat_cli.core.build import config_of, load_backbone, part_of
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.padding import map_size, resize_features, resize_padding
-from concat_cli.core.model.projector import Scaled
+from concat_cli.core.model.layers import map_size, resize_features, resize_padding
 from concat_cli.core.model.query_decoder import DecoderLayer
+from concat_cli.core.model.segmentor import Scaled
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.weights_from.hub import weights_file
 from concat_cli.methods.clip_zss.config import ClipZssConfig

@@ -23,8 +23,7 @@ from concat_cli.core.infer.render import Drawing, Mark, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
-from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.optim import parameter_groups
+from concat_cli.core.train.loop import StageResult, parameter_groups
 from concat_cli.core.train.plan import (
     Plan,
     clip_facts,
@@ -117,18 +116,19 @@ def train_clip_zss(
     session.place(student)
     images = ImageStage.open(session, run.stage("clip_zss"), clip, fresh=fresh)
     module = ClipZssModule(
-        student, synthesizer, images.text, images.to_trained, own, _teacher(cfg, clip)
+        student, synthesizer, images.text, images.to_trained, own, _teacher(cfg, clip, progress)
     )
     return images.fit(module, ClipZssTask)
 
 
-def _teacher(cfg: Config, clip: Clip) -> Teacher | None:
+def _teacher(cfg: Config, clip: Clip, progress: Progress) -> Teacher | None:
     """What gives CLS tokens, where CLIP's image encoder was loaded."""
     if not clip.has_image_tower:
         return None
     cache = None
     if cfg.own(ClipZssConfig).source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
+        folder = Path(cfg.data.root) / "clip"
+        cache = TokenCache(folder, clip.identity, clip.embed_dim, clip.dtype, progress=progress)
     return Teacher(clip, 1, cache)
 
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from concat_cli.core.losses import as_float, full_precision
 from concat_cli.core.losses.masks import point_dice, sigmoid_focal
 from concat_cli.core.losses.matcher import assigned, class_costs, dice_costs
-from concat_cli.core.losses.precision import as_float, full_precision
 
 
 def focal_costs(logits: Tensor, truth: Tensor) -> Tensor:

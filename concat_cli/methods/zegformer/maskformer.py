@@ -12,13 +12,17 @@ from concat_cli.core.build import build_segmentor, clip_width_of, config_of, loa
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import Config
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.attention import Attention, FeedForward
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.padding import map_size, resize_padding, zero_padding
+from concat_cli.core.model.layers import (
+    Attention,
+    FeedForward,
+    map_size,
+    resize_padding,
+    sine_positions,
+    zero_padding,
+)
 from concat_cli.core.model.pixel_decoder import NormedConvolution
-from concat_cli.core.model.positions import sine_positions
-from concat_cli.core.model.projector import Classifier, Projector
-from concat_cli.core.model.segmentor import QueryOutput, Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector, QueryOutput, Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 
