@@ -128,7 +128,9 @@ def _teacher(cfg: Config, clip: Clip, progress: Progress) -> Teacher | None:
     cache = None
     if cfg.own(ClipZssConfig).source == "cache":
         folder = Path(cfg.data.root) / "clip"
-        cache = TokenCache(folder, clip.identity, clip.embed_dim, clip.dtype, progress=progress)
+        cache = TokenCache(
+            folder, clip.identity, clip.embed_dim, dtype=clip.dtype, progress=progress
+        )
     return Teacher(clip, 1, cache)
 
 
