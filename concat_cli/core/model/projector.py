@@ -13,7 +13,7 @@ MAX_SCALE = 100.0  # CLIP's own ceiling of the logit scale
 class Projector(nn.Module):
     """The semantic projector: `layers` linear layers (GELU between) from D to E.
 
-    One layer is what decoupled segmentors have. `last` is what finetuning may train alone.
+    One layer is ZegFormer's `projection_layer`. `last` is what finetuning may train alone.
     """
 
     def __init__(self, width: int, clip_width: int, layers: int = 1, hidden: int = 256) -> None:
@@ -64,13 +64,13 @@ class Scaled(nn.Module):
 
 
 class Classifier(Scaled):
-    """Scaled cosine to text embeddings and to one learned no-object embedding.
+    """Scaled cosine to text embeddings and to one learned no-object embedding [ZegFormer].
 
     The scale (1 / temperature) is fixed, or learned as exp(log_scale) and then at most 100.
 
     Args:
-        raw_no_object: take the no-object embedding as it is, so that its length counts,
-            instead of a cosine for it, too.
+        raw_no_object: take the no-object embedding as it is, so that its length counts, as
+            ZegFormer's code does; the paper has a cosine for it, too.
     """
 
     def __init__(
