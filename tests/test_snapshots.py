@@ -37,7 +37,7 @@ data.root=world data.crop=64 infer.size=64 infer.batch=4 optim.precision=fp32
 model.width=32 model.mask_width=32 model.heads=4 model.queries=10
 model.encoder_ffn=32 model.decoder_ffn=32 model.decoder_layers=2
 loss.points=64 optim.lr=1e-4 warmup.lr=1e-4
-optim.steps=3 optim.batch_size=4 optim.per_device=2 optim.warmup=2
+optim.steps=3 optim.batch_size=4 optim.per_device=4 optim.warmup=2
 optim.log_every=1 optim.preview_every=0
 cat.steps=4 cat.primitives=8 cat.ffn=32 cat.heads=4 cat.layers=1 cat.batch=16 cat.negatives=16
 cat.eval_every=2 cat.fold=3 finetune.steps=3 finetune.batch=16 finetune.pseudo_per_class=2
