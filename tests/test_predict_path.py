@@ -59,5 +59,6 @@ def test_the_whole_command(picture: Path) -> None:
     """With finding, reading and restoring weights, names and options; it was 41 files."""
     files = entered(lambda: main(["predict", str(picture), "--device", "cpu"]))
     assert len(files) <= 35, files
-    assert not any("zegformer" in file or "clip_zss" in file for file in files), files
+    others = [file for file in files if "zegformer" in file or "clip_zss" in file]
+    assert all("config" in file for file in others), files  # their sections are read with the rest
     assert not any("clip/encoder" in file for file in files), "the texts are in the cache"
