@@ -211,8 +211,9 @@ class Fit:
 
     def _summed_up(self, last: bool) -> AbstractContextManager[object]:
         """Processes exchange their gradients once a step, with the last forward's."""
-        waits = not last and isinstance(self.model, DistributedDataParallel)
-        return self.model.no_sync() if waits else nullcontext()
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
 
     def _check_finite(self, losses: dict[str, Tensor], batch: Any) -> None:
         values = torch.stack([v.detach() for v in losses.values()])

@@ -34,7 +34,9 @@ from concat_cli.methods.concat.union import UnionModule, UnionTask, choose_offse
 class FinetuneTask(UnionTask):
     """Union finetuning that writes the whole model: what learned, and all that stayed frozen."""
 
-    frozen: dict[str, Tensor]
+    def __init__(self, module: UnionModule, banks: Banks, source: Weights) -> None:
+        super().__init__(module, banks, (), module.cfg)
+        self.frozen = {name: _widened(tensor) for name, tensor in source.tensors.items()}
 
     def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The source's tensors with the finetuned ones in their place."""
@@ -57,10 +59,7 @@ def finetune(
     The new weights are in `runs/<name>/finetune/`, or in `finetune-<file stem>/` beside it.
     """
     pseudo = cfg.finetune.pseudo
-    source = load_weights(weights or run.weights_of("cat" if pseudo else "con"))
-    check_stage(source, *(("cat", "finetune") if pseudo else ("con", "cat")))
-    if pseudo:
-        part_of(source, "generator")  # the control's weights hold none
+    source = _source(weights or run.weights_of("cat" if pseudo else "con"), pseudo)
     cfg = _as_built(cfg, source)
     session = open_session(cfg, device, progress)
     known = session.info.vocabulary
@@ -83,17 +82,9 @@ def finetune(
     indices = torch.arange(len(trained), len(text), device=session.device)
     statistics = statistics_for(cfg.cat.noise, banks, len(trained), session.device)
     offset, figures = _calibrate(session, source, banks, trained)
-    module = UnionModule(
-        segmentor.projector,
-        segmentor.classifier,
-        generator,
-        text,
-        indices,
-        cfg.finetune,
-        statistics,
-    )
-    task = FinetuneTask(module, banks, (), cfg.finetune)
-    task.frozen = {name: _widened(tensor) for name, tensor in source.tensors.items()}
+    parts = (segmentor.projector, segmentor.classifier, generator)
+    module = UnionModule(*parts, text, indices, cfg.finetune, statistics)
+    task = FinetuneTask(module, banks, source)
     told = replace(session, cfg=replace(cfg, infer=replace(cfg.infer, seen_offset=offset)))
     meta = told.meta(
         "finetune",
@@ -102,17 +93,23 @@ def finetune(
         taught=list(dict.fromkeys((*source.meta.get("taught", ()), *new.names))),
         segmentor=source.meta.get("segmentor", source.sha256),
     )
+    steps, seed = cfg.finetune.steps, cfg.finetune.seed
     optim = OptimConfig(
-        steps=cfg.finetune.steps,
-        clip_norm=float("inf"),
-        warmup=0,
-        schedule="constant",
-        seed=cfg.finetune.seed,
+        steps=steps, clip_norm=float("inf"), warmup=0, schedule="constant", seed=seed
     )
     with one_thread():
         plain = replace(session, dtype=None)
         result = Fit(task, optim, stage, plain, meta, task.optimiser()).run()
     return replace(result, figures=result.figures | figures)
+
+
+def _source(path: Path, pseudo: bool) -> Weights:
+    """The weights to go on from; UserError for those of a stage that lacks what is needed."""
+    source = load_weights(path)
+    check_stage(source, *(("cat", "finetune") if pseudo else ("con", "cat")))
+    if pseudo:
+        part_of(source, "generator")  # the control's weights hold none
+    return source
 
 
 def new_names(known: Vocabulary, given: Vocabulary | None, cfg: Config) -> Vocabulary:
