@@ -31,6 +31,7 @@ Pixels = Annotated[int, Ge(32), Le(1 << 14)]  # a side
 Seed = Annotated[int, Ge(0), Lt(1 << 28)]
 
 DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that is left of each
+    "bank.void_share": "0.5",
     "model.projector_hidden": "256",
     "cat.generator": "primitives",
     "cat.hidden": "512",
@@ -198,7 +199,6 @@ class BankConfig:
 
     views: Annotated[int, Ge(1), Le(1000)] = 1
     images: Whole = 0  # at most so many images; 0: all
-    void_share: Share = 0.5  # queries lying on void for more than this share are left out
 
 
 @dataclass(frozen=True)
