@@ -25,6 +25,8 @@ from concat_cli.core.checkpoint import (
 from concat_cli.core.clip.encoder import ClipIdentity
 from concat_cli.core.errors import UserError
 
+pytestmark = pytest.mark.core
+
 META: dict[str, Any] = {
     "format": 1,
     "stage": "con",

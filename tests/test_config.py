@@ -17,6 +17,8 @@ from concat_cli.core.errors import UserError
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 
+pytestmark = pytest.mark.core
+
 CONFIGS = sorted(config_file.SHIPPED.glob("*.yaml"))
 
 

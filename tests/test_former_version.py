@@ -14,6 +14,8 @@ import pytest
 
 from concat_cli.app import main
 
+pytestmark = pytest.mark.core
+
 FOLDER = Path(__file__).parent / "fixtures" / "version_0_1"
 EXPECTED: dict[str, Any] = json.loads((FOLDER / "expected.json").read_text(encoding="utf-8"))
 STAGES = {

@@ -23,6 +23,8 @@ from concat_cli.core.losses.masks import (
     uncertain_points,
 )
 
+pytestmark = pytest.mark.core
+
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

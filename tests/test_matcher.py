@@ -14,6 +14,8 @@ from torch import Tensor
 from concat_cli.core.losses.masks import random_points, sample_at
 from concat_cli.core.losses.matcher import match, match_costs
 
+pytestmark = pytest.mark.core
+
 WEIGHTS = (2.0, 5.0, 5.0)
 
 

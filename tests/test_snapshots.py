@@ -30,6 +30,8 @@ from safetensors.torch import load_file
 
 from concat_cli.app import main
 
+pytestmark = pytest.mark.core
+
 FILE = Path(__file__).with_name("snapshots.json")
 SCENES = {"train": 8, "dev": 3, "val": 6, "size": 64}
 COMMON = """

@@ -18,6 +18,8 @@ from concat_cli.core.vocabulary import (
     same_name,
 )
 
+pytestmark = pytest.mark.core
+
 KNOWN = Vocabulary(
     (
         ClassEntry("Sky", 7, ("heaven",), "stuff", True),
