@@ -217,7 +217,7 @@ def _classes(report: Report) -> list[str]:
     names, train, val = report.vocabulary.names, report.parts["train"], report.parts["val"]
     seen = sorted(report.vocabulary.seen_indices, key=lambda index: train.segments[index])
     there = [index for index in seen if train.segments[index]]
-    lines = []
+    lines: list[str] = []
     if len(there) > 2 * _SHOWN:
         truth = max(1, sum(train.pixels))
         said = {

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -96,24 +96,26 @@ def _find(name_or_path: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"Cannot read class split {path}: {reason}.", "Mend the file.") from error
     example = "Write `unseen:` and below it one `- class name` per line."
-    if not isinstance(raw, dict) or not isinstance(raw.get("unseen"), list):
+    found = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
+    if not isinstance(found.get("unseen"), list):
         raise UserError(f"Class split {path} has no list `unseen`.", example)
-    unknown = sorted(str(key) for key in raw.keys() - _KEYS)
+    unseen: list[Any] = found["unseen"]
+    unknown = sorted(str(key) for key in found.keys() - _KEYS)
     if unknown:
         known = ", ".join(sorted(_KEYS))
         raise UserError(f"Class split {path} has unknown keys {unknown}.", f"Keys are: {known}.")
-    if any(isinstance(name, list | dict) for name in raw["unseen"]):
+    if any(isinstance(name, list | dict) for name in unseen):
         raise UserError(f"Class split {path} lists something that is no name.", example)
-    if not isinstance(raw.get("counts", {}), dict | None):
+    if not isinstance(found.get("counts", {}), dict | None):
         raise UserError(f"`counts` of class split {path} has no seen and unseen.", example)
-    if len(set(map(str, raw["unseen"]))) < len(raw["unseen"]):
+    if len(set(map(str, unseen))) < len(unseen):
         raise UserError(f"Class split {path} names a class twice.", example)
-    return raw
+    return found
 
 
 def _check_counts(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from concat_cli.core.data.store import read_file
 from concat_cli.core.errors import UserError
@@ -96,7 +96,8 @@ def _panoptic_items(where: str, raw: dict[str, Any], named: Named) -> list[Item]
         try:
             items.append(_panoptic_item(images[annotation["image_id"]], annotation, named))
         except _BAD as error:
-            image = annotation.get("image_id") if isinstance(annotation, dict) else annotation
+            told = cast("dict[str, Any]", annotation) if isinstance(annotation, dict) else {}
+            image = told.get("image_id", annotation)
             raise UserError(
                 f"{where}: the annotation of image {image!r:.80} is incomplete or names an "
                 f"image that is not listed ({error!r:.200}).",
@@ -176,12 +177,12 @@ def _size(image: Any) -> tuple[int, int] | None:
 def _load(location: Path | str) -> dict[str, Any]:
     data = read_file(location)
     try:
-        raw = json.loads(data, object_hook=_slim)
+        raw: Any = json.loads(data, object_hook=_slim)
     except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise UserError(f"{location} is not valid JSON ({error}).", _AGAIN) from error
     if not isinstance(raw, dict):
         raise UserError(f"{location} holds a {type(raw).__name__}, not a JSON object.", _AGAIN)
-    return raw
+    return cast("dict[str, Any]", raw)
 
 
 def _slim(value: dict[str, Any]) -> Any:
@@ -196,7 +197,7 @@ def _slim(value: dict[str, Any]) -> Any:
         mask = value["segmentation"]
         if isinstance(mask, list):  # polygons
             with suppress(TypeError, OverflowError):  # said when it is drawn
-                mask = [array("d", polygon) for polygon in mask]
+                mask = [array("d", polygon) for polygon in cast("list[Any]", mask)]
         return value["image_id"], Segment(value["id"], category, crowd, mask)
     return Segment(value["id"], category, crowd)
 
@@ -204,7 +205,8 @@ def _slim(value: dict[str, Any]) -> Any:
 def _truth(location: Path | str, raw: dict[str, Any]) -> Truth:
     """What the first annotation holds; UserError where that is neither."""
     annotations = raw.get("annotations")
-    first = annotations[0] if isinstance(annotations, list) and annotations else {}
+    listed = cast("list[Any]", annotations) if isinstance(annotations, list) else []
+    first = listed[0] if listed else None
     if isinstance(first, dict) and "segments_info" in first:
         return "panoptic"
     if isinstance(first, tuple):

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -91,7 +91,7 @@ class DatasetInfo:
     parts: dict[str, Part]
     source: dict[str, Any]
     tasks: tuple[str, ...] = ("panoptic", "semantic", "instance")
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def part(self, name: str) -> Part:
         """The part of that name; UserError where the data set has none."""
@@ -180,9 +180,9 @@ def _classes(rows: list[dict[str, Any]]) -> Vocabulary:
     vocabulary = Vocabulary.from_json(rows)
     for entry in vocabulary.entries:
         texts = entry.name, *entry.synonyms
-        if type(entry.id) is not int or not all(isinstance(text, str) for text in texts):
+        if type(entry.id) is not int or {type(text) for text in texts} != {str}:
             raise ValueError(f"class {entry.name!r:.80} has no sound id and names")
-        if entry.kind not in ("thing", "stuff") or not isinstance(entry.seen, bool):
+        if entry.kind not in ("thing", "stuff") or type(entry.seen) is not bool:
             raise ValueError(f"class {entry.name!r:.80} is of no kind, or not said to be seen")
     for column in (vocabulary.ids, vocabulary.names):
         if len(set(column)) < len(column):
@@ -282,4 +282,4 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds a {type(raw).__name__}, not a JSON object.")
-    return raw
+    return cast("dict[str, Any]", raw)

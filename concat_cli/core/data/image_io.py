@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+from contextlib import closing
 import io
 import struct
 import warnings
@@ -50,7 +52,7 @@ def read_image(path: File | str) -> np.ndarray:
     """
     path = Path(path) if isinstance(path, str) else path
     try:
-        with open_image(path) as image:
+        with closing(open_image(path)) as image:
             image.load()
             return np.array(to_rgb(ImageOps.exif_transpose(image)))
     except BROKEN as error:
@@ -64,10 +66,10 @@ def check_image(path: File | str) -> tuple[int, int]:
     """
     path = Path(path) if isinstance(path, str) else path
     try:
-        with open_image(path) as image:
+        with closing(open_image(path)) as image:
             if not _ends(image):
                 image.load()
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the sides
+            turned: bool = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the sides
             return (image.width, image.height) if turned else (image.height, image.width)
     except BROKEN as error:
         raise broken(path, error) from error
@@ -80,7 +82,7 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
     """
     path = Path(path) if isinstance(path, str) else path
     try:
-        with open_image(path) as image:
+        with closing(open_image(path)) as image:
             if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
                 raise UserError(
                     f"{path} is a {image.format} of mode {image.mode}, not an RGB PNG of ids.",
@@ -88,7 +90,7 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
                 )
             if size is not None and (image.height, image.width) != size:
                 return unread((image.height, image.width))
-            packed = np.asarray(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W): R is lowest
+            packed = np.array(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W): R is lowest
     except BROKEN as error:
         raise broken(path, error) from error
     return (packed & 0xFFFFFF).astype(np.int32)
@@ -97,7 +99,8 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
 def segment_map(label: File, record: Record, listed_in: Path | str) -> np.ndarray:
     """(H, W) int32: 0 = void, i + 1 = the record's segment i; errors as `segment_runs`."""
     numbers, lengths = segment_runs(label, record, listed_in)
-    return np.repeat(numbers, lengths).reshape(record.height, record.width)
+    repeated: np.ndarray = np.repeat(numbers, lengths)
+    return repeated.reshape(record.height, record.width)
 
 
 def segment_runs(
@@ -156,7 +159,8 @@ def wrong_size(
 def unread(size: tuple[int, int]) -> np.ndarray:
     """Zeros that take no memory in place of a map that its reader will refuse for its size: small
     files can hold maps of many gigabytes."""
-    return np.broadcast_to(np.int32(0), size)
+    nothing: Any = np.int32(0)
+    return np.broadcast_to(nothing, size)
 
 
 def write_id_png(path: Path | str, ids: np.ndarray, quick: bool = False) -> None:
@@ -224,7 +228,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
     """Greyscale of more than 8 bits: integers are 16-bit (65535 is white); floats are 0-1, or
     0-255 where any exceeds 1."""
-    values = np.asarray(image).astype(np.float64)
+    values: Any = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         values = np.nan_to_num(values)
         values = values * 255 if values.max(initial=0) <= 1 else values

@@ -51,10 +51,10 @@ class Row:
     label: str
     height: int
     width: int
-    ids: list[int] = field(default_factory=list)
-    categories: list[int] = field(default_factory=list)
-    crowd: list[int] = field(default_factory=list)
-    areas: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list[int])
+    categories: list[int] = field(default_factory=list[int])
+    crowd: list[int] = field(default_factory=list[int])
+    areas: list[int] = field(default_factory=list[int])
     hidden: int = 0
 
     def line(self) -> str:
@@ -197,7 +197,7 @@ def row_of(values: dict[str, Any]) -> Row:
     numbers = [row.id, row.height, row.width, row.hidden, *(v for one in lists for v in one)]
     if not all(type(value) is int and abs(value) < 1 << 63 for value in numbers):
         raise ValueError("a number is no integer of 64 bits")
-    if not isinstance(row.image, str) or not isinstance(row.label, str):
+    if {type(row.image), type(row.label)} != {str}:
         raise ValueError("a name is no text")
     return row
 

@@ -56,12 +56,17 @@ class Batch:
     def sizes(self) -> list[tuple[int, int]]:
         """(height, width) of each image without its pads."""
         inside = ~self.padding
-        heights, widths = inside[:, :, 0].sum(1).tolist(), inside[:, 0].sum(1).tolist()
-        return list(zip(heights, widths, strict=True))
+        sides = (inside[:, :, 0].sum(1), inside[:, 0].sum(1))
+        return [(int(height), int(width)) for height, width in zip(*sides, strict=True)]
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "file_names"}
         return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """The array as a tensor, without a copy where it lies in one piece."""
+    return torch.as_tensor(np.ascontiguousarray(values))
 
 
 def collate(samples: Sequence[Sample], indices: Sequence[int], divisor: int = 32) -> Batch:
@@ -75,11 +80,11 @@ def collate(samples: Sequence[Sample], indices: Sequence[int], divisor: int = 32
     segment_map = torch.zeros(count, height, width, dtype=torch.int32)
     labels = torch.full((count, max(len(sample.labels) for sample in samples)), -1)
     for i, (sample, (h, w)) in enumerate(zip(samples, sizes, strict=True)):
-        image = torch.from_numpy(np.ascontiguousarray(sample.image))
+        image = as_tensor(sample.image)
         images[i, :, :h, :w] = image.permute(2, 0, 1)
         padding[i, :h, :w] = False
-        segment_map[i, :h, :w] = torch.from_numpy(np.ascontiguousarray(sample.segment_map))
-        labels[i, : len(sample.labels)] = torch.from_numpy(sample.labels)
+        segment_map[i, :h, :w] = as_tensor(sample.segment_map)
+        labels[i, : len(sample.labels)] = as_tensor(sample.labels)
     return Batch(
         images,
         padding,

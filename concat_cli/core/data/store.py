@@ -15,7 +15,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,7 +76,7 @@ class ZipMember:
         return data
 
     @contextmanager
-    def opened(self) -> Iterator[IO[bytes]]:
+    def opened(self) -> Generator[IO[bytes]]:
         """The member as a file, read from its beginning and never beyond its size."""
         self.entry()
         with _opened(self.archive) as outer, zipfile.ZipFile(outer) as file:
@@ -294,7 +294,7 @@ def _read_folders(archive: Archive, size: int, changed: int) -> frozenset[str]:
 
 
 @contextmanager
-def _opened(archive: Archive) -> Iterator[IO[bytes]]:
+def _opened(archive: Archive) -> Generator[IO[bytes]]:
     """An archive as a file that can be read from any place."""
     with archive.open("rb") if isinstance(archive, Path) else archive.opened() as file:
         yield file

@@ -4,7 +4,7 @@ together; padding is added later, by `loader.collate`."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -63,7 +63,7 @@ def flip_sample(sample: Sample) -> Sample:
 def jitter_colours(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) uint8 with brightness, contrast and saturation scaled by 1 +- `strength` each."""
     brightness, contrast, saturation = 1 + strength * (2 * rng.random(3) - 1)
-    pixels = image.astype(np.float32) * np.float32(brightness)
+    pixels: Any = image.astype(np.float32) * np.float32(brightness)
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)  # (H, W), ITU-R 601
     mean = grey.mean()
     pixels = grey[..., None] + np.float32(saturation) * (pixels - grey[..., None])  # (H, W, 3)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -46,7 +47,7 @@ class LabelReader:
         fmt = self.format
         table = np.full(max((*fmt.table, *fmt.void), default=0) + 2, -1, np.int32)
         table[list(fmt.void)] = 0
-        over = set(fmt.things.values()) if "over" in fmt.kind else set()
+        over = set(fmt.things.values()) if "over" in fmt.kind else set[int]()
         for raw, category in fmt.table.items():
             assert 0 <= category < INSTANCE - 1, "category ids of semantic maps are below 65535"
             table[raw] = 0 if category in over else category + 1
@@ -93,10 +94,10 @@ class LabelReader:
         table = self._lookup
         last = len(table) - 1
         small = raw.dtype.kind == "u" and np.iinfo(raw.dtype).max < last
-        inside = raw if small else np.clip(raw, -1, last)
+        inside: np.ndarray = raw if small else np.clip(raw, -1, last)
         found = table[inside]
         if (found < 0).any():
-            value = raw[found < 0].flat[0]
+            value: int = raw[found < 0].tolist()[0]
             raise UserError(
                 f"{file} has the value {value}, which is neither a class nor void.", _WHICH
             )
@@ -143,7 +144,7 @@ def _read_picture(
     file: File, size: tuple[int, ...], modes: Sequence[str], what: str, hint: str
 ) -> np.ndarray:
     try:
-        with open_image(file) as image:
+        with closing(open_image(file)) as image:
             if image.mode not in modes:
                 raise UserError(
                     f"{file} is a {image.format} of mode {image.mode}, not a"
@@ -200,8 +201,8 @@ def _read_mat(file: File, size: tuple[int, int]) -> np.ndarray:
             dims = struct.unpack(f"{order}{len(shape) // 4}i", shape)
             number = _FIRST_NUMBER <= bits & 0xFF <= _LAST_NUMBER and not bits & _COMPLEX
             if not number or len(dims) != 2:
-                kind = _CLASSES[min(bits & 0xFF, len(_CLASSES) - 1)]
-                raise UserError(f"{MAT_NAME} of {file} is a {kind} of shape {dims}.", hint)
+                found = _CLASSES[min(int(bits) & 0xFF, len(_CLASSES) - 1)]
+                raise UserError(f"{MAT_NAME} of {file} is a {found} of shape {dims}.", hint)
             if dims != size:
                 return unread(dims)
             kind, values = next(elements)
@@ -291,10 +292,11 @@ def encode_rle(rle: Any, size: tuple[int, int]) -> str:
     ValueError, TypeError or KeyError where it is neither, or of another (height, width).
     """
     if isinstance(rle, list):
-        if not rle or any(len(polygon) < 6 or len(polygon) % 2 for polygon in rle):
+        polygons = cast("list[Any]", rle)
+        if not rle or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
             raise ValueError("a polygon has fewer than three corners")
-        _refuse_absurd(rle, size)
-        merged: Any = coco_mask.merge(coco_mask.frPyObjects(rle, *size))
+        _refuse_absurd(polygons, size)
+        merged: Any = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
         return merged["counts"].decode()
     if tuple(rle["size"]) != size:
         raise ValueError(f"run lengths are of size {rle['size']}, the image is {list(size)}")
@@ -303,8 +305,8 @@ def encode_rle(rle: Any, size: tuple[int, int]) -> str:
             raise ValueError("run lengths are no integers from 0 on")
         if sum(rle["counts"]) != size[0] * size[1]:
             raise ValueError("run lengths do not fill the image")
-        rle = coco_mask.frPyObjects(rle, *size)
-        return rle["counts"].decode()
+        whole = cast("dict[str, bytes]", coco_mask.frPyObjects(rle, *size))
+        return whole["counts"].decode()
     counts = str(rle["counts"])
     if _length(counts) != size[0] * size[1]:
         raise ValueError("run lengths do not fill the image")
@@ -317,12 +319,12 @@ def rle_area(counts: str, size: tuple[int, int]) -> int:
     return int(coco_mask.area(rle))
 
 
-def _refuse_absurd(polygons: Any, size: tuple[int, int]) -> None:
+def _refuse_absurd(polygons: list[Any], size: tuple[int, int]) -> None:
     """ValueError where an outline is no number or far longer than any in an image of that size can
     be: pycocotools would take memory for every fifth of a pixel along it."""
     longest = min(size[0] * size[1] + 10_000, 5_000_000)
     for polygon in polygons:
-        corners = np.asarray(polygon, np.float64).reshape(-1, 2)
+        corners = np.array(polygon, np.float64).reshape(-1, 2)
         near = np.abs(corners).max() <= longest  # False of NaN
         if not near or np.abs(np.diff(corners, axis=0, append=corners[:1])).sum() > 2 * longest:
             raise ValueError("a polygon leads far out of the image")

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ def processes_for(jobs: int, asked: int | None, progress: Progress) -> int:
 @contextmanager
 def mapper(
     work: Callable[[Job], Result], processes: int, setup: Callable[[], None] | None = None
-) -> Iterator[Callable[[Sequence[Job]], Iterator[Result]]]:
+) -> Generator[Callable[[Sequence[Job]], Iterator[Result]]]:
     """`work` over jobs, results in their order: here, or in so many processes, each of which calls
     `setup` first."""
     if processes <= 1:

@@ -34,7 +34,7 @@ class Taken:
     pixels_dropped: int = 0
     segments_void: int = 0
     pixels_void: int = 0
-    images_by_class: dict[str, int] = field(default_factory=dict)
+    images_by_class: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def keep_seen(

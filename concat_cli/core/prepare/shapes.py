@@ -7,12 +7,12 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -134,15 +134,16 @@ def _is_done(out: Path, header: dict[str, Any]) -> bool:
             )
         return False
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is no JSON.", "Choose another folder.") from error
-    if isinstance(found, dict) and {**found, "protocol": None} == {**header, "protocol": None}:
+    found = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
+    if {**found, "protocol": None} == {**header, "protocol": None}:
         return True
-    source = found.get("source") if isinstance(found, dict) else None
-    if not isinstance(source, dict) or found.get("name") != header["name"]:
+    given = found.get("source")
+    if not isinstance(given, dict) or found.get("name") != header["name"]:
         raise UserError(f"{out} holds another data set.", "Choose another folder.")
-    source = UNTOLD | source
+    source = UNTOLD | cast("dict[str, Any]", given)
     differing = [
         f"{key} {source.get(key)!r} there, {value!r} asked"
         for key, value in (UNTOLD | header["source"]).items()
@@ -155,7 +156,7 @@ def _is_done(out: Path, header: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _workspace(out: Path) -> Iterator[Path]:
+def _workspace(out: Path) -> Generator[Path]:
     """A hidden folder inside `out` to draw in; removed at the end, as are those of dead runs."""
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -233,7 +234,7 @@ def _draw_parts(
 
 def _draw_chunk(job: _Job) -> list[tuple[dict[str, Any], Row]]:
     """Draws and writes a job's scenes; the COCO annotation of each, and what it truly holds."""
-    rows = []
+    rows: list[tuple[dict[str, Any], Row]] = []
     for index in range(job.first, job.first + job.count):
         scene = draw_scene(scene_seed(job.part, job.seed, index), job.size, job.allowed)
         image_id = job.first_id + index
@@ -260,11 +261,13 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 def row_of(scene: Scene, image_id: int, name: str) -> Row:
     """All segments of a scene, numbered from 1."""
     numbers = range(1, len(scene.labels) + 1)
-    areas = np.bincount(scene.segment_map.ravel(), minlength=len(numbers) + 1)[1:]
-    categories = [CLASSES.ids[label] for label in scene.labels.tolist()]
+    counted = np.bincount(scene.segment_map.ravel(), minlength=len(numbers) + 1)[1:]
+    labels: list[int] = scene.labels.tolist()
+    categories = [CLASSES.ids[label] for label in labels]
     height, width = scene.segment_map.shape
     crowd = [0] * len(numbers)
-    return Row(image_id, name, name, height, width, [*numbers], categories, crowd, areas.tolist())
+    areas: list[int] = counted.tolist()
+    return Row(image_id, name, name, height, width, [*numbers], categories, crowd, areas)
 
 
 def without(scene: Scene, hidden: Collection[int]) -> Scene:

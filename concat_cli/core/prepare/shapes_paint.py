@@ -12,7 +12,7 @@ A painter of stuff takes x (w,) and y (h,) in scene units, `unit` pixels each, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -70,7 +70,8 @@ class Random:
         z = np.arange(rows * columns, dtype=np.uint64) * np.uint64(_GAMMA) + np.uint64(self.bits())
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return ((z >> np.uint64(40)).astype(np.float32) * (2.0**-24)).reshape(rows, columns)
+        unit: Any = (z >> np.uint64(40)).astype(np.float32) * (2.0**-24)
+        return unit.reshape(rows, columns)
 
 
 def wave(turns: FloatArray) -> FloatArray:
@@ -297,7 +298,7 @@ def _brick(x: FloatArray, y: FloatArray, unit: float, colours: Colours, rng: Ran
     lit = lit + (worn - 0.5) * 0.16
     grit = noise(rng, x, y, 1.3, 1.3) * 34.0 - 17.0
     shift = (8.0, -3.0, -6.0)
-    planes = []
+    planes: list[FloatArray] = []
     for c in range(3):
         brick = (mix * (light[c] - dark[c]) + dark[c] + (tint - 0.5) * shift[c]) * lit
         ground = grit + mortar[c]
@@ -350,7 +351,8 @@ def _water(x: FloatArray, y: FloatArray, unit: float, colours: Colours, rng: Ran
 def _wood(x: FloatArray, y: FloatArray, unit: float, colours: Colours, rng: Random) -> Planes:
     """Planks with grain that bends into rings around knots."""
     if rng.bits() >> 63:
-        return [p.T for p in _planks(y, x, unit, colours, rng)]
+        turned: list[Any] = _planks(y, x, unit, colours, rng)
+        return [plane.T for plane in turned]
     return _planks(x, y, unit, colours, rng)
 
 

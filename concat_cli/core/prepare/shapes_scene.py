@@ -11,6 +11,7 @@ import difflib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -202,7 +203,7 @@ def draw_scene(
     grounds = [TEXTURES[CLASSES.names[i]][1][1] for i in labels]
     for thing in placed:
         _paint_thing(rng, frame, canvas, thing, grounds)
-    image = np.rint(np.minimum(np.maximum(canvas, 0.0), 255.0)).astype(np.uint8)
+    image: Any = np.rint(np.minimum(np.maximum(canvas, 0.0), 255.0)).astype(np.uint8)
     return Scene(
         image=np.ascontiguousarray(image.transpose(1, 2, 0)),
         segment_map=segment_map,
@@ -295,7 +296,7 @@ def _place(
         count = int(inside.sum())
         if count < max(0.8 * whole, 40.0 * frame.unit * frame.unit):
             continue
-        trial = segment_map[thing.rows, thing.columns].copy()
+        trial = np.array(segment_map[thing.rows, thing.columns])
         trial[inside] = first + len(placed) + 1
         left = np.bincount(segment_map.ravel(), minlength=len(kept) + 1)
         left -= np.bincount(segment_map[thing.rows, thing.columns][inside], minlength=len(kept) + 1)

@@ -53,9 +53,9 @@ class LabelFormat:
 
     kind: Kind
     pixels: Pixels = "index"
-    table: Mapping[int, int] = field(default_factory=dict)
+    table: Mapping[int, int] = field(default_factory=dict[int, int])
     void: tuple[int, ...] = ()
-    things: Mapping[int, int] = field(default_factory=dict)
+    things: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True)

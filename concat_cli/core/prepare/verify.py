@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -290,7 +290,7 @@ class Ledger:
         ]
 
     @contextmanager
-    def open(self, keys: Sequence[Key], rows: Sequence[Row | None]) -> Iterator[Ledger]:
+    def open(self, keys: Sequence[Key], rows: Sequence[Row | None]) -> Generator[Ledger]:
         """Ready to `add`, with the rows that are known."""
         known = [_line(key, row) for key, row in zip(keys, rows, strict=True) if row is not None]
         header = json.dumps({"facts": self._facts, "decode": self._decode}) + "\n"

@@ -114,14 +114,16 @@ def _labels(bases: Sequence[str], kit: str, names: list[str]) -> tuple[str, list
     VOC's own labels are finer than SBD's (which have no void border), so they go first.
     """
     own, more = (
-        frozenset(stems(place, ".png")) if (place := first_folder([kit], [folder])) else frozenset()
+        frozenset(stems(place, ".png"))
+        if (place := first_folder([kit], [folder]))
+        else frozenset[str]()
         for folder in (_OWN, _SBD)
     )
     lacking = [name for name in names if name not in own and name not in more]
     if not lacking:
         return kit, [f"{_OWN if name in own else _SBD}/" for name in names]
     zipped = first_folder(bases, [_SBD, f"{_SBD}.zip!{_SBD}", f"{_SBD}.zip"])
-    inside = frozenset(stems(zipped, ".png")) if zipped else frozenset()
+    inside = frozenset(stems(zipped, ".png")) if zipped else frozenset[str]()
     if inside.issuperset(names):
         return zipped, [""] * len(names)
     raise UserError(
