@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 CONCAT := $(BIN)/concat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test fuzz lint ablation compare reference tiny-clip clean
+.PHONY: help venv demo test wheel oldest fuzz lint ablation compare reference tiny-clip clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,12 @@ demo: $(VENV)/.run ## the whole chain on the built-in world: 25 minutes on two c
 
 test: $(VENV)/.dev ## all tests, at most 10 minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+wheel: $(VENV)/.dev ## builds the wheel and uses it where nothing of this checkout is
+	.ci/wheel
+
+oldest: ## the core of the tests with the oldest dependencies allowed, in an environment of its own
+	.ci/oldest
 
 fuzz: $(VENV)/.dev ## 2,000 damaged inputs, other ones each time
 	FUZZ_TIMES=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
