@@ -16,11 +16,11 @@ from concat_cli.commands import data, train
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
+from concat_cli.commands.options import epilog
 from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
-from concat_cli.examples import epilog
 
 
 class _InOrder(TyperGroup):
