@@ -16,11 +16,11 @@ from concat_cli.commands import data, train
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
+from concat_cli.commands.options import epilog
 from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
-from concat_cli.examples import epilog
 
 
 class _InOrder(TyperGroup):
@@ -104,8 +104,9 @@ def main(argv: list[str] | None = None) -> int:
             raise
         show_error(mistake)
         return 2
-    finally:
-        _leave_group()
+    finally:  # leaves the process group of `torchrun`, if a command joined it
+        if (distributed := sys.modules.get("concat_cli.core.train.distributed")) is not None:
+            distributed.leave()
     return 0
 
 
@@ -119,9 +120,3 @@ def _as_user_error(error: Exception) -> UserError | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and short):
         return UserError(f"Out of memory: {str(error).splitlines()[0][:160]}", _MEMORY_HINT)
     return None
-
-
-def _leave_group() -> None:
-    """Leaves the process group of `torchrun`, if a command joined it."""
-    if (distributed := sys.modules.get("concat_cli.core.train.distributed")) is not None:
-        distributed.leave()

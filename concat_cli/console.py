@@ -36,23 +36,21 @@ class Console:
         self._stream: TextIO = sys.stderr if json_only else sys.stdout
         self.silent = rank() > 0
         width = None if self._stream.isatty() else 160  # a pipe has no width of its own
-        self._rich = RichConsole(file=self._stream, width=width, highlight=False, soft_wrap=True)
+        self._rich = RichConsole(
+            file=self._stream, width=width, highlight=False, soft_wrap=True, quiet=self.silent
+        )
         self.progress = ConsoleProgress(self, every)
 
     def say(self, message: str) -> None:
         """One line."""
-        if not self.silent:
-            self._rich.print(Text(message))
+        self._rich.print(Text(message))
 
     def warn(self, message: str) -> None:
         """One line that stands out."""
-        if not self.silent:
-            self._rich.print(Text("note: ", style="bold yellow") + Text(message))
+        self._rich.print(Text("note: ", style="bold yellow") + Text(message))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
         """Rows under column names; numbers stand right, None is a dash, fractions have 1 digit."""
-        if self.silent:
-            return
         table = Table(box=None, header_style="bold", pad_edge=False)
         rows = [list(row) for row in rows]
         for i, name in enumerate(columns):
@@ -64,8 +62,6 @@ class Console:
 
     def done(self, results: Mapping[str, object], following: Sequence[str] = ()) -> None:
         """The last lines of a command: where the results are, and what to run next."""
-        if self.silent:
-            return
         lines = [(name, str(value), "") for name, value in results.items()]
         lines += [("next" if i == 0 else "", text, "bold") for i, text in enumerate(following)]
         width = max((len(name) for name, _, _ in lines), default=0)
@@ -118,7 +114,7 @@ class ConsoleProgress:
             return iter(items)
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # pyright: ignore[reportArgumentType]
-        before = _first(items)
+        before = items.start if isinstance(items, range) else 0
         total = total if total is None else total + before
         self._texts.append("")
         follow = self._bar if sys.stderr.isatty() else self._lines
@@ -154,15 +150,12 @@ class ConsoleProgress:
             self._texts.pop()
 
     def _line(self, what: str, done: int, total: int | None, speed: float) -> str:
+        from tqdm import tqdm
+
         parts = [f"{what}: {done}" + (f"/{total}" if total else ""), f"{speed:.3g}/s"]
         if total and done < total:
-            parts.append(f"{_clock((total - done) / speed)} left")
+            parts.append(f"{tqdm.format_interval((total - done) / speed)} left")
         return " · ".join([*parts, *filter(None, self._texts[-1:])])
-
-
-def _first(items: object) -> int:
-    """How many items came before the first of these."""
-    return items.start if isinstance(items, range) else 0
 
 
 def rank() -> int:
@@ -193,13 +186,6 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-    )
 
 
 def _cell(value: Cell) -> str:

@@ -8,7 +8,7 @@ Figures come from the files in docs/results/, all optional; without one: "not me
     ablation.jsonl     runs/ablation/results.jsonl, a line for each cell and split
     compare.jsonl      runs/compare/results.jsonl, a line for each method and split
     figures.json       single figures by name, as text: {"scenes": "150", ...}
-The tree comes from the first line of every file, the examples from concat_cli/examples.py.
+The tree comes from the first line of every file, the examples from concat_cli/commands/options.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from concat_cli.examples import EXAMPLES
+from concat_cli.commands.options import EXAMPLES
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -20,13 +20,13 @@ from drawn_own import draw_own
 from PIL import Image
 
 from concat_cli.app import main
+from concat_cli.commands.options import EXAMPLES
 from concat_cli.commands.train import resume_command
 from concat_cli.console import Console, ConsoleProgress, duration
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import Cost
 from concat_cli.core.infer.files import predict_paths
 from concat_cli.core.progress import Progress
-from concat_cli.examples import EXAMPLES
 
 SCENES = ["--train", "8", "--dev", "2", "--val", "3", "--size", "64"]
 DRAWN = ["shapes.train=8", "shapes.dev=2", "shapes.val=3", "shapes.size=64"]  # the same as keys

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from concat_cli.app import main
-from concat_cli.core import doctor
-from concat_cli.core.doctor import Report, examine
+from concat_cli.commands import doctor
+from concat_cli.commands.doctor import Report, examine
 from concat_cli.core.runs import BUILT_IN
 
 

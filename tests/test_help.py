@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from concat_cli.app import main
-from concat_cli.examples import EXAMPLES
+from concat_cli.commands.options import EXAMPLES
 
 COMMANDS = [command.split() for command in EXAMPLES]
 HEAVY = """

@@ -16,10 +16,10 @@ import pytest
 import typer.main
 
 from concat_cli.app import app
+from concat_cli.commands.options import EXAMPLES
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.runs import BUILT_IN
-from concat_cli.examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

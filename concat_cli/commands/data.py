@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from concat_cli.commands.options import DryRun
+from concat_cli.commands.options import DryRun, epilog
 from concat_cli.console import Console, relative
 from concat_cli.core.config import ShapesConfig
 from concat_cli.core.prepare.recipes import RECIPES
 from concat_cli.core.prepare.source import Recipe
-from concat_cli.examples import epilog
 
 if TYPE_CHECKING:
     from concat_cli.core.prepare.protocol import Census

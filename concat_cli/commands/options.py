@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they lead to: a configuration and a run."""
+"""Options that several commands share, what they lead to, and the examples of every command."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 from concat_cli.console import Console
+from concat_cli.core.method import methods, stage_named
+from concat_cli.core.prepare.recipes import RECIPES
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +58,47 @@ WeightsFile = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
+EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the same
+    "": (
+        "concat train-con",
+        "concat train-cat && concat finetune && concat evaluate",
+        "concat predict photo.jpg --vocab classes.txt",
+    ),
+    "prepare-data": (
+        "concat prepare-data shapes data/shapes",
+        "concat prepare-data coco data/coco",
+        "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
+    ),
+    "prepare-data shapes": (
+        "concat prepare-data shapes data/shapes",
+        'concat prepare-data shapes data/other --unseen "striped star; green water"',
+        "concat prepare-data shapes data/split-1 --unseen-seed 1 --val 1000",
+        "concat prepare-data shapes data/shapes-void --unseen-pixels void",
+    ),
+    **{f"prepare-data {recipe.name}": recipe.examples for recipe in RECIPES.values()},
+    "evaluate": (
+        "concat evaluate",
+        "concat evaluate --name demo --split unseen --json",
+        "concat evaluate --name demo --tasks panoptic,semantic,instance --bootstrap 1000",
+        "concat evaluate --name demo --calibrate data.root=data/shapes",
+        "concat evaluate --weights runs/demo/con/last.safetensors --save scores",
+        "concat evaluate --predictions scores/panoptic.json "
+        "--truth data/shapes/annotations/panoptic_val.json",
+    ),
+    "predict": (
+        "concat predict photo.jpg --vocab classes.txt",
+        "concat predict data/shapes/val --out pictures --min-score 0.3",
+        'concat predict "data/shapes/val/*1.png" --json',
+    ),
+    "doctor": (
+        "concat doctor",
+        "concat doctor --data data/shapes --json",
+    ),
+}
+for _method in methods():
+    for _command, _lines in _method.examples.items():
+        EXAMPLES[_command] = EXAMPLES.get(_command, ()) + _lines
+
 
 def open_run(
     stage: str, config: Path | None, name: str | None, overrides: list[str] | None, console: Console
@@ -66,7 +109,6 @@ def open_run(
     where there is none, the reference configuration of the method is taken.
     """
     from concat_cli.core.config_file import find_config, load_config
-    from concat_cli.core.method import stage_named
     from concat_cli.core.runs import Run, relevant_diff
 
     method, wanted = stage_named(stage)
@@ -122,3 +164,9 @@ def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
         chosen = torch.device("cuda", processes.local_rank)
         torch.cuda.set_device(chosen)
     return chosen, Share(processes.rank, processes.world, gather_objects)
+
+
+def epilog(command: str) -> str:
+    """The examples of a command as the last block of its help."""
+    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES[command]]
+    return "\n".join(["[bold]Examples[/bold]", *lines])

@@ -71,15 +71,7 @@ def load_weights(path: Path) -> Weights:
 
 def read_meta(path: Path) -> dict[str, Any]:
     """The metadata alone; the tensors are not read."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            data = start + file.read(min(int.from_bytes(start, "little"), 1 << 26))
-    except FileNotFoundError:
-        raise _missing(path) from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _meta(path, data)
+    return _meta(path, _read(path, header_only=True))
 
 
 def check_stage(weights: Weights, *expected: str) -> None:
@@ -122,19 +114,27 @@ def load_state(path: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"{broken} was changed")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path} is damaged, the run cannot go on from it ({_first_line(error)}).",
+            f"{path} is damaged, the run cannot go on from it ({reason:.120}).",
             "Run the same command with --fresh to start again.",
         ) from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, header_only: bool = False) -> bytes:
+    """A file's content, or 8 bytes that tell a length and the header of that length."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            if not header_only:
+                return file.read()
+            start = file.read(8)
+            return start + file.read(min(int.from_bytes(start, "little"), 1 << 26))
     except FileNotFoundError:
-        raise _missing(path) from None
+        hint = "Make weights with `concat train-con`, or leave --weights out."
+        raise UserError(f"There is no file {path}.", hint) from None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        what = f"Cannot read {path}: {error.strerror}."
+        raise UserError(what, "Check the path and its rights.") from error
 
 
 def _meta(path: Path, data: bytes) -> dict[str, Any]:
@@ -160,17 +160,6 @@ def _meta(path: Path, data: bytes) -> dict[str, Any]:
     return meta
 
 
-def _missing(path: Path) -> UserError:
-    return UserError(
-        f"There is no file {path}.",
-        "Make weights with `concat train-con`, or leave --weights out.",
-    )
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot read {path}: {error.strerror}.", "Check the path and its rights.")
-
-
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(
         f"{path} is no complete weights file: {why}.",
@@ -180,7 +169,3 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def _clip_name(model: str, pretrained: str, sha256: str) -> str:
     return f"{model} {pretrained}".strip() + f" ({sha256[:8]})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]

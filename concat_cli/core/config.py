@@ -1,8 +1,10 @@
 """The schema of a run: frozen dataclasses with defaults, each number with its range.
 
-A YAML file holds deltas from these defaults (`config_file.py` reads it, and checks it); one file
-describes all stages. After each key: where its default comes from, [paper] stated by a CONCAT
-source, [PADing], [Mask2Former], [ZegFormer], or [ours]. A method's own section lies in its folder.
+A YAML file holds deltas from these defaults, and one file describes all stages. Ranges are checked
+where a configuration is read (`config_file.py`); one that Python code makes itself, such as
+`OptimConfig(lr=-1)`, is taken as it is, but for what a section's `__post_init__` checks. After each
+key: where its default comes from, [paper] stated by a CONCAT source, [PADing], [Mask2Former],
+[ZegFormer], or [ours]. A method's own section lies in its folder.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ Share = Annotated[float, Ge(0), Le(1)]
 Below1 = Annotated[float, Ge(0), Lt(1)]
 Weight = Annotated[float, Ge(0), Le(1e6)]  # of a loss or a group of parameters; 0: off
 Positive = Annotated[float, Gt(0), Le(1e6)]
+Several = Annotated[tuple[Positive, ...], MinLen(1)]
 Offset = Annotated[float, Ge(-1e3), Le(1e3)]
 Zoom = Annotated[float, Gt(0), Le(100)]
 Whole = Annotated[int, Ge(0), Le(10**9)]  # a number of something; 0: none, or off
@@ -219,13 +222,7 @@ class CatConfig:
     cycle: Weight = 0.1  # vision to semantic [paper; weight ours]
     temperature: Positive = 0.1  # of query contrast [ours]
     negatives: Many = 256  # unmatched queries per step [ours]
-    bandwidths: Annotated[tuple[Positive, ...], MinLen(1)] = (
-        0.25,
-        0.5,
-        1.0,
-        2.0,
-        4.0,
-    )  # x mean distance [ours]
+    bandwidths: Several = (0.25, 0.5, 1.0, 2.0, 4.0)  # x mean distance [ours]
     fold: Whole = 6  # seen classes set aside as pseudo-unseen for selection; 0: none [ours]
     eval_every: Whole = 250
     seed: Seed = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,6 @@ from typing import Any
 import torch
 
 from concat_cli.core.errors import UserError
-
-DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def _alone(value: Any) -> list[Any]:
@@ -44,30 +42,24 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    reason = "as asked"
     if name == "auto":
-        best = next(device for device, found in there.items() if found)
-        reason = {
-            "cuda": "the first choice",
-            "mps": "no CUDA GPU found",
-            "cpu": "no GPU found",
-        }[best]
-        return torch.device(best), _describe(best, reason)
+        name = next(device for device, found in there.items() if found)
+        reason = {"cuda": "the first choice", "mps": "no CUDA GPU found", "cpu": "no GPU found"}[
+            name
+        ]
     if name not in there:
-        raise UserError(f"Unknown device '{name}'.", f"Choose one of {', '.join(DEVICES)}.")
+        raise UserError(f"Unknown device '{name}'.", f"Choose one of auto, {', '.join(there)}.")
     if not there[name]:
         found = ", ".join(device for device, is_there in there.items() if is_there)
         raise UserError(
             f"There is no {name} device here (found: {found}).", "Leave --device out to use those."
         )
-    return torch.device(name), _describe(name, "as asked")
-
-
-def _describe(device: str, reason: str) -> str:
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()}, {reason}"
-    if device == "cpu":
-        return f"{torch.get_num_threads()} threads, {reason}"
-    return reason
+    if name == "cuda":
+        reason = f"{torch.cuda.get_device_name()}, {reason}"
+    elif name == "cpu":
+        reason = f"{torch.get_num_threads()} threads, {reason}"
+    return torch.device(name), reason
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
@@ -92,7 +84,7 @@ def has_native_bf16() -> bool:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None, None, None]:
     """Computes on one thread of the CPU for a while.
 
     Steps of many small operations are about twice as fast like that as on two threads, which spend

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +45,20 @@ def atomic_path(path: Path, sync: bool = True) -> Generator[Path, None, None]:
             Without it (many small files that can be made again) only a killed process is safe.
     """
     path = Path(path)
-    temp = None
+    temp = path.parent / f".{path.name[:80]}.{secrets.token_hex(4)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{path.name[:80]}."
-        handle, name = tempfile.mkstemp(suffix=".tmp", prefix=prefix, dir=path.parent)
-        os.close(handle)
-        temp = Path(name)
-        temp.chmod(0o666 & ~_umask())
+        temp.touch(exist_ok=False)
         yield temp
         if sync:
-            _sync(temp)
+            with temp.open("r+b") as file:
+                os.fsync(file.fileno())
         os.replace(temp, path)
     except OSError as error:
         raise write_error(path, error) from error
     finally:
-        if temp is not None:
-            temp.unlink(missing_ok=True)
+        with suppress(OSError):  # it is renamed, or never was
+            temp.unlink()
 
 
 def write_bytes(path: Path, data: bytes, sync: bool = True) -> None:
@@ -78,18 +75,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Writes `value` as JSON to `path` atomically; UserError where the system refuses."""
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    """The rights that new files of this process do not get (there is no way to only read it)."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

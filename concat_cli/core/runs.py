@@ -90,9 +90,10 @@ class StageDir:
         """
         if not main:
             return self
+        aside = (self.path.with_name(f"{self.path.name}.old-{n}") for n in itertools.count(1))
         try:
             if fresh and self.path.exists():
-                self.path.rename(self._aside())
+                self.path.rename(next(path for path in aside if not path.exists()))
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(self.path, error) from error
@@ -129,10 +130,6 @@ class StageDir:
         if self.metrics.exists():
             kept = [json.dumps(row) for row in self.read_metrics() if row.get("step", 0) <= step]
             write_text(self.metrics, "".join(f"{line}\n" for line in kept))
-
-    def _aside(self) -> Path:
-        names = (self.path.with_name(f"{self.path.name}.old-{n}") for n in itertools.count(1))
-        return next(path for path in names if not path.exists())
 
     def _check_config(self, cfg: Config) -> None:
         lines = relevant_diff(self.stage, load_config(self.config_yaml), cfg)
@@ -178,14 +175,13 @@ class Run:
         """The folder of a stage, or of one that was taught a vocabulary: `finetune-<stem>`."""
         return StageDir(self.path / name, stage_named(name.partition("-")[0])[1].name)
 
-    def last_stage(self, vocabulary: Path | None = None) -> StageDir | None:
-        """The last stage that holds weights: taught this vocabulary, else the last stage of the
+    def last_weights(self, vocabulary: Path | None = None) -> Path | None:
+        """Those of the last stage: of the one taught this vocabulary, else of the last stage of the
         first method that has any."""
         names = [stage.name for method in methods() for stage in reversed(method.stages)]
         if vocabulary is not None and self.was_taught(vocabulary):
             names.insert(0, taught(vocabulary))
-        stages = (self.stage(name) for name in names)
-        return next((stage for stage in stages if stage.weights is not None), None)
+        return next(filter(None, (self.stage(name).weights for name in names)), None)
 
     def was_taught(self, vocabulary: Path) -> bool | None:
         """Whether the weights taught a file of this name were taught what it holds now; None
@@ -207,9 +203,8 @@ class Run:
         stage = self.stage(name)
         if stage.weights is None:
             method, wanted = stage_named(stage.stage)
-            first = next(
-                s for s in method.stages if s is wanted or self.stage(s.name).weights is None
-            )
+            lacking = (s for s in method.stages if self.stage(s.name).weights is None)
+            first = next(lacking, wanted)
             raise UserError(
                 f"Run {self.name} has no weights of stage {name} yet (looked in {stage.path})."
                 f"{_known_runs(self)}",
@@ -244,13 +239,21 @@ def find_weights(
         explicit: a file, or the folder of a stage or a run.
         vocabulary: weights that were taught this very file come first.
     """
+    if explicit is not None and not Path(explicit).is_dir():
+        return FoundWeights(Path(explicit), "as asked")
     if explicit is not None:
-        return _explicit(Path(explicit), vocabulary)
-    run = Run(name or DEFAULT_NAME, root)
-    stage = run.last_stage(vocabulary)
-    if stage is not None and stage.weights is not None:
-        reason = f"the last stage of run {run.name}{_passed_over(run, vocabulary)}"
-        return FoundWeights(stage.weights, reason)
+        run = Run(Path(explicit).name, Path(explicit).parent)
+        found = run.last_weights(vocabulary) or StageDir(run.path, "con").weights
+    else:
+        run = Run(name or DEFAULT_NAME, root)
+        found = run.last_weights(vocabulary)
+    if found is not None:
+        reason = "as asked" if explicit is not None else f"the last stage of run {run.name}"
+        if vocabulary is not None and run.was_taught(vocabulary) is False:
+            reason += f"; {taught(vocabulary)} was taught other names than {vocabulary} holds now"
+        return FoundWeights(found, reason)
+    if explicit is not None:
+        raise UserError(f"The folder {run.path} holds no weights.", "Give a .safetensors file.")
     if name is not None:
         raise UserError(
             f"Run {run.name} has no weights yet (looked in {run.path}).{_known_runs(run)}",
@@ -264,27 +267,9 @@ def find_weights(
     return FoundWeights(BUILT_IN, f"built in; there is no run in {run.path}")
 
 
-def _passed_over(run: Run, vocabulary: Path | None) -> str:
-    """Why weights that were taught a file of this name are not used; empty where they are."""
-    if vocabulary is None or run.was_taught(vocabulary) is not False:
-        return ""
-    return f"; {taught(vocabulary)} was taught other names than {vocabulary} holds now"
-
-
-def _explicit(path: Path, vocabulary: Path | None) -> FoundWeights:
-    if not path.is_dir():
-        return FoundWeights(path, "as asked")
-    run = Run(path.name, path.parent)
-    stage = run.last_stage(vocabulary)
-    found = stage.weights if stage is not None else StageDir(path, "con").weights
-    if found is None:
-        raise UserError(f"The folder {path} holds no weights.", "Give a .safetensors file.")
-    return FoundWeights(found, f"as asked{_passed_over(run, vocabulary)}")
-
-
 def _known_runs(run: Run) -> str:
     """The other runs beside this one that hold weights."""
     folders = sorted(run.root.iterdir()) if run.root.is_dir() else []
     others = [f.name for f in folders if f.is_dir() and f.name != run.name]
-    names = [name for name in others if Run(name, run.root).last_stage() is not None]
+    names = [name for name in others if Run(name, run.root).last_weights() is not None]
     return f" Other runs have: {', '.join(names[:8])}." if names else ""

@@ -112,8 +112,9 @@ class Vocabulary:
     @staticmethod
     def from_json(rows: Iterable[dict[str, Any]]) -> Vocabulary:
         """The inverse of `to_json`."""
-        listed: list[dict[str, Any]] = [{**r, "synonyms": tuple(r["synonyms"])} for r in rows]
-        return Vocabulary(tuple(ClassEntry(**row) for row in listed))
+        return Vocabulary(
+            tuple(ClassEntry(**row | {"synonyms": tuple(row["synonyms"])}) for row in rows)
+        )
 
     @staticmethod
     def from_categories(
@@ -122,17 +123,11 @@ class Vocabulary:
         """From the `categories` of a COCO panoptic JSON, in file order; a name with ", " holds
         synonyms only by a vocabulary file's rules, so it is kept whole here."""
         kinds: tuple[Kind, Kind] = ("stuff", "thing")
-        return Vocabulary(
-            tuple(
-                ClassEntry(
-                    name=str(c["name"]),
-                    id=int(c["id"]),
-                    kind=kinds[bool(c.get("isthing", 1))],
-                    seen=c["name"] not in unseen,
-                )
-                for c in categories
-            )
+        entries = (
+            ClassEntry(str(c["name"]), int(c["id"]), kind=kinds[bool(c.get("isthing", 1))])
+            for c in categories
         )
+        return Vocabulary(tuple(entries)).with_unseen(unseen)
 
 
 class _Item(NamedTuple):
@@ -264,8 +259,13 @@ def _item(names: list[str], kind: str, where: str) -> _Item:
     return item
 
 
-def _check_duplicates(source: str, items: list[_Item]) -> None:
-    first: dict[str, str] = {}
+def _vocabulary(
+    source: str, items: list[_Item], known: Vocabulary | None, key: Callable[[str], str]
+) -> Vocabulary:
+    """Entries with what `known` says of them; ids that it does not give follow its highest."""
+    if not items:
+        raise UserError(f"{source} names no class.", _FORM)
+    first: dict[str, str] = {}  # a name's form -> where it stands first
     for item in items:
         for name in item.names:
             if (form := same_name(name)) in first:
@@ -275,15 +275,6 @@ def _check_duplicates(source: str, items: list[_Item]) -> None:
                     "Leave one of them out; a synonym belongs to one class.",
                 )
             first[form] = item.where
-
-
-def _vocabulary(
-    source: str, items: list[_Item], known: Vocabulary | None, key: Callable[[str], str]
-) -> Vocabulary:
-    """Entries with what `known` says of them; ids that it does not give follow its highest."""
-    if not items:
-        raise UserError(f"{source} names no class.", _FORM)
-    _check_duplicates(source, items)
     known = known or Vocabulary(())
     table = {key(n): e for e in reversed(known.entries) for n in (*e.synonyms, e.name)}
     used: set[int] = set()
@@ -291,12 +282,12 @@ def _vocabulary(
     entries: list[ClassEntry] = []
     for item in items:
         old = next((table[k] for name in item.names if (k := key(name)) in table), None)
+        base = old or ClassEntry("", 0, seen=False)
         if old is not None and old.id not in used:
             number = old.id
         else:
             number = highest = highest + 1
         used.add(number)
-        kind: Any = item.kind or (old.kind if old is not None else "thing")
-        seen = old is not None and old.seen
-        entries.append(ClassEntry(item.names[0], number, item.names[1:], kind, seen))
+        kind = cast("Kind", item.kind or base.kind)
+        entries.append(ClassEntry(item.names[0], number, item.names[1:], kind, base.seen))
     return Vocabulary(tuple(entries))
