@@ -39,7 +39,8 @@ class SparseCounts:
         """The figures (columns, K) of an image, by its number."""
         found = np.flatnonzero(counts.any(0))
         self._where.frombytes((image * self.classes + found).astype(np.int64).tobytes())
-        self._values.frombytes(counts[:, found].T.astype(np.float64).tobytes())
+        held: FloatArray = np.ascontiguousarray(counts[:, found].T, np.float64)
+        self._values.frombytes(held.tobytes())
 
     def merge(self, other: SparseCounts) -> None:
         """Adds the images of another process."""
@@ -57,8 +58,8 @@ class SparseCounts:
 
     def dense(self, images: int) -> FloatArray:
         """(M, columns, K)."""
-        found: FloatArray = self.matrix(images).toarray()
-        return np.ascontiguousarray(found.T).reshape(images, self.columns, self.classes)
+        found: FloatArray = np.ascontiguousarray(self.matrix(images).toarray().T)
+        return found.reshape(images, self.columns, self.classes)
 
     def nbytes(self) -> int:
         """Bytes of memory."""

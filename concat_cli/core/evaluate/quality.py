@@ -110,7 +110,7 @@ class PanopticScore:
 
     def result(self) -> ClassQualities:
         """Qualities of every class so far."""
-        iou, tp, fp, fn = self.counts.copy()
+        iou, tp, fp, fn = (self.counts[row].copy() for row in range(4))
         whole = tp + 0.5 * fp + 0.5 * fn
         whole = np.where(whole > 0, whole, 1.0)
         return ClassQualities(tp, fp, fn, iou / whole, iou / np.maximum(tp, 1.0), tp / whole)
@@ -122,7 +122,7 @@ def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> N
     mine = same & crowd[:, None]  # (N, M)
     if not mine.any():
         return np.zeros(same.shape[1], np.int64)
-    last = len(crowd) - 1 - mine[::-1].argmax(0)  # (M,)
+    last: NDArray[np.int64] = len(crowd) - 1 - mine[::-1].argmax(0)  # (M,)
     found: NDArray[np.int64] = shared[1 + last, 1 + np.arange(same.shape[1])]
     found[~mine.any(0)] = 0
     return found

@@ -176,7 +176,7 @@ NO_SWEEP = Sweep()
 
 def sweep_offsets(scale: float, *others: float | None) -> tuple[float, ...]:
     """Offsets from 0 to 0.3 of the scale of the logits, and the others that are given."""
-    steps: list[float] = np.linspace(0, 0.3 * scale, STEPS).round(4).tolist()
+    steps = [round(float(step), 4) for step in np.linspace(0, 0.3 * scale, STEPS)]
     return tuple(sorted({*steps, *(one for one in others if one is not None)}))
 
 

@@ -183,7 +183,7 @@ def _in_order(paths: Sequence[Path]) -> Iterator[str]:
         places = np.fromiter(_places(opened), np.dtype((np.int64, 3)))
         yield "["
         for number, row in enumerate(np.argsort(places[:, 0], kind="stable")):
-            file = opened[places[row, 1]]
+            file: BinaryIO = opened[int(places[row, 1])]
             file.seek(int(places[row, 2]))
             value = file.readline().partition(b" ")[2].strip().decode("utf-8")
             yield f", {value}" if number else value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,14 +52,16 @@ def instances(
     for row, size in enumerate(sizes):
         labels = pairs[row] % classes
         thing = is_thing.to(labels.device)[labels]
-        queries, which = (pairs[row] // classes)[thing].unique(return_inverse=True)
+        queries, which = cast(
+            "tuple[Tensor, Tensor]", (pairs[row] // classes)[thing].unique(return_inverse=True)
+        )
         inner = whole if valid is None else valid[row]
         masks = list(_masks(mask_logits[row, queries].float(), size, inner))
-        told = zip(labels[thing].tolist(), scores[row][thing].tolist(), which.tolist(), strict=True)
+        told = [cast("list[Any]", c.tolist()) for c in (labels[thing], scores[row][thing], which)]
         found.append(
             [
                 Instance(label, score * masks[n][1], masks[n][2], masks[n][0])
-                for label, score, n in told
+                for label, score, n in zip(*told, strict=True)
                 if masks[n][2]
             ]
         )
@@ -74,8 +76,9 @@ def _masks(mask_logits: Tensor, size: Size, valid: Size) -> Iterator[tuple[Rle, 
         inside = torch.cat([strip[0] > 0 for strip in strips], 1)  # (n, H, W)
         inner = sum(((s[0].sigmoid() * (s[0] > 0)).sum((1, 2)) for s in strips), torch.zeros(()))
         area = inside.sum((1, 2))
-        mean = (inner / area.clamp(min=1)).tolist()
-        yield from zip(encoded(inside.cpu().numpy()), mean, area.tolist(), strict=True)
+        columns: Any = (inner / area.clamp(min=1), area)
+        means, areas = (column.tolist() for column in columns)
+        yield from zip(encoded(inside.cpu().numpy()), means, areas, strict=True)
 
 
 def bounding_box(rle: Any) -> list[float]:
@@ -85,6 +88,7 @@ def bounding_box(rle: Any) -> list[float]:
 
 def encoded(masks: NDArray[np.bool_]) -> list[Rle]:
     """Run lengths of (n, H, W) masks."""
-    columns = np.ascontiguousarray(masks.transpose(0, 2, 1)).view(np.uint8)  # (n, W, H)
-    found: Any = coco_mask.encode(columns.transpose(2, 1, 0)) if len(masks) else []
-    return found
+    columns = np.ascontiguousarray(masks.transpose(0, 2, 1), np.uint8)  # (n, W, H)
+    if not len(masks):
+        return []
+    return cast("list[Rle]", coco_mask.encode(np.transpose(columns, (2, 1, 0))))

@@ -61,7 +61,7 @@ def _from_values(values: NDArray[Any], ends: tuple[int, int], given: str) -> NDA
         low, high = values.min(), values.max()
         if not (low >= 0 and high <= 1):  # nan is refused, too
             raise _no_picture(f"{given} with values from {low:g} to {high:g}")
-        values = (values * 255).round().astype(np.uint8)
+        values = np.rint(values * 255).astype(np.uint8)
     if values.dtype != np.uint8:
         raise _no_picture(given)
     if values.ndim == 3 and values.shape[2] == 3:

@@ -159,7 +159,7 @@ def _pixel_scores(
 def _summed(weights: Tensor, mask_logits: Tensor, start: Tensor) -> Tensor:
     """(b, K, Q) times the sigmoid of (b, Q, rows, W), plus start (K,) -> (b, K, rows, W)."""
     scores = torch.baddbmm(start[None, :, None], weights, mask_logits.sigmoid().flatten(2))
-    return scores.unflatten(2, mask_logits.shape[2:])
+    return scores.view(*scores.shape[:2], *mask_logits.shape[2:])
 
 
 def resized_strips(

@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,7 @@ class Drawing:
         """The truth, without scores."""
         marks = (
             Mark(i + 1, vocabulary.names[label], vocabulary.is_thing[label])
-            for i, label in enumerate(sample.labels)
+            for i, label in enumerate(map(int, sample.labels))
         )
         return Drawing(sample.segment_map, tuple(marks))
 
@@ -168,7 +169,8 @@ def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.i
     for value in np.unique(segment_map):
         mask = Image.fromarray((segment_map == value).astype(np.float32))
         share = np.asarray(mask.resize(size, Image.Resampling.BILINEAR))
-        share = ndimage.uniform_filter(ndimage.uniform_filter(share, factor), factor)
+        for _ in range(2):
+            share = cast("NDArray[np.float32]", ndimage.uniform_filter(share, factor))
         better = share > best
         best[better], result[better] = share[better], value
     return result
@@ -226,7 +228,7 @@ def _tinted(
     # A dark hairline keeps neighbours of like colour apart.
     hair = ndimage.maximum_filter(segment_map, 2) != ndimage.minimum_filter(segment_map, 2)
     tint[hair & (alpha > 0)] *= 0.35
-    mixed = canvas * (1 - alpha[..., None]) + tint * alpha[..., None]
+    mixed: Any = canvas * (1 - alpha[..., None]) + tint * alpha[..., None]
     return mixed.round().clip(0, 255).astype(np.uint8)
 
 
@@ -275,7 +277,7 @@ def _place(
     depth = np.array(ndimage.distance_transform_edt(box), np.float32)
     best: tuple[float, Rect] | None = None
     for _ in range(12):
-        y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+        y, x = divmod(int(depth.argmax()), depth.shape[1])
         if depth[y, x] <= 0:
             break
         for shift in (0, -height - 2, height + 2):
