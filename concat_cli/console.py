@@ -114,7 +114,8 @@ class ConsoleProgress:
             return iter(items)
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # pyright: ignore[reportArgumentType]
-        before = items.start if isinstance(items, range) else 0
+        first: object = items
+        before = first.start if isinstance(first, range) else 0
         total = total if total is None else total + before
         self._texts.append("")
         follow = self._bar if sys.stderr.isatty() else self._lines

@@ -64,12 +64,12 @@ def load_config(path: Path | str | None, overrides: Sequence[str] = ()) -> Confi
 def override(cfg: Config, overrides: Sequence[str]) -> Config:
     """The configuration with overrides on top; UserError with every mistake at once."""
     mistakes = _Mistakes()
-    return _build([*_of_dict(to_dict(cfg)), *_of_overrides(overrides, mistakes)], mistakes)
+    return _build([*_saved(to_dict(cfg)), *_of_overrides(overrides, mistakes)], mistakes)
 
 
-def from_dict(raw: Plain, where: str = "saved configuration") -> Config:
+def from_dict(raw: Plain) -> Config:
     """The inverse of `to_dict`; keys may be missing. UserError for those that do not exist."""
-    return _build([*_of_dict(raw, where)], _Mistakes())
+    return _build(_saved(raw), _Mistakes())
 
 
 def to_dict(cfg: Config) -> Plain:
@@ -95,19 +95,19 @@ def dump_yaml(cfg: Config, full: bool = False) -> str:
 
 def diff(before: Config, after: Config) -> list[str]:
     """A line `section.key: old -> new` for each value that differs."""
-    old, new = _flat(before), _flat(after)
+    old, new = _flat(to_dict(before)), _flat(to_dict(after))
     shown = [(k, "(empty)" if v == "" else v) for k, v in old.items() if new[k] != v]
     return [f"{k}: {v} -> {'(empty)' if new[k] == '' else new[k]}" for k, v in shown]
 
 
-def _flat(cfg: Config) -> dict[str, Any]:
-    return {f"{name}.{k}": v for name, keys in to_dict(cfg).items() for k, v in keys.items()}
+def _flat(values: Plain) -> dict[str, Any]:
+    return {f"{name}.{key}": value for name, keys in values.items() for key, value in keys.items()}
 
 
 @cache
 def _defaults() -> dict[str, Any]:
     """Every `section.key` with its default."""
-    return _flat(Config())
+    return _flat(to_dict(Config()))
 
 
 @cache
@@ -125,10 +125,8 @@ def _reader() -> type[Any]:
     return create_model("Configuration", __config__=settings, **sections)
 
 
-def _of_dict(raw: Plain, where: str = "saved configuration") -> Iterator[_Given]:
-    for section, keys in raw.items():
-        for key, value in keys.items():
-            yield _Given(f"{section}.{key}", value, where)
+def _saved(raw: Plain) -> list[_Given]:
+    return [_Given(key, value, "saved configuration") for key, value in _flat(raw).items()]
 
 
 def _of_overrides(overrides: Sequence[str], mistakes: _Mistakes) -> Iterator[_Given]:
@@ -160,9 +158,10 @@ def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
             mistakes.note(f"{where}: unknown section '{section}'.", _meant(section))
             continue
         for key, leaf, place in _items(node, path, section, mistakes):
-            items = [str(item.value) for item in leaf.value] if leaf.id == "sequence" else None
-            value = None if _is_null(leaf) else str(leaf.value)
-            yield _Given(f"{section}.{key}", value if items is None else items, place)
+            value: Any = None if _is_null(leaf) else str(leaf.value)
+            if leaf.id == "sequence":
+                value = [str(item.value) for item in leaf.value]
+            yield _Given(f"{section}.{key}", value, place)
 
 
 def _items(node: Any, path: Path, what: str, mistakes: _Mistakes) -> Iterator[tuple[str, Any, str]]:
@@ -201,22 +200,20 @@ def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
             section, name = key.split(".")
             values.setdefault(section, {})[name] = _prepared(one.value, _defaults()[key])
             written[key] = written[section] = one
-    read: Any = None
+    sections: dict[str, Any] = {}
     try:
-        read = _reader().model_validate(values)
+        sections = dict(_reader().model_validate(values))
     except ValidationError as error:
         of_each = {wrong["loc"][:2]: wrong for wrong in reversed(error.errors())}
         for wrong in reversed(of_each.values()):  # of a list's many, the first
             mistakes.note(*_wrong(wrong, written))
     mistakes.tell()
-    sections = {name: getattr(read, name) for name in _sections()}
     own = tuple(sections.pop(name) for name in own_sections())
     try:
         return Config(**sections, methods=own)
     except ValueError as error:  # sections that do not fit together
-        mistakes.note(f"The configuration does not fit together: {error}.")
-        mistakes.tell()
-        raise
+        what = f"The configuration does not fit together: {error}."
+        raise UserError(what, _ALL_KEYS) from error
 
 
 def _prepared(value: Any, default: Any) -> Any:

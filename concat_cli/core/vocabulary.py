@@ -112,9 +112,8 @@ class Vocabulary:
     @staticmethod
     def from_json(rows: Iterable[dict[str, Any]]) -> Vocabulary:
         """The inverse of `to_json`."""
-        return Vocabulary(
-            tuple(ClassEntry(**row | {"synonyms": tuple(row["synonyms"])}) for row in rows)
-        )
+        listed: list[dict[str, Any]] = [{**r, "synonyms": tuple(r["synonyms"])} for r in rows]
+        return Vocabulary(tuple(ClassEntry(**row) for row in listed))
 
     @staticmethod
     def from_categories(
