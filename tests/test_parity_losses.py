@@ -25,9 +25,10 @@ class Fixed:
         g = torch.Generator().manual_seed(seed)
         batch, most = len(COUNTS), max(COUNTS)
         blocks = torch.randint(0, most + 1, (batch, 8, 8), generator=g, dtype=torch.int32)
-        self.segment_map = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)  # (B, 64, 64)
+        segment_map = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)  # (B, 64, 64)
         count = torch.tensor(COUNTS)
-        self.segment_map = self.segment_map * (self.segment_map <= count[:, None, None])
+        segment_map = segment_map * (segment_map <= count[:, None, None])
+        self.masks = torch.stack([segment_map == i + 1 for i in range(most)], dim=1)
         self.labels = torch.randint(0, CLASSES, (batch, most), generator=g)
         self.valid = torch.arange(most)[None] < count[:, None]
         self.labels = self.labels.masked_fill(~self.valid, -1)
@@ -50,10 +51,7 @@ class Fixed:
 
     def truth(self) -> tuple[list[Tensor], list[Tensor]]:
         """Masks (n, H, W) and labels (n,) of each image, as the peer wants them."""
-        found = [
-            torch.stack([own == i + 1 for i in range(n)]).float()
-            for own, n in zip(self.segment_map, COUNTS, strict=True)
-        ]
+        found = [own[:n].float() for own, n in zip(self.masks, COUNTS, strict=True)]
         return found, [own[:n] for own, n in zip(self.labels, COUNTS, strict=True)]
 
     def match(self) -> Tensor:
@@ -61,7 +59,7 @@ class Fixed:
             self.class_logits,
             self.mask_logits,
             self.labels,
-            self.segment_map,
+            self.masks,
             self.valid,
             WEIGHTS,
             self.coords,
@@ -99,7 +97,7 @@ def test_matcher_costs(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         fixed.class_logits,
         fixed.mask_logits,
         fixed.labels,
-        fixed.segment_map,
+        fixed.masks,
         WEIGHTS,
         fixed.coords,
     )
@@ -146,7 +144,7 @@ def test_losses(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     bce, dice = mask_losses(
         fixed.mask_logits,
         matched,
-        fixed.segment_map,
+        fixed.masks,
         fixed.valid,
         sum(COUNTS),
         PointSampling(POINTS),
@@ -170,7 +168,7 @@ def test_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         sum(loss(masks, classes, *fixed.truth()).values()), (masks, classes)
     )
     bce, dice = mask_losses(
-        masks[None], matched[:1], fixed.segment_map, fixed.valid, sum(COUNTS), PointSampling(POINTS)
+        masks[None], matched[:1], fixed.masks, fixed.valid, sum(COUNTS), PointSampling(POINTS)
     )
     by_class = class_loss(classes[None], matched[:1], fixed.labels, 0.1)
     ours = torch.autograd.grad(bce + dice + by_class, (masks, classes))

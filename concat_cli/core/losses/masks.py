@@ -2,8 +2,7 @@
 
 Values of maps at points are bilinear, without building full-size float masks. Coordinates are
 (x, y) in 0-1 over the whole map, as in Mask2Former's point sampling (`align_corners=False`, zero
-outside). A "truth" is a segment map (B, H, W) of integers, 0 for void and i+1 for segment i, or
-masks (B, N, H, W) of bool or uint8.
+outside). A "truth" is masks (B, N, H, W) of bool or uint8.
 """
 
 from __future__ import annotations
@@ -117,27 +116,19 @@ def _corners(coords: Tensor, height: int, width: int) -> list[tuple[Tensor, Tens
     return [(row * width + column, u * v) for row, u in rows for column, v in columns]
 
 
-def sample_masks(truth: Tensor, segments: int, coords: Tensor) -> Tensor:
+def sample_masks(truth: Tensor, coords: Tensor) -> Tensor:
     """All N masks of each image at the image's coords (B, P, 2): (B, N, P) in 0-1, fp32.
 
-    Equal to sampling each mask bilinearly; from a segment map no mask is ever built.
+    Equal to sampling each mask bilinearly.
     """
-    batch, points = coords.shape[:2]
     coords = as_float(coords)
-    corners = _corners(coords, *truth.shape[-2:])  # four of (B, P)
-    if truth.dim() == 4:
-        assert truth.shape[1] == segments, "masks and number of segments differ"
-        flat = truth.flatten(2)  # (B, N, HW)
-        values = coords.new_zeros(batch, segments, points)
-        for corner, weight in corners:
-            picked = flat.gather(2, corner[:, None].expand(-1, segments, -1))
-            values += picked.to(weight.dtype) * weight[:, None]
-        return values
-    flat = truth.flatten(1)  # (B, HW)
-    slots = coords.new_zeros(batch, segments + 1, points)  # slot 0 collects void
-    for corner, weight in corners:
-        slots.scatter_add_(1, flat.gather(1, corner)[:, None].long(), weight[:, None])
-    return slots[:, 1:]
+    batch, segments = truth.shape[:2]
+    flat = truth.flatten(2)  # (B, N, HW)
+    values = coords.new_zeros(batch, segments, coords.shape[1])
+    for corner, weight in _corners(coords, *truth.shape[-2:]):  # four of (B, P)
+        picked = flat.gather(2, corner[:, None].expand(-1, segments, -1))
+        values += picked.to(weight.dtype) * weight[:, None]
+    return values
 
 
 def sample_segments(truth: Tensor, image: Tensor, segment: Tensor, coords: Tensor) -> Tensor:
@@ -146,11 +137,9 @@ def sample_segments(truth: Tensor, image: Tensor, segment: Tensor, coords: Tenso
     pixels = truth.shape[-2] * truth.shape[-1]
     flat = truth.reshape(-1)
     values = coords.new_zeros(coords.shape[:2])
-    row = image if truth.dim() == 3 else image * truth.shape[1] + segment
+    row = image * truth.shape[1] + segment
     for corner, weight in _corners(coords, *truth.shape[-2:]):  # four of (M, P)
-        picked = flat[corner + (row * pixels)[:, None]]
-        hit = picked == (segment + 1)[:, None] if truth.dim() == 3 else picked
-        values += hit.to(weight.dtype) * weight
+        values += flat[corner + (row * pixels)[:, None]].to(weight.dtype) * weight
     return values
 
 
@@ -214,7 +203,7 @@ def mask_losses(
     Args:
         mask_logits: (L, B, Q, h, w).
         matched: (L, B, N) query per segment, -1 for none.
-        truth: segment map (B, H, W) or masks (B, N, H, W); see `points`.
+        truth: masks (B, N, H, W).
         valid: (B, N) bool.
         num_masks: segments of the batch, averaged over processes, at least 1.
         points: how many points and where.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import Any, cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import NDArray
+from scipy.optimize import (  # pyright: ignore[reportMissingTypeStubs]
+    linear_sum_assignment,  # pyright: ignore[reportUnknownVariableType]
+)
 from torch import Tensor
 
 from concat_cli.core.losses import as_float, full_precision
@@ -51,12 +57,12 @@ def match_costs(
     coords: Tensor,
 ) -> Tensor:
     """Weighted costs (class, mask, dice) of every query and segment: (L, B, Q, N), fp32."""
-    layers, batch = mask_logits.shape[:2]
     with full_precision(mask_logits):
         flat = mask_logits.flatten(0, 1)  # (L B, Q, h, w)
-        shared = coords.repeat(layers, 1, 1)  # (L B, P, 2)
-        logits = sample_at(flat, shared).unflatten(0, (layers, batch))  # (L, B, Q, P)
-        segments = sample_masks(truth, labels.shape[1], coords).to(logits.dtype)
+        shared = coords.repeat(len(mask_logits), 1, 1)  # (L B, P, 2)
+        size = (*mask_logits.shape[:3], coords.shape[1])  # L, B, Q, P
+        logits = sample_at(flat, shared).view(size)
+        segments = sample_masks(truth, coords).to(logits.dtype)
         bce, dice = mask_costs(logits, segments)
         by_class = class_costs(class_logits, labels)
         return weights[0] * by_class + weights[1] * bce + weights[2] * dice
@@ -78,7 +84,7 @@ def match(
         class_logits: (L, B, Q, K+1).
         mask_logits: (L, B, Q, h, w).
         labels: (B, N) class indices; -1 is padding and never matched.
-        truth: segment map (B, H, W) or masks (B, N, H, W); see `points`.
+        truth: masks (B, N, H, W).
         valid: (B, N) bool.
         weights: of class, mask and dice cost [Mask2Former: 2, 5, 5].
         coords: (B, P, 2) points shared by all masks of an image.
@@ -95,17 +101,18 @@ def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
     """
     costs = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST)
     costs = costs.masked_fill(~wanted[None, :, None], torch.inf)  # one copy carries both
-    return torch.from_numpy(_assign(costs.cpu().double().numpy())).to(wanted.device)
+    return torch.as_tensor(_assign(costs.cpu().double().numpy())).to(wanted.device)
 
 
-def _assign(costs: np.ndarray) -> np.ndarray:
+def _assign(costs: NDArray[np.float64]) -> NDArray[np.int64]:
     """Optimal query per segment for costs (L, B, Q, N); columns of inf stay at -1."""
     layers, batch, queries, segments = costs.shape
     matched = np.full((layers, batch, segments), -1, dtype=np.int64)
     if queries == 0 or segments == 0:
         return matched
-    for layer, image in np.ndindex(layers, batch):
+    solve = cast(Any, linear_sum_assignment)
+    for layer, image in product(range(layers), range(batch)):
         (columns,) = np.nonzero(np.isfinite(costs[layer, image, 0]))
-        rows, chosen = linear_sum_assignment(costs[layer, image][:, columns])
+        rows, chosen = solve(costs[layer, image][:, columns])
         matched[layer, image, columns[chosen]] = rows
     return matched
