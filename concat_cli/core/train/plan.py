@@ -9,8 +9,9 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import open_clip
+import open_clip  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 
 from concat_cli.core.checkpoint import read_meta
@@ -113,7 +114,8 @@ def clip_width(cfg: ClipConfig) -> int | None:
     if cfg.model in tiny.FILES:
         raw = json.loads((tiny.FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
         return raw["model_cfg"]["embed_dim"]
-    found = open_clip.get_model_config(cfg.model.replace("/", "-"))
+    clips: Any = open_clip
+    found = clips.get_model_config(cfg.model.replace("/", "-"))
     return None if found is None else found["embed_dim"]
 
 

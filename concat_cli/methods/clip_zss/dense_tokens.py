@@ -6,8 +6,13 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import AttentionPool2d, ModifiedResNet
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from open_clip.modified_resnet import (  # pyright: ignore[reportMissingTypeStubs]
+    ModifiedResNet,
+)
+from open_clip.transformer import (  # pyright: ignore[reportMissingTypeStubs]
+    ResidualAttentionBlock,
+    VisionTransformer,
+)
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip
@@ -42,7 +47,9 @@ def dense_tokens(
     with clip.precision():
         tokens = tower_tokens(clip.model.visual, _square(clip, images, padding, size), path)
     grid = (size // side, size // side)
-    return F.normalize(tokens[:, 1:].float(), dim=-1).unflatten(1, grid)  # (B, h, w, E)
+    return F.normalize(tokens[:, 1:].float(), dim=-1).reshape(
+        len(tokens), *grid, -1
+    )  # (B, h, w, E)
 
 
 def patch_side(clip: Clip) -> int:
@@ -79,7 +86,7 @@ def _square(clip: Clip, images: Tensor, padding: Tensor | None, size: int) -> Te
     return clip.normalise(pixels)
 
 
-def _transformer_tokens(visual: VisionTransformer, pixels: Tensor, path: TokenPath) -> Tensor:
+def _transformer_tokens(visual: Any, pixels: Tensor, path: TokenPath) -> Tensor:
     """As `VisionTransformer.forward`, with every token kept and positions for any grid."""
     x = visual.conv1(pixels)  # (B, D, h, w)
     grid = (x.shape[-2], x.shape[-1])
@@ -105,7 +112,7 @@ def _value_block(block: Any, x: Tensor) -> Tensor:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _resnet_tokens(visual: ModifiedResNet, pixels: Tensor, path: TokenPath) -> Tensor:
+def _resnet_tokens(visual: Any, pixels: Tensor, path: TokenPath) -> Tensor:
     """As `ModifiedResNet.forward`, with the pool's output for every place, not for the mean only.
 
     The value path leaves out the pool's positions, as MaskCLIP does: they would only say where a
@@ -114,7 +121,7 @@ def _resnet_tokens(visual: ModifiedResNet, pixels: Tensor, path: TokenPath) -> T
     x = visual.stem(pixels)
     x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))  # (B, D, h, w)
     grid = (x.shape[-2], x.shape[-1])
-    pool: AttentionPool2d = visual.attnpool
+    pool = visual.attnpool
     x = x.flatten(2).transpose(1, 2)
     x = torch.cat((x.mean(1, keepdim=True), x), 1)  # (B, 1 + T, D)
     if path == "value":
@@ -133,6 +140,6 @@ def _positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Ten
     """(1 + T, D) embeddings of CLS and a grid -> those of another grid, bicubic as open_clip's."""
     if old == new:
         return table
-    grid = table[1:].float().unflatten(0, old).permute(2, 0, 1)[None]  # (1, D, h, w)
+    grid = table[1:].float().reshape(*old, -1).permute(2, 0, 1)[None]  # (1, D, h, w)
     grid = F.interpolate(grid, new, mode="bicubic", antialias=True)[0]
     return torch.cat((table[:1].float(), grid.flatten(1).T))

@@ -156,9 +156,9 @@ class ClipZssModule(ImageModule):
         x = pixel_logits(features.flatten(2), self.text, prototypes, self.student.scale, beta)
         targets = labels_at(fused.labels, size)
         if self.cfg.full_size:
-            x = F.interpolate(
-                x.unflatten(2, size), fused.labels.shape[1:], mode="bilinear", align_corners=False
-            ).flatten(2)
+            maps = x.view(*x.shape[:2], *size)
+            maps = F.interpolate(maps, fused.labels.shape[1:], mode="bilinear", align_corners=False)
+            x = maps.flatten(2)
             targets = fused.labels.flatten(1)
         counts = counts or of_the_step([told(targets, x.shape[1])])[0]
         terms = nel(x, targets, fused.active, counts["masks"].whole)

@@ -32,7 +32,7 @@ from concat_cli.core.train.plan import (
     start_facts,
     training_facts,
 )
-from concat_cli.core.train.session import Session, open_session
+from concat_cli.core.train.session import Session, open_session, seed_torch
 from concat_cli.core.train.targets import trained_indices, trained_labels
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.clip_zss.config import ClipZssConfig
@@ -110,7 +110,7 @@ def train_clip_zss(
         if session.processes.is_main:
             _draw_pseudo_labels(session, clip, preview)
         return StageResult(preview, 0, 0.0, False, {})
-    torch.manual_seed(cfg.optim.seed)
+    seed_torch(cfg.optim.seed)
     student = build_student(own, clip.embed_dim, pretrained=True, progress=progress)
     synthesizer = build_synthesizer(own, clip.embed_dim)
     session.place(student)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from concat_cli.core.train.session import (
     Session,
     embed,
     open_session,
+    seed_torch,
     text_clip,
     trained_names,
 )
@@ -93,7 +94,7 @@ class GeneratorModule(nn.Module):
         cfg, segmentor = self.cfg, self.segmentor
         noise = self.generator.sample_noise(len(batch.classes))
         made = self.generator(self.text[batch.classes], noise)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if cfg.matching:
             losses["matching"] = cfg.matching * moment_matching(made, batch.real, cfg.bandwidths)
         if cfg.contrast:
@@ -205,7 +206,7 @@ class _Fitter:
         self, stage: StageDir, steps: int, fold: tuple[int, ...], without: tuple[int, ...] = ()
     ) -> StageResult:
         cfg = self.session.cfg
-        torch.manual_seed(cfg.cat.seed)
+        seed_torch(cfg.cat.seed)
         generator = build_generator(cfg.cat, self.text.shape[1], cfg.model.width)
         generator.to(self.session.device)
         module = GeneratorModule(generator, self.segmentor, self.text, cfg.cat, without)
@@ -234,7 +235,7 @@ def _best_step(stage: StageDir) -> tuple[int, dict[str, float]]:
 
 def choose_fold(bank: QueryBank, classes: int, size: int, seed: int) -> tuple[int, ...]:
     """Indices of `size` trained classes that the bank holds; never more than half of them."""
-    held = np.asarray(bank.classes).reshape(-1)
+    held = bank.classes.ravel()
     present = [c for c in range(classes) if np.count_nonzero(held == c) >= 2]
     rng = np.random.Generator(np.random.PCG64([seed, classes]))
     return tuple(sorted(rng.permutation(present)[: min(size, len(present) // 2)].tolist()))
@@ -279,12 +280,13 @@ def fold_figures(
     own = _cosine(made.mean(1) - centre, means - centre).masked_fill(~there, -2.0)
     gaps = torch.cdist(means[there], means[there])
     apart = gaps.sum() / max(1, gaps.numel() - len(gaps))
+    far = cast(Any, made.mean(1) - means[chosen]).norm(dim=-1)
     spread = (made - made.mean(1, keepdim=True)).square().mean().sqrt()
     return {
         "score": harmonic(on_fold, on_rest),
         "fold_accuracy": on_fold,
         "rest_accuracy": on_rest,
-        "distance": float((made.mean(1) - means[chosen]).norm(dim=-1).mean() / apart.clamp(1e-6)),
+        "distance": float(far.mean() / apart.clamp(1e-6)),
         "nearest": _mean(own.argmax(-1) == chosen),
         "spread": float(spread / real.std.to(device).square().mean().sqrt()),
     }

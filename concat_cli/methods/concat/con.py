@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from concat_cli.core.build import build_segmentor, check_start
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.tokens import TokenCache
@@ -19,7 +17,7 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
 from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.session import open_session
+from concat_cli.core.train.session import open_session, seed_torch
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
@@ -41,7 +39,7 @@ def train_con(
     if cfg.align.source == "cache":
         cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     teacher = Teacher(clip, cfg.align.crops, cache)
-    torch.manual_seed(cfg.optim.seed)
+    seed_torch(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
     session.place(segmentor)
     images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)

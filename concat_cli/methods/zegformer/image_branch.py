@@ -11,12 +11,14 @@ where nothing else is said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align
+from torchvision.ops import (  # pyright: ignore[reportMissingTypeStubs]
+    roi_align,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import extent
@@ -53,7 +55,8 @@ def encode_alike(
         return torch.zeros(0, clip.embed_dim, device=clip.device)
     highest = peaks(mask_logits, valid)[select[:, 0], select[:, 1]]
     shared = torch.where(highest > 0, select[:, 1], -1)  # no logit above 0: surely empty
-    views, which = torch.stack((select[:, 0], shared), 1).unique(dim=0, return_inverse=True)
+    shown = cast(Any, torch.stack((select[:, 0], shared), 1))
+    views, which = shown.unique(dim=0, return_inverse=True)
     position = torch.arange(len(select), device=select.device)
     first = torch.full_like(views[:, 0], len(select)).scatter_reduce(0, which, position, "amin")
     return encode_segments(clip, images, mask_logits, valid, select[first], crop)[which]

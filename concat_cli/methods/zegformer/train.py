@@ -24,7 +24,7 @@ from concat_cli.core.train.plan import (
     start_facts,
     training_facts,
 )
-from concat_cli.core.train.session import open_session, text_clip
+from concat_cli.core.train.session import open_session, seed_torch, text_clip
 from concat_cli.core.train.targets import ImageModule, Truth, on_void
 from concat_cli.methods.concat.con import warm_up
 from concat_cli.methods.concat.con_module import ConModule
@@ -93,7 +93,7 @@ def train_zegformer(
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_start(cfg.model)
     clip = text_clip(cfg, session.device)
-    torch.manual_seed(cfg.optim.seed)
+    seed_torch(cfg.optim.seed)
     segmentor = build_zegformer(cfg, clip.embed_dim, pretrained=True, progress=progress)
     session.place(segmentor)
     images = ImageStage.open(
