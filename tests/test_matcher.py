@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.masks import random_points, sample_at
-from concat_cli.core.losses.matcher import match, match_costs
+from concat_cli.core.losses.masks import match, match_costs, random_points, sample_at
 
 WEIGHTS = (2.0, 5.0, 5.0)
 

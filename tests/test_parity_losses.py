@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from concat_cli.core.losses.masks import PointSampling, class_loss, mask_losses, uncertain_points
-from concat_cli.core.losses.matcher import match, match_costs
+from concat_cli.core.losses.masks import (
+    PointSampling,
+    class_loss,
+    mask_losses,
+    match,
+    match_costs,
+    uncertain_points,
+)
 
 peer = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
 

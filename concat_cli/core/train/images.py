@@ -31,7 +31,7 @@ from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult, parameter_groups
 from concat_cli.core.train.session import Session, embed
-from concat_cli.core.train.targets import ImageModule, merged_by_category, trained_indices
+from concat_cli.core.train.teacher import ImageModule, merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary
 
 PICTURES = 4  # of a preview

@@ -1,23 +1,145 @@
-"""What the frozen CLIP teacher says of a training batch, and how students are held to it."""
+"""What a batch teaches: trained classes, their masks and void; the tokens of the CLIP teacher."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import TokenCache, image_tokens, segment_tokens
 from concat_cli.core.data.loader import Batch
+from concat_cli.core.losses import full_precision
 from concat_cli.core.losses.alignment import Negatives, TokenBank, info_nce
 from concat_cli.core.train.distributed import (
     Count,
+    Counts,
     gather_rows,
     mean_over_processes,
+    of_the_step,
     process_rank,
 )
-from concat_cli.core.train.targets import Truth
+
+
+def with_slots(batch: Batch, least: int) -> Batch:
+    """The batch with at least so many slots for segments; every process needs the same number of
+    crops, and a batch without any segment still needs a slot."""
+    missing = max(least, 1) - batch.labels.shape[1]
+    if missing <= 0:
+        return batch
+    return replace(batch, labels=F.pad(batch.labels, (0, missing), value=-1))
+
+
+def merged_by_category(batch: Batch) -> Batch:
+    """The batch with the segments of a class of an image merged into the first of them."""
+    batch = with_slots(batch, 1)
+    slots = torch.arange(batch.labels.shape[1], device=batch.labels.device)
+    alike = batch.labels[:, :, None] == batch.labels[:, None, :]  # (B, N, N)
+    first = torch.where(alike, slots, len(slots)).amin(-1)  # (B, N), of the segments of its class
+    number = F.pad(first + 1, (1, 0)).to(batch.segment_map.dtype)  # slot 0 of the map is void
+    merged = number.gather(1, batch.segment_map.flatten(1).long())
+    return replace(
+        batch,
+        segment_map=merged.view_as(batch.segment_map),
+        labels=batch.labels.masked_fill(first != slots, -1),
+    )
+
+
+def trained_indices(is_seen: tuple[bool, ...], device: torch.device) -> Tensor:
+    """(all classes,) int64: the index among the seen classes, -1 for unseen ones."""
+    seen = torch.tensor(is_seen, device=device)
+    return torch.where(seen, seen.cumsum(0) - 1, -1)
+
+
+def trained_labels(labels: Tensor, to_trained: Tensor) -> Tensor:
+    """Data-set class indices (B, N) -> indices among the trained classes, -1 for all others."""
+    return torch.where(labels >= 0, to_trained[labels.clamp(min=0)], -1)
+
+
+def void_of(batch: Batch, labels: Tensor) -> Tensor | None:
+    """Pixels (B, H, W) without a trained label inside the image, or None where there are none."""
+    known = F.pad(labels >= 0, (1, 0))  # slot 0 of the segment map is void
+    inside = known.gather(1, batch.segment_map.flatten(1).long()).view_as(batch.padding)
+    void = ~inside & ~batch.padding
+    return void if bool(void.any()) else None
+
+
+def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
+    """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
+    with full_precision(mask_logits):
+        inside = (mask_logits.detach() >= 0).float()
+        share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
+        on = torch.einsum("lbqhw,bhw->lbq", inside, share)
+        return on > most * inside.sum((-2, -1)).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What may be learned from a batch: all else is void.
+
+    labels: (B, N) among the trained classes, -1 for none.
+    """
+
+    batch: Batch
+    labels: Tensor
+
+    @staticmethod
+    def of(batch: Batch, to_trained: Tensor, slots: int = 1) -> Truth:
+        """The truth of a batch, with at least so many slots for segments."""
+        batch = with_slots(batch, slots)
+        return Truth(batch, trained_labels(batch.labels, to_trained))
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """(B, N, H, W) bool, of the segments with a label."""
+        return self.batch.masks() & (self.labels >= 0)[..., None, None]
+
+    @cached_property
+    def padding(self) -> Tensor | None:
+        """(B, H, W) bool, None where nothing is padded."""
+        return self.batch.padding if bool(self.batch.padding.any()) else None
+
+    @cached_property
+    def void(self) -> Tensor | None:
+        """See `void_of`."""
+        return void_of(self.batch, self.labels)
+
+    @property
+    def segments(self) -> Tensor:
+        """(B,) int64, how many segments with a label each image has."""
+        return (self.labels >= 0).sum(1)
+
+
+class ImageModule(nn.Module):
+    """What an image task trains, and what it may know of classes.
+
+    Its forward(batch, counts) gives weighted losses by name; without counts, the batch is a whole
+    one. What a batch holds is counted before the forward, in `counts`.
+
+    Args:
+        text: (K, E) embeddings of the classes that may be trained on, and of no other.
+        to_trained: (all classes,) index among those K of each class of the data set, -1 where the
+            class must not be trained on: its pixels are void.
+    """
+
+    text: Tensor
+    to_trained: Tensor
+
+    def __init__(self, text: Tensor, to_trained: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("text", text, persistent=False)
+        self.register_buffer("to_trained", to_trained, persistent=False)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What the losses of a batch are means over, by name: (); see `Task.counts`."""
+        return {"segments": (trained_labels(batch.labels, self.to_trained) >= 0).sum()}
+
+    def alone(self, batch: Batch) -> Counts:
+        """The counts of a batch that is a whole one."""
+        return of_the_step([self.counts(batch)])[0]
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,7 @@ from concat_cli.core.train.plan import (
     training_facts,
 )
 from concat_cli.core.train.session import Session, open_session, seed_torch
-from concat_cli.core.train.targets import trained_indices, trained_labels
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import Teacher, trained_indices, trained_labels
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
 from concat_cli.methods.clip_zss.predictor import DensePredictor

@@ -25,13 +25,12 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import Augment, resize_short
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json
-from concat_cli.core.losses.masks import query_targets
-from concat_cli.core.losses.matcher import match
+from concat_cli.core.losses.masks import match, query_targets
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import wait
 from concat_cli.core.train.session import Session
-from concat_cli.core.train.targets import Truth, on_void, trained_indices
+from concat_cli.core.train.teacher import Truth, on_void, trained_indices
 from concat_cli.methods.concat.generator import Generator
 
 PER_CLASS = 512  # real queries a class mean is taken over, at most
