@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.masks import (
+from concat_cli.core.losses import (
     PointSampling,
     class_loss,
     mask_losses,
@@ -140,7 +140,7 @@ def test_mask_losses_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, matched, masks, valid = mask_case()
     shared = random_points(1, 30, logits.device, seeded(3))
     monkeypatch.setattr(
-        "concat_cli.core.losses.masks.uncertain_points",
+        "concat_cli.core.losses.uncertain_points",
         lambda maps, *settings: shared.expand(len(maps), -1, -1),
     )
     bce, dice = mask_losses(logits, matched, masks, valid, 2.5, PointSampling(30))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.masks import match, match_costs, random_points, sample_at
+from concat_cli.core.losses import match, match_costs, random_points, sample_at
 
 WEIGHTS = (2.0, 5.0, 5.0)
 

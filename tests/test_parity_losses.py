@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from concat_cli.core.losses.masks import (
+from concat_cli.core.losses import (
     PointSampling,
     class_loss,
     mask_losses,
@@ -42,7 +42,7 @@ class Fixed:
         self.mask_logits = 4 * torch.randn(2, batch, QUERIES, 16, 16, generator=g)
         self.shared = torch.rand(1, 3 * POINTS, 2, generator=g)
         monkeypatch.setattr(peer.torch, "rand", self.rand)
-        monkeypatch.setattr("concat_cli.core.losses.masks.random_points", self.points)
+        monkeypatch.setattr("concat_cli.core.losses.random_points", self.points)
 
     def rand(self, rows: int, count: int, two: int, **options: object) -> Tensor:
         """Stands for torch.rand: the first points of one list, whichever rows are asked for."""

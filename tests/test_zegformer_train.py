@@ -22,7 +22,7 @@ from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError
-from concat_cli.core.losses.masks import class_loss
+from concat_cli.core.losses import class_loss
 from concat_cli.core.runs import Run
 from concat_cli.core.train.teacher import merged_by_category, trained_indices
 from concat_cli.methods.concat import con

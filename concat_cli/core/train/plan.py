@@ -135,6 +135,17 @@ def clip_facts(cfg: ClipConfig) -> Plan:
     return {"CLIP": told}
 
 
+def segmentor_facts(
+    cfg: Config, segmentor: nn.Module, backbone: Backbone, stage: StageDir, kind: str = ""
+) -> Plan:
+    """Of a stage that trains a segmentor on images, after a warm-up if there is one."""
+    facts = training_facts(cfg.optim, segmentor, stage)
+    if cfg.warmup.steps:
+        facts["steps"] = f"{cfg.warmup.steps} of warm-up, then {facts['steps']}"
+    facts["segmentor"] = f"{kind}{size_facts(segmentor, cfg.clip)}, {cfg.model.queries} queries"
+    return facts | clip_facts(cfg.clip) | start_facts(cfg.model, segmentor, backbone)
+
+
 def start_facts(model: ModelConfig, built: nn.Module, backbone: Backbone) -> Plan:
     """What a built model starts from; UserError where a file does not fit it."""
     return {"starts from": _start(model, built, backbone)}

@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses import as_float, full_precision
-from concat_cli.core.losses.alignment import TokenBank
-from concat_cli.core.losses.masks import sigmoid_focal
+from concat_cli.core.losses import as_float, full_precision, sigmoid_focal
 from concat_cli.core.model.layers import map_size, resize_padding
 from concat_cli.core.train.distributed import Counts, mean_over_processes, of_the_step
 from concat_cli.core.train.teacher import (
     ImageModule,
     Rows,
     Teacher,
+    TokenBank,
     contrast,
     feed,
     gathered,

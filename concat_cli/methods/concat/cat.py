@@ -25,6 +25,7 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.plan import Plan, clip_width, size_facts, weights_facts
 from concat_cli.core.train.session import (
     Session,
     embed,
@@ -298,3 +299,17 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _mean(hits: Tensor) -> float:
     return float(hits.float().mean()) if hits.numel() else 0.0
+
+
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
+    """Of the generator, and of the query bank before it."""
+    with torch.device("meta"):
+        generator = build_generator(cfg.cat, clip_width(cfg.clip) or 512, cfg.model.width)
+    bank = f"{cfg.bank.images or 'all'} images, {cfg.bank.views} views of each"
+    each = 2 * cfg.model.queries * cfg.model.width / 1e3
+    return weights_facts("con", run, weights) | {
+        "steps": f"{cfg.cat.steps} of {cfg.cat.batch} queries",
+        "query bank": f"{bank}; {cfg.model.queries} queries of width {cfg.model.width} each, "
+        f"{each:.0f} kB a view",
+        "generator": size_facts(generator, cfg.clip),
+    }

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from concat_cli.core.config import AlignConfig, BackboneWarmupConfig, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.alignment import TokenBank, aggregate
-from concat_cli.core.losses.masks import (
+from concat_cli.core.losses import (
     PointSampling,
     class_loss,
     expected_weight,
@@ -28,7 +27,9 @@ from concat_cli.core.train.teacher import (
     Rows,
     SegmentTokens,
     Teacher,
+    TokenBank,
     Truth,
+    aggregate,
     contrast,
     drawn_segments,
     on_void,

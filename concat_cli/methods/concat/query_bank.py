@@ -25,7 +25,7 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import Augment, resize_short
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json
-from concat_cli.core.losses.masks import match, query_targets
+from concat_cli.core.losses import match, query_targets
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import wait

@@ -15,13 +15,14 @@ from torch import Tensor
 from concat_cli.core.build import check_start
 from concat_cli.core.config import Config, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses import as_float, full_precision
-from concat_cli.core.losses.masks import (
+from concat_cli.core.losses import (
+    as_float,
     assigned,
     class_costs,
     class_loss,
     dice_costs,
     expected_weight,
+    full_precision,
     point_dice,
     sigmoid_focal,
 )
@@ -30,14 +31,7 @@ from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.images import ImageStage, micro_batches
 from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.plan import (
-    Plan,
-    clip_facts,
-    clip_width,
-    size_facts,
-    start_facts,
-    training_facts,
-)
+from concat_cli.core.train.plan import Plan, clip_width, segmentor_facts
 from concat_cli.core.train.session import open_session, seed_torch, text_clip
 from concat_cli.core.train.teacher import ImageModule, Truth, on_void
 from concat_cli.methods.concat.con import warm_up
@@ -128,12 +122,8 @@ def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -
     check_keys(cfg)
     with torch.device("meta"):
         segmentor = build_zegformer(cfg, clip_width(cfg.clip) or 512)
-    facts = training_facts(cfg.optim, segmentor, run.stage("zegformer"))
-    if cfg.warmup.steps:
-        facts["steps"] = f"{cfg.warmup.steps} of warm-up, then {facts['steps']}"
-    kind, size = cfg.own(ZegFormerConfig).segmentor, size_facts(segmentor, cfg.clip)
-    facts["segmentor"] = f"{kind}, {size}, {cfg.model.queries} queries"
-    return facts | clip_facts(cfg.clip) | start_facts(cfg.model, segmentor, segmentor.backbone)
+    kind, stage = cfg.own(ZegFormerConfig).segmentor, run.stage("zegformer")
+    return segmentor_facts(cfg, segmentor, segmentor.backbone, stage, f"{kind}, ")
 
 
 def focal_costs(logits: Tensor, truth: Tensor) -> Tensor:

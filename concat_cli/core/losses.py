@@ -1,6 +1,7 @@
 """Losses of queries: weighted cross-entropy with no_object, BCE and dice on points (Mask2Former).
 
-And the Hungarian matching of queries to segments, with batched costs (Mask2Former, as in DETR).
+And the Hungarian matching of queries to segments, with batched costs (Mask2Former, as in DETR). All
+are functions of tensors, computed in at least fp32, whatever autocast is on.
 
 Values of maps at points are bilinear, without building full-size float masks. Coordinates are
 (x, y) in 0-1 over the whole map, as in Mask2Former's point sampling (`align_corners=False`, zero
@@ -10,6 +11,7 @@ outside). A "truth" is masks (B, N, H, W) of bool or uint8.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
@@ -23,7 +25,16 @@ from scipy.optimize import (  # pyright: ignore[reportMissingTypeStubs]
 )
 from torch import Tensor
 
-from concat_cli.core.losses import as_float, full_precision
+
+def as_float(values: Tensor) -> Tensor:
+    """The values in fp32; fp64 stays fp64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device."""
+    return torch.autocast(like.device.type, enabled=False)
+
 
 # Stands for a cost that is not finite: never preferred, yet small enough for the other costs to
 # count beside it in fp64.
