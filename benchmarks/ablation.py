@@ -39,6 +39,7 @@ from cells import (
     read_rows,
     spread,
 )
+from numpy.typing import NDArray
 
 from concat_cli.console import ConsoleProgress
 from concat_cli.core.clip.encoder import load_clip
@@ -219,17 +220,17 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def clip_on_true_masks(root: Path, cfg: Config) -> np.ndarray:
+def clip_on_true_masks(root: Path, cfg: Config) -> NDArray[np.float64]:
     """Counts (M, 4, K) of the true masks, each named by CLIP from its masked crop."""
     info = read_dataset_info(root)
     clip = load_clip(cfg.clip)
     text = text_embeddings(clip, info.vocabulary, cfg.clip)
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
-    rows = []
+    rows: list[NDArray[np.float64]] = []
     for sample in (dataset[i] for i in range(len(dataset))):
-        image = torch.from_numpy(sample.image).permute(2, 0, 1)[None]
+        image = torch.as_tensor(sample.image).permute(2, 0, 1)[None]
         select = torch.tensor([(0, n) for n in range(len(sample.labels))])
-        tokens = segment_tokens(clip, image, torch.from_numpy(sample.segment_map)[None], select)
+        tokens = segment_tokens(clip, image, torch.as_tensor(sample.segment_map)[None], select)
         labels = (tokens @ text.T).argmax(-1).numpy()
         score = PanopticScore(len(info.vocabulary))
         score.add(sample.segment_map, labels, sample.segment_map, sample.labels, sample.crowd)
@@ -269,10 +270,11 @@ def diagnosed(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
     """Class-agnostic recall at IoU 0.5 (mean and spread), and the accuracy of queries that fit a
     true segment, of seen and of unseen classes, in percent; "" where it was not measured."""
     keys = ("mask_recall", "matched_accuracy_seen", "matched_accuracy_unseen")
-    found = [[(row.get("diagnostics") or {}).get(key) for key in keys] for row in rows]
+    told: list[dict[str, Any]] = [row.get("diagnostics") or {} for row in rows]
+    found = [[each.get(key) for key in keys] for each in told]
     if any(value is None for figures in found for value in figures):
         return "", ""
-    recall, seen, unseen = 100 * np.array(found, dtype=np.float64).T
+    recall, seen, unseen = np.transpose(np.array(found, dtype=np.float64)) * 100
     spread = recall.std(ddof=len(recall) > 1)
     return f"{recall.mean():.1f} ± {spread:.1f}", f"{seen.mean():.1f} / {unseen.mean():.1f}"
 

@@ -149,7 +149,8 @@ def difference(
 ) -> tuple[int, dict[str, Interval | None]]:
     """The paired differences of two cells by group, and over how many splits: those that have the
     counts of `task` of both, trained with one budget. No split: (0, {})."""
-    counts, splits = ([], []), []
+    counts: tuple[list[Any], list[Any]] = ([], [])
+    splits: list[tuple[list[int], list[int]]] = []
     for split in SPLITS:
         files = [counts_file(root, split, name) for name in (ours, theirs)]
         if not all(file.exists() for file in files):

@@ -38,8 +38,7 @@ from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, 
 from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer.config import ZegFormerConfig
-from concat_cli.methods.zegformer.image_branch import encode_segments
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor, encode_segments
 
 LIMIT = 1e-3  # the largest difference that counts as none
 UNSEEN = CLASSES.names[::5]  # of random weights

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.alignment import Negatives, TokenBank, aggregate, info_nce
+from concat_cli.core.train.teacher import Negatives, TokenBank, aggregate, info_nce
 
 
 def rows(count: int, seed: int, width: int = 6) -> Tensor:

@@ -15,7 +15,7 @@ from open_clip.model import resize_pos_embed
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
-from concat_cli.methods.clip_zss.dense_tokens import dense_tokens, patch_side, tower_tokens
+from concat_cli.methods.clip_zss.pseudo_labels import dense_tokens, patch_side, tower_tokens
 
 
 def build(folder, **vision):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.methods.clip_zss.losses import (
+from concat_cli.methods.clip_zss.module import (
     centroids,
     nel,
     pixel_cross_entropy,

@@ -24,8 +24,7 @@ from concat_cli.core.prepare.shapes_scene import DEFAULT_UNSEEN
 from concat_cli.core.runs import Run
 from concat_cli.core.train import distributed
 from concat_cli.core.train import teacher as contrast
-from concat_cli.core.train.targets import trained_indices
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import Teacher, trained_indices
 from concat_cli.methods.clip_zss import module as clip_zss_module
 from concat_cli.methods.clip_zss import train as clip_zss
 from concat_cli.methods.clip_zss.config import ClipZssConfig

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.masks import class_loss, sigmoid_focal
-from concat_cli.methods.zegformer.losses import (
+from concat_cli.core.losses import class_loss, sigmoid_focal
+from concat_cli.methods.zegformer.train import (
     focal_costs,
     match_whole_masks,
     whole_mask_costs,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.losses.masks import (
+from concat_cli.core.losses import (
     PointSampling,
     class_loss,
     mask_losses,
@@ -72,26 +72,22 @@ def test_sample_at_of_half_precision_is_fp32() -> None:
 
 @pytest.mark.parametrize("coords_of", ["random", "corners"])
 def test_sample_masks_equals_sampling_each_mask(coords_of: str) -> None:
-    segment_map = segment_maps(3, 4, 9, 6)
-    masks = masks_of(segment_map, 4)
-    coords = random_points(3, 50, segment_map.device, seeded(1))
+    masks = masks_of(segment_maps(3, 4, 9, 6), 4)
+    coords = random_points(3, 50, masks.device, seeded(1))
     if coords_of == "corners":
         coords = coords.round()  # at and beyond the outermost pixel centres
     want = sample_at(masks.float(), coords)
-    torch.testing.assert_close(sample_masks(segment_map, 4, coords), want, atol=2e-6, rtol=0)
-    torch.testing.assert_close(sample_masks(masks, 4, coords), want, atol=2e-6, rtol=0)
-    torch.testing.assert_close(sample_masks(masks.byte(), 4, coords), want, atol=2e-6, rtol=0)
+    torch.testing.assert_close(sample_masks(masks, coords), want, atol=2e-6, rtol=0)
+    torch.testing.assert_close(sample_masks(masks.byte(), coords), want, atol=2e-6, rtol=0)
 
 
 def test_sample_segments_equals_sampling_one_mask_per_row() -> None:
-    segment_map = segment_maps(3, 4, 9, 6)
-    masks = masks_of(segment_map, 4)
+    masks = masks_of(segment_maps(3, 4, 9, 6), 4)
     image, segment = torch.tensor([2, 0, 0, 1]), torch.tensor([3, 1, 0, 2])
-    coords = random_points(4, 40, segment_map.device, seeded(2))
+    coords = random_points(4, 40, masks.device, seeded(2))
     want = sample_at(masks[image, segment][:, None].float(), coords)[:, 0]
-    for truth in (segment_map, masks):
-        got = sample_segments(truth, image, segment, coords)
-        torch.testing.assert_close(got, want, atol=2e-6, rtol=0)
+    got = sample_segments(masks, image, segment, coords)
+    torch.testing.assert_close(got, want, atol=2e-6, rtol=0)
 
 
 def test_uncertain_points_lie_where_the_logit_is_small() -> None:
@@ -135,21 +131,21 @@ def test_point_losses_against_a_loop() -> None:
 
 
 def mask_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits (2, 2, 5, 8, 8), matches (2, 2, 3) with padding, a map (2, 16, 16), valid (2, 3)."""
+    """Logits (2, 2, 5, 8, 8), matches (2, 2, 3) padded, masks (2, 3, 16, 16), valid (2, 3)."""
     logits = torch.randn(2, 2, 5, 8, 8, generator=seeded())
     matched = torch.tensor([[[4, 0, 2], [1, 3, -1]], [[0, 1, 2], [2, 0, -1]]])
     valid = torch.tensor([[True, True, True], [True, True, False]])
-    return logits, matched, segment_maps(2, 3, 16, 16), valid
+    return logits, matched, masks_of(segment_maps(2, 3, 16, 16), 3), valid
 
 
 def test_mask_losses_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, matched, segment_map, valid = mask_case()
+    logits, matched, masks, valid = mask_case()
     shared = random_points(1, 30, logits.device, seeded(3))
     monkeypatch.setattr(
-        "concat_cli.core.losses.masks.uncertain_points",
+        "concat_cli.core.losses.uncertain_points",
         lambda maps, *settings: shared.expand(len(maps), -1, -1),
     )
-    bce, dice = mask_losses(logits, matched, segment_map, valid, 2.5, PointSampling(30))
+    bce, dice = mask_losses(logits, matched, masks, valid, 2.5, PointSampling(30))
     want_bce = want_dice = torch.zeros(())
     for layer in range(2):
         for image in range(2):
@@ -157,7 +153,7 @@ def test_mask_losses_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
                 query = int(matched[layer, image, segment])
                 if query < 0:
                     continue
-                mask = (segment_map[image] == segment + 1).float()
+                mask = masks[image, segment].float()
                 x = sample_at(logits[layer, image, query][None, None], shared)[0]
                 y = sample_at(mask[None, None], shared)[0]
                 want_bce = want_bce + F.binary_cross_entropy_with_logits(x, y)
@@ -167,20 +163,10 @@ def test_mask_losses_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(dice, want_dice / 2.5)
 
 
-def test_mask_losses_are_the_same_for_map_and_masks() -> None:
-    logits, matched, segment_map, valid = mask_case()
-    one = mask_losses(logits, matched, segment_map, valid, 5, PointSampling(20), generator=seeded())
-    masks = masks_of(segment_map, 3)
-    other = mask_losses(logits, matched, masks, valid, 5, PointSampling(20), generator=seeded())
-    torch.testing.assert_close(one, other)
-
-
 def test_mask_losses_reach_matched_queries_only_and_do_not_mind_padding() -> None:
-    logits, matched, segment_map, valid = mask_case()
+    logits, matched, masks, valid = mask_case()
     logits.requires_grad_()
-    losses = mask_losses(
-        logits, matched, segment_map, valid, 5, PointSampling(20), generator=seeded()
-    )
+    losses = mask_losses(logits, matched, masks, valid, 5, PointSampling(20), generator=seeded())
     (gradient,) = torch.autograd.grad(sum(losses), logits)
     reached = gradient.abs().sum((-2, -1)) > 0
     want = torch.zeros(2, 2, 5, dtype=torch.bool)
@@ -190,9 +176,8 @@ def test_mask_losses_reach_matched_queries_only_and_do_not_mind_padding() -> Non
                 want[layer, image, query] |= query >= 0
     assert torch.equal(reached, want)
     wider = F.pad(matched, (0, 4), value=-1), F.pad(valid, (0, 4))
-    padded = mask_losses(
-        logits, wider[0], segment_map, wider[1], 5, PointSampling(20), generator=seeded()
-    )
+    more = F.pad(masks, (0, 0, 0, 0, 0, 4))
+    padded = mask_losses(logits, wider[0], more, wider[1], 5, PointSampling(20), generator=seeded())
     torch.testing.assert_close(losses, padded)
 
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses.masks import random_points, sample_at
-from concat_cli.core.losses.matcher import match, match_costs
+from concat_cli.core.losses import match, match_costs, random_points, sample_at
 
 pytestmark = pytest.mark.core
 
@@ -27,11 +26,12 @@ class Case:
         batch, most, self.classes = len(counts), max(counts), 4
         self.class_logits = torch.randn(layers, batch, queries, 5, generator=generator)
         self.mask_logits = torch.randn(layers, batch, queries, 6, 6, generator=generator)
-        self.segment_map = torch.randint(
+        segment_map = torch.randint(
             0, most + 1, (batch, 12, 12), generator=generator, dtype=torch.int32
         )
         count = torch.tensor(counts)[:, None, None]
-        self.segment_map = self.segment_map * (self.segment_map <= count)
+        segment_map = segment_map * (segment_map <= count)
+        self.masks = torch.stack([segment_map == i + 1 for i in range(most)], dim=1)
         self.labels = torch.randint(0, 4, (batch, most), generator=generator)
         self.valid = torch.arange(most)[None] < count[:, 0]
         self.labels = self.labels.masked_fill(~self.valid, -1)
@@ -39,15 +39,15 @@ class Case:
 
     def costs(self) -> Tensor:
         return match_costs(
-            self.class_logits, self.mask_logits, self.labels, self.segment_map, WEIGHTS, self.coords
+            self.class_logits, self.mask_logits, self.labels, self.masks, WEIGHTS, self.coords
         )
 
-    def match(self, truth: Tensor | None = None) -> Tensor:
+    def match(self) -> Tensor:
         return match(
             self.class_logits,
             self.mask_logits,
             self.labels,
-            self.segment_map if truth is None else truth,
+            self.masks,
             self.valid,
             WEIGHTS,
             self.coords,
@@ -56,7 +56,7 @@ class Case:
 
 def naive_cost(case: Case, layer: int, image: int, query: int, segment: int) -> float:
     points = case.coords[image : image + 1]
-    mask = (case.segment_map[image] == segment + 1).float()
+    mask = case.masks[image, segment].float()
     x = sample_at(case.mask_logits[layer, image, query][None, None], points)[0, 0]
     y = sample_at(mask[None, None], points)[0, 0]
     p = x.sigmoid()
@@ -116,11 +116,11 @@ def test_order_of_segments_and_queries_does_not_matter(
 ) -> None:
     case = Case(seed, [3, 3])
     before = case.match()
-    masks = torch.stack([case.segment_map == i + 1 for i in segments], dim=1)
+    case.masks = case.masks[:, segments]
     case.labels = case.labels[:, segments]
     case.class_logits = case.class_logits[:, :, queries]
     case.mask_logits = case.mask_logits[:, :, queries]
-    after = case.match(masks)
+    after = case.match()
     assert torch.equal(torch.tensor(queries)[after], before[..., segments])
 
 
@@ -131,6 +131,7 @@ def test_padding_does_not_matter(seed: int, more: int) -> None:
     before = case.match()
     case.labels = F.pad(case.labels, (0, more), value=-1)
     case.valid = F.pad(case.valid, (0, more))
+    case.masks = F.pad(case.masks, (0, 0, 0, 0, 0, more))
     after = case.match()
     assert torch.equal(after[..., :3], before) and (after[..., 3:] == -1).all()
 
@@ -148,12 +149,6 @@ def test_a_label_of_padding_is_never_matched() -> None:
     case = Case(2, [3])
     case.labels[0, 1] = -1  # marked valid all the same
     assert (case.match()[..., 1] == -1).all()
-
-
-def test_segment_map_and_masks_match_the_same() -> None:
-    case = Case(3, [3, 2])
-    masks = torch.stack([case.segment_map == i + 1 for i in range(3)], dim=1)
-    assert torch.equal(case.match(), case.match(masks))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -186,7 +181,7 @@ def test_nothing_to_match(queries: int, segments: int) -> None:
         torch.zeros(1, 2, queries, 4),
         torch.zeros(1, 2, queries, 5, 5),
         torch.zeros(2, segments, dtype=torch.int64),
-        torch.zeros(2, 8, 8, dtype=torch.int32),
+        torch.zeros(2, segments, 8, 8, dtype=torch.bool),
         torch.ones(2, segments, dtype=torch.bool),
         WEIGHTS,
         torch.rand(2, 7, 2, generator=torch.Generator().manual_seed(0)),

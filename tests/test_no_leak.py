@@ -26,8 +26,7 @@ from concat_cli.core.losses import alignment
 from concat_cli.core.prepare.shapes_scene import DEFAULT_UNSEEN
 from concat_cli.core.runs import Run
 from concat_cli.core.train import teacher
-from concat_cli.core.train.targets import trained_indices
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import Teacher, trained_indices
 from concat_cli.methods.concat import con_module, query_bank
 from concat_cli.methods.concat.cat import train_cat
 from concat_cli.methods.concat.con import train_con

@@ -8,8 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from concat_cli.core.losses.masks import PointSampling, class_loss, mask_losses, uncertain_points
-from concat_cli.core.losses.matcher import match, match_costs
+from concat_cli.core.losses import (
+    PointSampling,
+    class_loss,
+    mask_losses,
+    match,
+    match_costs,
+    uncertain_points,
+)
 
 peer = pytest.importorskip("transformers.models.mask2former.modeling_mask2former")
 
@@ -25,9 +31,10 @@ class Fixed:
         g = torch.Generator().manual_seed(seed)
         batch, most = len(COUNTS), max(COUNTS)
         blocks = torch.randint(0, most + 1, (batch, 8, 8), generator=g, dtype=torch.int32)
-        self.segment_map = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)  # (B, 64, 64)
+        segment_map = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)  # (B, 64, 64)
         count = torch.tensor(COUNTS)
-        self.segment_map = self.segment_map * (self.segment_map <= count[:, None, None])
+        segment_map = segment_map * (segment_map <= count[:, None, None])
+        self.masks = torch.stack([segment_map == i + 1 for i in range(most)], dim=1)
         self.labels = torch.randint(0, CLASSES, (batch, most), generator=g)
         self.valid = torch.arange(most)[None] < count[:, None]
         self.labels = self.labels.masked_fill(~self.valid, -1)
@@ -35,7 +42,7 @@ class Fixed:
         self.mask_logits = 4 * torch.randn(2, batch, QUERIES, 16, 16, generator=g)
         self.shared = torch.rand(1, 3 * POINTS, 2, generator=g)
         monkeypatch.setattr(peer.torch, "rand", self.rand)
-        monkeypatch.setattr("concat_cli.core.losses.masks.random_points", self.points)
+        monkeypatch.setattr("concat_cli.core.losses.random_points", self.points)
 
     def rand(self, rows: int, count: int, two: int, **options: object) -> Tensor:
         """Stands for torch.rand: the first points of one list, whichever rows are asked for."""
@@ -50,10 +57,7 @@ class Fixed:
 
     def truth(self) -> tuple[list[Tensor], list[Tensor]]:
         """Masks (n, H, W) and labels (n,) of each image, as the peer wants them."""
-        found = [
-            torch.stack([own == i + 1 for i in range(n)]).float()
-            for own, n in zip(self.segment_map, COUNTS, strict=True)
-        ]
+        found = [own[:n].float() for own, n in zip(self.masks, COUNTS, strict=True)]
         return found, [own[:n] for own, n in zip(self.labels, COUNTS, strict=True)]
 
     def match(self) -> Tensor:
@@ -61,7 +65,7 @@ class Fixed:
             self.class_logits,
             self.mask_logits,
             self.labels,
-            self.segment_map,
+            self.masks,
             self.valid,
             WEIGHTS,
             self.coords,
@@ -99,7 +103,7 @@ def test_matcher_costs(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         fixed.class_logits,
         fixed.mask_logits,
         fixed.labels,
-        fixed.segment_map,
+        fixed.masks,
         WEIGHTS,
         fixed.coords,
     )
@@ -146,7 +150,7 @@ def test_losses(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     bce, dice = mask_losses(
         fixed.mask_logits,
         matched,
-        fixed.segment_map,
+        fixed.masks,
         fixed.valid,
         sum(COUNTS),
         PointSampling(POINTS),
@@ -170,7 +174,7 @@ def test_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         sum(loss(masks, classes, *fixed.truth()).values()), (masks, classes)
     )
     bce, dice = mask_losses(
-        masks[None], matched[:1], fixed.segment_map, fixed.valid, sum(COUNTS), PointSampling(POINTS)
+        masks[None], matched[:1], fixed.masks, fixed.valid, sum(COUNTS), PointSampling(POINTS)
     )
     by_class = class_loss(classes[None], matched[:1], fixed.labels, 0.1)
     ours = torch.autograd.grad(bce + dice + by_class, (masks, classes))

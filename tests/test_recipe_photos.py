@@ -16,8 +16,7 @@ from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.prepare.run import Options, prepare_data
-from concat_cli.core.train.targets import trained_indices
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import Teacher, trained_indices
 from concat_cli.methods.concat.con_module import ConModule
 
 CONFIG = Path(__file__).parents[1] / "configs" / "concat_coco_119_14.yaml"

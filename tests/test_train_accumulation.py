@@ -27,8 +27,7 @@ from concat_cli.core.runs import StageDir
 from concat_cli.core.train import distributed, teacher
 from concat_cli.core.train.distributed import Count, Processes
 from concat_cli.core.train.loop import Fit
-from concat_cli.core.train.targets import ImageModule
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.teacher import ImageModule, Teacher
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule
 from concat_cli.methods.clip_zss.student import build_student

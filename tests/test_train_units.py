@@ -28,15 +28,16 @@ from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit, MovingAverage, lr_factor, parameter_groups
 from concat_cli.core.train.session import Session
-from concat_cli.core.train.targets import (
+from concat_cli.core.train.teacher import (
+    SegmentTokens,
     Truth,
+    drawn_segments,
     on_void,
     trained_indices,
     trained_labels,
     void_of,
     with_slots,
 )
-from concat_cli.core.train.teacher import SegmentTokens, drawn_segments
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import TruthModule
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concat_cli.methods.zegformer.image_branch import (
+from concat_cli.methods.zegformer.predictor import (
     class_scores,
     distribution,
     fuse,

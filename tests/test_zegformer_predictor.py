@@ -19,8 +19,12 @@ from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer.config import ZegFormerConfig
-from concat_cli.methods.zegformer.image_branch import class_scores, encode_segments
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import (
+    Naming,
+    ZegFormerPredictor,
+    class_scores,
+    encode_segments,
+)
 
 VOCABULARY = Vocabulary(
     (

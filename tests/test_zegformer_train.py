@@ -22,16 +22,20 @@ from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError
-from concat_cli.core.losses.masks import class_loss
+from concat_cli.core.losses import class_loss
 from concat_cli.core.runs import Run
-from concat_cli.core.train.targets import merged_by_category, trained_indices
+from concat_cli.core.train.teacher import merged_by_category, trained_indices
 from concat_cli.methods.concat import con
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.zegformer import train as zegformer
 from concat_cli.methods.zegformer.config import ZegFormerConfig
-from concat_cli.methods.zegformer.losses import match_whole_masks, whole_mask_losses
 from concat_cli.methods.zegformer.maskformer import MaskFormer, build_zegformer, restore_zegformer
-from concat_cli.methods.zegformer.train import ZegFormerModule, train_zegformer
+from concat_cli.methods.zegformer.train import (
+    ZegFormerModule,
+    match_whole_masks,
+    train_zegformer,
+    whole_mask_losses,
+)
 
 FOLDER = Path(__file__).parents[1] / "configs"
 COMMON = ("align.image=0", "align.instance=0", "optim.steps=2", "warmup.steps=1")

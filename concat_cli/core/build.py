@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import Config, ModelConfig
@@ -19,6 +20,7 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.weights_from import start_backbone, start_segmentor
 from concat_cli.core.weights_from.hub import PREFIX, weights_file
 
+M = TypeVar("M", bound=nn.Module)
 STRIDE_16 = {"fpn": 0, "deformable": 1}  # which level, coarse to fine, tokens are selected from
 
 
@@ -105,8 +107,13 @@ def clip_width_of(weights: Weights) -> int:
 def restore_segmentor(weights: Weights) -> Segmentor:
     """The segmentor of a weights file of any stage, in evaluation mode."""
     segmentor = build_segmentor(config_of(weights).model, clip_width_of(weights))
-    segmentor.load_state_dict(part_of(weights, "segmentor"))
-    return segmentor.eval()
+    return filled(segmentor, weights, "segmentor")
+
+
+def filled(module: M, weights: Weights, part: str) -> M:
+    """The module with the tensors of a part of the weights, in evaluation mode."""
+    module.load_state_dict(part_of(weights, part))
+    return module.eval()
 
 
 def part_of(weights: Weights, prefix: str) -> dict[str, Tensor]:

@@ -40,6 +40,7 @@ DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that i
     "cat.hidden": "512",
     "cat.noise_width": "32",
     "cat.refit_projector": "false",
+    "clip_zss.synthesizer_ffn": "4",
 }
 RENAMED: dict[str, str] = {}  # a key of former versions -> what it is called now
 

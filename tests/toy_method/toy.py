@@ -21,7 +21,7 @@ from concat_cli.core.train.images import ImageStage
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import Plan, clip_facts, clip_width, size_facts, training_facts
 from concat_cli.core.train.session import open_session, text_clip
-from concat_cli.core.train.targets import trained_labels
+from concat_cli.core.train.teacher import trained_labels
 from toy_method.config import ToyConfig
 
 

@@ -31,7 +31,7 @@ from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult, parameter_groups
 from concat_cli.core.train.session import Session, embed
-from concat_cli.core.train.targets import ImageModule, merged_by_category, trained_indices
+from concat_cli.core.train.teacher import ImageModule, merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary
 
 PICTURES = 4  # of a preview
@@ -40,8 +40,12 @@ PICTURES = 4  # of a preview
 class ImageTask:
     """A task of the loop over the images of the train part, scored on dev.
 
-    by_category: an image has one mask for each class present; scored by mIoU.
+    by_category: an image has one mask for each class present; scored by mIoU. part: the submodule
+    that its weights files hold; its backbone and logit scale have learning rates of their own.
     """
+
+    part, backbone, scale = "segmentor", "backbone", "classifier.log_scale"
+    predicts: type[Predictor] = Predictor
 
     def __init__(
         self,
@@ -89,8 +93,8 @@ class ImageTask:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Mask2Former's groups, and one of the learned logit scale [ours]."""
         factors = {
-            "segmentor.backbone": self.optim.backbone_factor,
-            "segmentor.classifier.log_scale": self.optim.scale_factor,
+            f"{self.part}.{self.backbone}": self.optim.backbone_factor,
+            f"{self.part}.{self.scale}": self.optim.scale_factor,
         }
         return parameter_groups(self.module, self.optim.lr, self.optim.weight_decay, factors)
 
@@ -99,8 +103,8 @@ class ImageTask:
         return "images " + ", ".join(batch.file_names)
 
     def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The segmentor alone."""
-        return {k: v for k, v in state.items() if k.startswith("segmentor.")}
+        """Those of its part alone."""
+        return {k: v for k, v in state.items() if k.startswith(f"{self.part}.")}
 
     def score(self, step: int) -> dict[str, float]:
         """PQ, mIoU or AP on dev, which holds seen classes alone."""
@@ -124,10 +128,10 @@ class ImageTask:
         write_preview(self.predictor(), self.dev if self.dev is not None else self.train, path)
 
     def predictor(self) -> Predictor:
-        """The module's segmentor over the seen classes."""
+        """The module's part over the seen classes."""
         session, vocabulary = self.session, self.session.info.vocabulary.seen_only()
-        return Predictor(
-            self.module.get_submodule("segmentor"),
+        return self.predicts(
+            self.module.get_submodule(self.part),
             self.text,
             vocabulary,
             session.cfg.infer,

@@ -30,7 +30,7 @@ from concat_cli.core.train.distributed import (
     share_from_main,
     wait,
 )
-from concat_cli.core.train.session import Session
+from concat_cli.core.train.session import Session, seed_torch
 
 _NOT_FINITE = (
     "Lower optim.lr, or set optim.precision=fp32. The last saved step is kept; the same command "
@@ -181,7 +181,7 @@ class Fit:
         for group, lr in zip(self.optimiser.param_groups, self.base_lrs, strict=True):
             group["lr"] = lr * factor
         # What a step draws depends on the seed and the step alone, so that a resumed run is exact.
-        torch.manual_seed(self.optim.seed * 1_000_003 + self.step)
+        seed_torch(self.optim.seed * 1_000_003 + self.step)
         self.task.module.train()
         self.optimiser.zero_grad(set_to_none=True)
         micro_batches = [batch.to(self.device) for batch in micro_batches]
@@ -193,7 +193,7 @@ class Fit:
                     losses: dict[str, Tensor] = self.model(batch, counts[number - 1])
                 self._check_finite(losses, batch)
                 total = torch.stack(list(losses.values())).sum() / len(micro_batches)
-                self.scaler.scale(total).backward()
+                torch.autograd.backward(self.scaler.scale(total))
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() / len(micro_batches)
         self.scaler.unscale_(self.optimiser)
@@ -238,7 +238,8 @@ class Fit:
 
     def _log(self, sums: dict[str, Tensor], norm: Tensor, factor: float) -> None:
         names = list(sums)
-        values = mean_over_processes(torch.stack([sums[n].float() for n in names])).tolist()
+        means = mean_over_processes(torch.stack([sums[n].float() for n in names])).cpu()
+        values = [float(value) for value in means]
         row = {"step": self.step, "loss": round(sum(values), 5)}
         row |= {name: round(value, 5) for name, value in zip(names, values, strict=True)}
         # fp16 skips a step whose gradient is not finite; JSON has no number for it

@@ -9,8 +9,9 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import open_clip
+import open_clip  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 
 from concat_cli.core.checkpoint import read_meta
@@ -113,7 +114,8 @@ def clip_width(cfg: ClipConfig) -> int | None:
     if cfg.model in tiny.FILES:
         raw = json.loads((tiny.FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
         return raw["model_cfg"]["embed_dim"]
-    found = open_clip.get_model_config(cfg.model.replace("/", "-"))
+    clips: Any = open_clip
+    found = clips.get_model_config(cfg.model.replace("/", "-"))
     return None if found is None else found["embed_dim"]
 
 
@@ -131,6 +133,17 @@ def clip_facts(cfg: ClipConfig) -> Plan:
     else:
         told = f"{name}: a download {hub.size_of(cfg.model)}"
     return {"CLIP": told}
+
+
+def segmentor_facts(
+    cfg: Config, segmentor: nn.Module, backbone: Backbone, stage: StageDir, kind: str = ""
+) -> Plan:
+    """Of a stage that trains a segmentor on images, after a warm-up if there is one."""
+    facts = training_facts(cfg.optim, segmentor, stage)
+    if cfg.warmup.steps:
+        facts["steps"] = f"{cfg.warmup.steps} of warm-up, then {facts['steps']}"
+    facts["segmentor"] = f"{kind}{size_facts(segmentor, cfg.clip)}, {cfg.model.queries} queries"
+    return facts | clip_facts(cfg.clip) | start_facts(cfg.model, segmentor, backbone)
 
 
 def start_facts(model: ModelConfig, built: nn.Module, backbone: Backbone) -> Plan:

@@ -131,6 +131,11 @@ def check_world(cfg: Config, info: DatasetInfo) -> None:
         )
 
 
+def seed_torch(seed: int) -> None:
+    """Seeds torch's generators, of every device."""
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+
+
 def draws_shapes(cfg: Config) -> bool:
     """True where `data.root` names the built-in world: its folder's name begins with shapes."""
     return Path(cfg.data.root).name.startswith("shapes")

@@ -51,7 +51,6 @@ class ClipZssConfig:
     most: Annotated[int, Ge(1), Le(10**4)] = 16  # pseudo classes of an image
     synthesizer: Annotated[int, Ge(0), Le(1000)] = 0  # layers that make prototypes; 0: centroids
     heads: Width = 8  # of the synthesizer
-    synthesizer_ffn: Annotated[int, Ge(1), Le(64)] = 4  # width of its feed-forward blocks, in CLIPs
     prototypes: Weight = 1.0  # weight of L_bce, with the synthesizer [paper]
     prototype_scale: Positive = 10.0  # of the cosines in L_bce
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import config_of, load_backbone, part_of
+from concat_cli.core.build import config_of, filled, load_backbone
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
@@ -156,12 +156,10 @@ def build_synthesizer(cfg: ClipZssConfig, clip_width: int) -> Synthesizer | None
             f"clip_zss.heads={cfg.heads} does not divide CLIP's width, {clip_width}.",
             "Take a number that does, such as 8.",
         )
-    return Synthesizer(clip_width, cfg.synthesizer, cfg.heads, cfg.synthesizer_ffn)
+    return Synthesizer(clip_width, cfg.synthesizer, cfg.heads)
 
 
 def restore_student(weights: Weights) -> Student:
     """The student of a weights file of stage `clip_zss`, in evaluation mode."""
     width = weights.tensors["student.projection.weight"].shape[0]
-    student = build_student(config_of(weights).own(ClipZssConfig), width)
-    student.load_state_dict(part_of(weights, "student"))
-    return student.eval()
+    return filled(build_student(config_of(weights).own(ClipZssConfig), width), weights, "student")

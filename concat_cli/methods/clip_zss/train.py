@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
-from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import TokenCache
@@ -23,7 +21,7 @@ from concat_cli.core.infer.render import Drawing, Mark, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
-from concat_cli.core.train.loop import StageResult, parameter_groups
+from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import (
     Plan,
     clip_facts,
@@ -32,9 +30,8 @@ from concat_cli.core.train.plan import (
     start_facts,
     training_facts,
 )
-from concat_cli.core.train.session import Session, open_session
-from concat_cli.core.train.targets import trained_indices, trained_labels
-from concat_cli.core.train.teacher import Teacher
+from concat_cli.core.train.session import Session, open_session, seed_torch
+from concat_cli.core.train.teacher import Teacher, trained_indices, trained_labels
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
 from concat_cli.methods.clip_zss.predictor import DensePredictor
@@ -51,36 +48,13 @@ CAPTIONS = ("image", "annotation", "pseudo labels", "fused")  # of a preview
 class ClipZssTask(ImageTask):
     """The student over the images of the train part, scored by mIoU on dev."""
 
-    module: ClipZssModule
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """The head learns faster than the encoder where `optim.backbone_factor` says so."""
-        factors = {
-            "student.encoder": self.optim.backbone_factor,
-            "student.log_scale": self.optim.scale_factor,
-        }
-        return parameter_groups(self.module, self.optim.lr, self.optim.weight_decay, factors)
-
-    def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The student alone: no synthesizer, no bank, nothing of CLIP."""
-        return {k: v for k, v in state.items() if k.startswith("student.")}
+    part, backbone, scale = "student", "encoder", "log_scale"
+    predicts = DensePredictor
 
     @property
     def scored(self) -> str:
         """By mIoU: a student has no segments."""
         return "semantic"
-
-    def predictor(self) -> DensePredictor:
-        """The module's student over the seen classes."""
-        session, vocabulary = self.session, self.session.info.vocabulary.seen_only()
-        return DensePredictor(
-            self.module.student,
-            self.text,
-            vocabulary,
-            session.cfg.infer,
-            session.device,
-            session.dtype,
-        )
 
 
 def train_clip_zss(
@@ -110,7 +84,7 @@ def train_clip_zss(
         if session.processes.is_main:
             _draw_pseudo_labels(session, clip, preview)
         return StageResult(preview, 0, 0.0, False, {})
-    torch.manual_seed(cfg.optim.seed)
+    seed_torch(cfg.optim.seed)
     student = build_student(own, clip.embed_dim, pretrained=True, progress=progress)
     synthesizer = build_synthesizer(own, clip.embed_dim)
     session.place(student)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,10 +25,12 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.plan import Plan, clip_width, size_facts, weights_facts
 from concat_cli.core.train.session import (
     Session,
     embed,
     open_session,
+    seed_torch,
     text_clip,
     trained_names,
 )
@@ -93,7 +95,7 @@ class GeneratorModule(nn.Module):
         cfg, segmentor = self.cfg, self.segmentor
         noise = self.generator.sample_noise(len(batch.classes))
         made = self.generator(self.text[batch.classes], noise)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if cfg.matching:
             losses["matching"] = cfg.matching * moment_matching(made, batch.real, cfg.bandwidths)
         if cfg.contrast:
@@ -205,7 +207,7 @@ class _Fitter:
         self, stage: StageDir, steps: int, fold: tuple[int, ...], without: tuple[int, ...] = ()
     ) -> StageResult:
         cfg = self.session.cfg
-        torch.manual_seed(cfg.cat.seed)
+        seed_torch(cfg.cat.seed)
         generator = build_generator(cfg.cat, self.text.shape[1], cfg.model.width)
         generator.to(self.session.device)
         module = GeneratorModule(generator, self.segmentor, self.text, cfg.cat, without)
@@ -234,7 +236,7 @@ def _best_step(stage: StageDir) -> tuple[int, dict[str, float]]:
 
 def choose_fold(bank: QueryBank, classes: int, size: int, seed: int) -> tuple[int, ...]:
     """Indices of `size` trained classes that the bank holds; never more than half of them."""
-    held = np.asarray(bank.classes).reshape(-1)
+    held = bank.classes.ravel()
     present = [c for c in range(classes) if np.count_nonzero(held == c) >= 2]
     rng = np.random.Generator(np.random.PCG64([seed, classes]))
     return tuple(sorted(rng.permutation(present)[: min(size, len(present) // 2)].tolist()))
@@ -279,12 +281,13 @@ def fold_figures(
     own = _cosine(made.mean(1) - centre, means - centre).masked_fill(~there, -2.0)
     gaps = torch.cdist(means[there], means[there])
     apart = gaps.sum() / max(1, gaps.numel() - len(gaps))
+    far = cast(Any, made.mean(1) - means[chosen]).norm(dim=-1)
     spread = (made - made.mean(1, keepdim=True)).square().mean().sqrt()
     return {
         "score": harmonic(on_fold, on_rest),
         "fold_accuracy": on_fold,
         "rest_accuracy": on_rest,
-        "distance": float((made.mean(1) - means[chosen]).norm(dim=-1).mean() / apart.clamp(1e-6)),
+        "distance": float(far.mean() / apart.clamp(1e-6)),
         "nearest": _mean(own.argmax(-1) == chosen),
         "spread": float(spread / real.std.to(device).square().mean().sqrt()),
     }
@@ -296,3 +299,17 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def _mean(hits: Tensor) -> float:
     return float(hits.float().mean()) if hits.numel() else 0.0
+
+
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
+    """Of the generator, and of the query bank before it."""
+    with torch.device("meta"):
+        generator = build_generator(cfg.cat, clip_width(cfg.clip) or 512, cfg.model.width)
+    bank = f"{cfg.bank.images or 'all'} images, {cfg.bank.views} views of each"
+    each = 2 * cfg.model.queries * cfg.model.width / 1e3
+    return weights_facts("con", run, weights) | {
+        "steps": f"{cfg.cat.steps} of {cfg.cat.batch} queries",
+        "query bank": f"{bank}; {cfg.model.queries} queries of width {cfg.model.width} each, "
+        f"{each:.0f} kB a view",
+        "generator": size_facts(generator, cfg.clip),
+    }

@@ -19,7 +19,8 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
 from concat_cli.core.train.loop import StageResult
-from concat_cli.core.train.session import open_session
+from concat_cli.core.train.plan import Plan, clip_width, segmentor_facts
+from concat_cli.core.train.session import open_session, seed_torch
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
@@ -41,7 +42,7 @@ def train_con(
     if cfg.align.source == "cache":
         cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
     teacher = Teacher(clip, cfg.align.crops, cache)
-    torch.manual_seed(cfg.optim.seed)
+    seed_torch(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
     session.place(segmentor)
     images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)
@@ -73,3 +74,10 @@ def warm_up(images: ImageStage, segmentor: Segmentor, teacher: Teacher | None) -
     )
     optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
     return images.fit(module, WarmupTask, optim, "warmup").finished
+
+
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
+    """What `train_con` would do; UserError for what would stop it at once."""
+    with torch.device("meta"):
+        segmentor = build_segmentor(cfg.model, clip_width(cfg.clip) or 512)
+    return segmentor_facts(cfg, segmentor, segmentor.backbone, run.stage("con"))

@@ -10,16 +10,30 @@ from torch import Tensor
 
 from concat_cli.core.config import AlignConfig, BackboneWarmupConfig, LossConfig
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses.alignment import TokenBank, aggregate
-from concat_cli.core.losses.masks import PointSampling, class_loss, expected_weight, mask_losses
-from concat_cli.core.losses.matcher import match
+from concat_cli.core.losses import (
+    PointSampling,
+    class_loss,
+    expected_weight,
+    mask_losses,
+    match,
+)
 from concat_cli.core.model.layers import resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.model.segmentor import DenseOutput, QueryOutput, Segmentor
 from concat_cli.core.train.distributed import Count, Counts
-from concat_cli.core.train.targets import ImageModule, Truth, on_void
-from concat_cli.core.train.teacher import Rows, SegmentTokens, Teacher, contrast, drawn_segments
+from concat_cli.core.train.teacher import (
+    ImageModule,
+    Rows,
+    SegmentTokens,
+    Teacher,
+    TokenBank,
+    Truth,
+    aggregate,
+    contrast,
+    drawn_segments,
+    on_void,
+)
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
 TOKEN_STRIDE = 16  # of the map whose tokens queries are selected from

@@ -17,6 +17,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir, taught
 from concat_cli.core.train.loop import Fit, StageResult
+from concat_cli.core.train.plan import Plan, weights_facts
 from concat_cli.core.train.session import (
     Session,
     embed,
@@ -116,13 +117,18 @@ def new_names(known: Vocabulary, given: Vocabulary | None, cfg: Config) -> Vocab
     """The classes that need pseudo queries: unseen ones, or given names not trained on."""
     if given is not None:
         return Vocabulary(tuple(entry for entry in given.entries if not entry.seen))
+    check_protocol(cfg)
+    return Vocabulary(tuple(entry for entry in known.entries if not entry.seen))
+
+
+def check_protocol(cfg: Config) -> None:
+    """UserError where the protocol forbids unseen names in training."""
     if cfg.protocol.mode == "inductive":
         raise UserError(
             "protocol.mode=inductive: no unseen name may be known before evaluation.",
             "Set finetune.pseudo=false (real queries only), or teach names on purpose with "
             "--vocab.",
         )
-    return Vocabulary(tuple(entry for entry in known.entries if not entry.seen))
 
 
 def _as_built(cfg: Config, source: Weights) -> Config:
@@ -186,3 +192,17 @@ def fold_generator(source: Weights, cfg: Config, progress: Progress) -> Generato
         f"{source.path}: it has seen the fold, so the offset is optimistic"
     )
     return restore_generator(source)
+
+
+def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
+    """Of the projector: what it is taught."""
+    facts = weights_facts("cat" if cfg.finetune.pseudo else "con", run, weights)
+    names = "the unseen classes of the data set"
+    if vocabulary is not None:
+        names = f"{len(parse_vocabulary(vocabulary))} names of {vocabulary}"
+    elif cfg.finetune.pseudo:
+        check_protocol(cfg)
+    return facts | {
+        "steps": f"{cfg.finetune.steps} of {cfg.finetune.batch} real queries",
+        "teaches": names if cfg.finetune.pseudo else "nothing new (control)",
+    }

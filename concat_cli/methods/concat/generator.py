@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import clip_width_of, config_of, part_of
+from concat_cli.core.build import clip_width_of, config_of, filled
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import CatConfig
 from concat_cli.core.errors import UserError
@@ -147,8 +147,7 @@ def restore_generator(weights: Weights) -> Generator:
     """The generator of a weights file of stage `cat` or `finetune`, in evaluation mode."""
     cfg = config_of(weights)
     generator = build_generator(cfg.cat, clip_width_of(weights), cfg.model.width)
-    generator.load_state_dict(part_of(weights, "generator"))
-    return generator.eval()
+    return filled(generator, weights, "generator")
 
 
 def mean_distance(queries: Tensor) -> Tensor:

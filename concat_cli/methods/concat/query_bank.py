@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from concat_cli.core.checkpoint import Weights
@@ -24,13 +25,12 @@ from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import Augment, resize_short
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json
-from concat_cli.core.losses.masks import query_targets
-from concat_cli.core.losses.matcher import match
+from concat_cli.core.losses import match, query_targets
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import wait
 from concat_cli.core.train.session import Session
-from concat_cli.core.train.targets import Truth, on_void, trained_indices
+from concat_cli.core.train.teacher import Truth, on_void, trained_indices
 from concat_cli.methods.concat.generator import Generator
 
 PER_CLASS = 512  # real queries a class mean is taken over, at most
@@ -45,30 +45,28 @@ class QueryBank:
     """queries: (M, Q, D) float16. classes: (M, Q) int16, index among the trained classes, or
     EMPTY, or IGNORED. M images (times views); both memory-mapped."""
 
-    queries: np.ndarray
-    classes: np.ndarray
+    queries: NDArray[np.float16]
+    classes: NDArray[np.int16]
 
     @property
     def width(self) -> int:
         """D."""
         return self.queries.shape[-1]
 
-    def held(self, without: tuple[int, ...] = ()) -> np.ndarray:
+    def held(self, without: tuple[int, ...] = ()) -> NDArray[np.intp]:
         """Flat indices of the queries that hold a segment of a class not in `without`."""
-        classes = np.asarray(self.classes).reshape(-1)
+        classes = self.classes.ravel()
         return np.flatnonzero((classes >= 0) & ~np.isin(classes, without))
 
-    def empty(self) -> np.ndarray:
+    def empty(self) -> NDArray[np.intp]:
         """Flat indices of the queries without a segment; those on void are not among them."""
-        return np.flatnonzero(np.asarray(self.classes).reshape(-1) == EMPTY)
+        return np.flatnonzero(self.classes.ravel() == EMPTY)
 
-    def take(self, flat: np.ndarray) -> tuple[Tensor, Tensor]:
+    def take(self, flat: NDArray[np.intp]) -> tuple[Tensor, Tensor]:
         """Queries (N, D) fp32 and classes (N,) int64 at flat indices."""
-        queries = self.queries.reshape(-1, self.width)[flat]
-        classes = self.classes.reshape(-1)[flat]
-        return torch.from_numpy(queries.astype(np.float32)), torch.from_numpy(
-            classes.astype(np.int64)
-        )
+        place = np.divmod(flat, self.queries.shape[1])
+        queries = self.queries[place].astype(np.float32)
+        return torch.as_tensor(queries), torch.as_tensor(self.classes[place].astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -127,12 +125,12 @@ class BankWriter:
         images = min(len(dataset), cfg.bank.images or len(dataset))
         rows = images * (cfg.bank.views if augmented else 1)
         shape = (rows, decoder.queries, decoder.width)
-        facts = {
+        facts: dict[str, Any] = {
             "weights": self.identity,
             "shape": list(shape),
             "part": str(dataset.part.index),
             "augmented": augmented,
-            "trained": to_trained.tolist(),
+            "trained": [int(index) for index in to_trained.cpu()],
             "segments": dataset.digest(),
             "config": _facts(cfg),
         }
@@ -269,7 +267,7 @@ class QueryBatch:
 
 
 def query_batches(
-    bank: QueryBank, rows: np.ndarray, count: int, empty: int, seed: int, start: int
+    bank: QueryBank, rows: NDArray[np.intp], count: int, empty: int, seed: int, start: int
 ) -> Iterator[list[QueryBatch]]:
     """Endless steps: `count` queries of the flat indices `rows`, and `empty` without a segment.
 
@@ -304,7 +302,7 @@ def class_statistics(
     """Statistics over at most PER_CLASS queries of each class; zero means for classes left out."""
     rng = np.random.Generator(np.random.PCG64(seed))
     held = bank.held(without)
-    of = np.asarray(bank.classes).reshape(-1)[held]
+    of = bank.classes.ravel()[held]
     chosen = [rng.permutation(held[of == c])[:PER_CLASS] for c in range(classes)]
     queries, found = bank.take(np.sort(np.concatenate(chosen)))
     member = F.one_hot(found, classes).float()  # (N, K)

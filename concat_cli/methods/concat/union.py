@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from concat_cli.core.config import CatConfig, FinetuneConfig
 from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
 from concat_cli.core.train.distributed import Counts
+from concat_cli.core.train.session import seed_torch
 from concat_cli.methods.concat.cat import harmonic
 from concat_cli.methods.concat.generator import Generator
 from concat_cli.methods.concat.query_bank import (
@@ -126,9 +128,8 @@ class UnionTask(BankTask):
     ) -> None:
         super().__init__(banks)
         self.module, self.cfg = module, cfg
-        classes = torch.from_numpy(banks.train.classes.reshape(-1).astype("int64"))
-        left_out = torch.isin(classes, torch.tensor(without, dtype=torch.int64))
-        self.rows = torch.nonzero(~left_out & (classes != IGNORED))[:, 0].numpy()
+        classes = banks.train.classes.ravel()
+        self.rows = np.flatnonzero(~np.isin(classes, without) & (classes != IGNORED))
 
     def batches(self, start: int) -> Iterator[list[QueryBatch]]:
         """Real queries in the bank's own proportion of segments to none."""
@@ -182,7 +183,7 @@ def refitted(
     """
     projector = copy.deepcopy(segmentor.projector)
     classifier = copy.deepcopy(segmentor.classifier)
-    torch.manual_seed(cfg.seed)
+    seed_torch(cfg.seed)
     projector.reset()
     nothing = torch.zeros(0, dtype=torch.int64, device=text.device)
     refit = replace(cfg, steps=STEPS, lr=LR, optimiser="adam", layers="all")
@@ -252,7 +253,7 @@ def _sweep(
         return harmonic(*(float(part.mean()) if len(part) else 0.0 for part in parts))
 
     scale = float(module.classifier.scale)
-    offsets = torch.linspace(0, 0.3 * scale, OFFSETS).tolist()
+    offsets = [float(offset) for offset in torch.linspace(0, 0.3 * scale, OFFSETS)]
     best = max(offsets, key=score)
     return best, {"calibrated": score(best), "uncalibrated": score(0.0)}
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import build_segmentor, clip_width_of, config_of, load_backbone, part_of
+from concat_cli.core.build import build_segmentor, clip_width_of, config_of, filled, load_backbone
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import Config
 from concat_cli.core.errors import UserError
@@ -256,6 +256,5 @@ def check_keys(cfg: Config) -> None:
 
 def restore_zegformer(weights: Weights) -> MaskFormer | Segmentor:
     """The segmentor of a weights file of stage `zegformer`, in evaluation mode."""
-    segmentor = build_zegformer(config_of(weights), clip_width_of(weights))
-    segmentor.load_state_dict(part_of(weights, "segmentor"))
-    return segmentor.eval()
+    built = build_zegformer(config_of(weights), clip_width_of(weights))
+    return filled(built, weights, "segmentor")

@@ -1,22 +1,44 @@
 """Losses of queries: weighted cross-entropy with no_object, BCE and dice on points (Mask2Former).
 
+And the Hungarian matching of queries to segments, with batched costs (Mask2Former, as in DETR). All
+are functions of tensors, computed in at least fp32, whatever autocast is on.
+
 Values of maps at points are bilinear, without building full-size float masks. Coordinates are
 (x, y) in 0-1 over the whole map, as in Mask2Former's point sampling (`align_corners=False`, zero
-outside). A "truth" is a segment map (B, H, W) of integers, 0 for void and i+1 for segment i, or
-masks (B, N, H, W) of bool or uint8.
+outside). A "truth" is masks (B, N, H, W) of bool or uint8.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import product
+from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import (  # pyright: ignore[reportMissingTypeStubs]
+    linear_sum_assignment,  # pyright: ignore[reportUnknownVariableType]
+)
 from torch import Tensor
 
-from concat_cli.core.losses import as_float, full_precision
 
+def as_float(values: Tensor) -> Tensor:
+    """The values in fp32; fp64 stays fp64."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """A context without autocast on the tensor's device."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
+# Stands for a cost that is not finite: never preferred, yet small enough for the other costs to
+# count beside it in fp64.
+_WORST = 1e8
 ALPHA = 0.25  # of focal losses: weight of positive pixels; that of negative ones is 1 - ALPHA
 
 
@@ -117,27 +139,19 @@ def _corners(coords: Tensor, height: int, width: int) -> list[tuple[Tensor, Tens
     return [(row * width + column, u * v) for row, u in rows for column, v in columns]
 
 
-def sample_masks(truth: Tensor, segments: int, coords: Tensor) -> Tensor:
+def sample_masks(truth: Tensor, coords: Tensor) -> Tensor:
     """All N masks of each image at the image's coords (B, P, 2): (B, N, P) in 0-1, fp32.
 
-    Equal to sampling each mask bilinearly; from a segment map no mask is ever built.
+    Equal to sampling each mask bilinearly.
     """
-    batch, points = coords.shape[:2]
     coords = as_float(coords)
-    corners = _corners(coords, *truth.shape[-2:])  # four of (B, P)
-    if truth.dim() == 4:
-        assert truth.shape[1] == segments, "masks and number of segments differ"
-        flat = truth.flatten(2)  # (B, N, HW)
-        values = coords.new_zeros(batch, segments, points)
-        for corner, weight in corners:
-            picked = flat.gather(2, corner[:, None].expand(-1, segments, -1))
-            values += picked.to(weight.dtype) * weight[:, None]
-        return values
-    flat = truth.flatten(1)  # (B, HW)
-    slots = coords.new_zeros(batch, segments + 1, points)  # slot 0 collects void
-    for corner, weight in corners:
-        slots.scatter_add_(1, flat.gather(1, corner)[:, None].long(), weight[:, None])
-    return slots[:, 1:]
+    batch, segments = truth.shape[:2]
+    flat = truth.flatten(2)  # (B, N, HW)
+    values = coords.new_zeros(batch, segments, coords.shape[1])
+    for corner, weight in _corners(coords, *truth.shape[-2:]):  # four of (B, P)
+        picked = flat.gather(2, corner[:, None].expand(-1, segments, -1))
+        values += picked.to(weight.dtype) * weight[:, None]
+    return values
 
 
 def sample_segments(truth: Tensor, image: Tensor, segment: Tensor, coords: Tensor) -> Tensor:
@@ -146,11 +160,9 @@ def sample_segments(truth: Tensor, image: Tensor, segment: Tensor, coords: Tenso
     pixels = truth.shape[-2] * truth.shape[-1]
     flat = truth.reshape(-1)
     values = coords.new_zeros(coords.shape[:2])
-    row = image if truth.dim() == 3 else image * truth.shape[1] + segment
+    row = image * truth.shape[1] + segment
     for corner, weight in _corners(coords, *truth.shape[-2:]):  # four of (M, P)
-        picked = flat[corner + (row * pixels)[:, None]]
-        hit = picked == (segment + 1)[:, None] if truth.dim() == 3 else picked
-        values += hit.to(weight.dtype) * weight
+        values += flat[corner + (row * pixels)[:, None]].to(weight.dtype) * weight
     return values
 
 
@@ -214,7 +226,7 @@ def mask_losses(
     Args:
         mask_logits: (L, B, Q, h, w).
         matched: (L, B, N) query per segment, -1 for none.
-        truth: segment map (B, H, W) or masks (B, N, H, W); see `points`.
+        truth: masks (B, N, H, W).
         valid: (B, N) bool.
         num_masks: segments of the batch, averaged over processes, at least 1.
         points: how many points and where.
@@ -235,3 +247,99 @@ def mask_losses(
         wanted = wanted.to(values.dtype)
         bce = point_bce(values, wanted).sum() / num_masks
         return bce, point_dice(values, wanted).sum() / num_masks
+
+
+def class_costs(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """-p(class): (L, B, Q, N) from logits (L, B, Q, K+1) and labels (B, N) padded with -1."""
+    probability = as_float(class_logits).softmax(-1)
+    index = labels.clamp(min=0)[None, :, None].expand(*class_logits.shape[:3], -1)
+    return -probability.gather(-1, index)
+
+
+def mask_costs(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """BCE and dice of point logits (L, B, Q, P) with truth (B, N, P): two of (L, B, Q, N).
+
+    BCE per pair is mean(softplus(x)) - mean(x y), so that one product serves all pairs.
+    """
+    points = logits.shape[-1]
+    product = torch.einsum("lbqp,bnp->lbqn", logits, truth)
+    bce = F.softplus(logits).mean(-1, keepdim=True) - product / points
+    return bce, dice_costs(logits, truth)
+
+
+def dice_costs(logits: Tensor, truth: Tensor) -> Tensor:
+    """Dice, smoothed by 1, of logits (L, B, Q, P) with truth (B, N, P): (L, B, Q, N)."""
+    probability = logits.sigmoid()
+    overlap = torch.einsum("lbqp,bnp->lbqn", probability, truth)
+    total = probability.sum(-1, keepdim=True) + truth.sum(-1)[None, :, None]
+    return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def match_costs(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    truth: Tensor,
+    weights: tuple[float, float, float],
+    coords: Tensor,
+) -> Tensor:
+    """Weighted costs (class, mask, dice) of every query and segment: (L, B, Q, N), fp32."""
+    with full_precision(mask_logits):
+        flat = mask_logits.flatten(0, 1)  # (L B, Q, h, w)
+        shared = coords.repeat(len(mask_logits), 1, 1)  # (L B, P, 2)
+        size = (*mask_logits.shape[:3], coords.shape[1])  # L, B, Q, P
+        logits = sample_at(flat, shared).view(size)
+        segments = sample_masks(truth, coords).to(logits.dtype)
+        bce, dice = mask_costs(logits, segments)
+        by_class = class_costs(class_logits, labels)
+        return weights[0] * by_class + weights[1] * bce + weights[2] * dice
+
+
+@torch.no_grad()
+def match(
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    labels: Tensor,
+    truth: Tensor,
+    valid: Tensor,
+    weights: tuple[float, float, float],
+    coords: Tensor,
+) -> Tensor:
+    """The query of each segment, (L, B, N) int64, -1 for padding and segments left over if N > Q.
+
+    Args:
+        class_logits: (L, B, Q, K+1).
+        mask_logits: (L, B, Q, h, w).
+        labels: (B, N) class indices; -1 is padding and never matched.
+        truth: masks (B, N, H, W).
+        valid: (B, N) bool.
+        weights: of class, mask and dice cost [Mask2Former: 2, 5, 5].
+        coords: (B, P, 2) points shared by all masks of an image.
+    """
+    costs = match_costs(class_logits, mask_logits, labels, truth, weights, coords)
+    return assigned(costs, valid & (labels >= 0))
+
+
+def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
+    """The query of each segment at the least cost in all, (L, B, N) int64; see `match`.
+
+    costs: (L, B, Q, N), those that are not finite count as the worst. wanted: (B, N) bool; -1 for
+    the other segments.
+    """
+    costs = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST)
+    costs = costs.masked_fill(~wanted[None, :, None], torch.inf)  # one copy carries both
+    return torch.as_tensor(_assign(costs.cpu().double().numpy())).to(wanted.device)
+
+
+def _assign(costs: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Optimal query per segment for costs (L, B, Q, N); columns of inf stay at -1."""
+    layers, batch, queries, segments = costs.shape
+    matched = np.full((layers, batch, segments), -1, dtype=np.int64)
+    if queries == 0 or segments == 0:
+        return matched
+    solve = cast(Any, linear_sum_assignment)
+    for layer, image in product(range(layers), range(batch)):
+        (columns,) = np.nonzero(np.isfinite(costs[layer, image, 0]))
+        rows, chosen = solve(costs[layer, image][:, columns])
+        matched[layer, image, columns[chosen]] = rows
+    return matched
