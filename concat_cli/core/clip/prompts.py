@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from concat_cli.core.clip import tiny
@@ -23,8 +24,8 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-# "single": CLIP paper, 3.1.4. "scene": Ding et al., CVPR 2022. "imagenet_select": PADing's eight (of
-# open_clip's templates), which Ding et al. take on COCO.
+# "single": CLIP paper, 3.1.4. "scene": Ding et al., CVPR 2022. "imagenet_select": PADing's eight
+# (of open_clip's templates), which Ding et al. take on COCO.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),
@@ -67,7 +68,7 @@ def known_words(model: str) -> frozenset[str] | None:
     if model not in tiny.FILES:
         return None
     try:
-        with safe_open(tiny.FILES[model], framework="pt") as file:
+        with cast("Any", safe_open(tiny.FILES[model], framework="pt")) as file:
             return frozenset(json.loads(file.metadata()["words"]))
     except (SafetensorError, OSError, KeyError):
         return tiny.load_tiny(tiny.FILES[model]).words  # which says what is wrong with the file
@@ -139,7 +140,7 @@ def default_cache_dir() -> Path:
 def class_texts(
     vocabulary: Vocabulary, cfg: ClipConfig, templates: tuple[str, ...] = ()
 ) -> list[list[str]]:
-    """The prompts of each class: every name and synonym in every template, of `cfg` if not given."""
+    """The prompts of each class: each name and synonym in each template (none given: `cfg`'s)."""
     chosen = templates or TEMPLATES[cfg.templates]
     return [
         [

@@ -135,7 +135,7 @@ class Attention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, d)
+        return torch.unflatten(tokens, -1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, d)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None

@@ -157,8 +157,8 @@ class QueryDecoder(nn.Module):
         kept = torch.stack(states[-1:] if last_only else states)  # (L + 1, B, Q + M, D)
         embedding = self.mask_embedding(kept).transpose(0, 1).flatten(1, 2)  # (B, (L+1) * N, Dm)
         masks = torch.bmm(embedding, pixel.mask_features.flatten(2))
-        masks = masks.unflatten(1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
-        masks = masks.unflatten(-1, map_size(pixel.mask_features))
+        masks = torch.unflatten(masks, 1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
+        masks = torch.unflatten(masks, -1, map_size(pixel.mask_features))
         return Decoded(kept, masks, tokens)
 
     def masks_of(self, pixel: PixelFeatures, given: Denoising) -> Tensor:
@@ -166,13 +166,13 @@ class QueryDecoder(nn.Module):
         segment is found again from its own tokens."""
         content = self.norm(self._given(self._token_weights(given, pixel), pixel))
         masks = torch.bmm(self.mask_embedding(content), pixel.mask_features.flatten(2))
-        return masks.unflatten(-1, map_size(pixel.mask_features))
+        return torch.unflatten(masks, -1, map_size(pixel.mask_features))
 
     def _memories(
         self, pixel: PixelFeatures, positions: list[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Keys (with positions) and values of each level, (B, T, D) each."""
-        memories = []
+        memories: list[tuple[Tensor, Tensor]] = []
         for level, features in enumerate(pixel.levels):
             values = features.flatten(2).transpose(1, 2).contiguous()
             values = values + self.level_embedding[level].to(values.dtype)
@@ -270,7 +270,7 @@ def select_tokens(tokens: Tokens, count: int) -> Tensor:
     if tokens.padding is not None:
         scores = scores.masked_fill(tokens.padding, -1.0)
         usable = (~tokens.padding).sum(1, keepdim=True).clamp(min=1)
-    grid = scores.unflatten(1, tokens.size)[:, None]
+    grid = torch.unflatten(scores, 1, tokens.size)[:, None]
     peak = (F.max_pool2d(grid, 3, 1, 1) == grid).flatten(1) & (scores >= 0)
     ranking = scores + peak.to(scores.dtype)  # peaks lie in 1-2, the others in 0-1, padding at -1
     order = torch.argsort(ranking, dim=1, descending=True, stable=True)  # (B, T)
