@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +30,12 @@ class Scenes:
     scene, segment, label: (N,) int64 for every segment of every scene.
     """
 
-    images: np.ndarray
-    maps: np.ndarray
-    classes: list[np.ndarray]
-    scene: np.ndarray
-    segment: np.ndarray
-    label: np.ndarray
+    images: NDArray[Any]
+    maps: NDArray[Any]
+    classes: list[NDArray[Any]]
+    scene: NDArray[Any]
+    segment: NDArray[Any]
+    label: NDArray[Any]
 
 
 def draw_scenes(part: str, seed: int, last: int, first: int = 0, size: int = 128) -> Scenes:
@@ -41,7 +43,7 @@ def draw_scenes(part: str, seed: int, last: int, first: int = 0, size: int = 128
     count = last - first
     images = np.empty((count, size, size, 3), np.uint8)
     maps = np.empty((count, size, size), np.uint8)
-    classes: list[np.ndarray] = []
+    classes: list[NDArray[Any]] = []
     for i in range(count):
         scene = draw_scene(scene_seed(part, seed, first + i), size)
         images[i], maps[i] = scene.image, scene.segment_map
@@ -64,12 +66,12 @@ class Pictures:
     """
 
     masked: Tensor
-    label: np.ndarray
-    scene: np.ndarray
+    label: NDArray[Any]
+    scene: NDArray[Any]
     plain: Tensor
-    plain_label: np.ndarray
+    plain_label: NDArray[Any]
     whole: Tensor
-    classes: list[np.ndarray]
+    classes: list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,11 @@ class Sampler:
         """`size` random views with a caption for each, equal captions merged."""
         masked, plain, whole = self.rng.multinomial(size, _SHARES)
         p = self.pictures
-        at: np.ndarray = np.searchsorted(
+        at: NDArray[Any] = np.searchsorted(
             self._cumulative, self.rng.random(masked) * self._cumulative[-1]
         )
-        at_plain: np.ndarray = self.rng.integers(0, len(p.plain), plain)
-        at_whole: np.ndarray = self.rng.integers(0, len(p.whole), whole)
+        at_plain: NDArray[Any] = self.rng.integers(0, len(p.plain), plain)
+        at_whole: NDArray[Any] = self.rng.integers(0, len(p.whole), whole)
         scenes = [p.classes[i] for i in at_whole]
         labels = [*p.label[at].tolist(), *p.plain_label[at_plain].tolist()]
         held = [self.concepts.held([k]) for k in labels]
@@ -177,10 +179,10 @@ class Sampler:
         match_values = torch.as_tensor(match.astype(np.float32))
         return Views(self._vary(pixels), list(asked), match_values, torch.as_tensor(unsure))
 
-    def _captions(self, labels: list[int], scenes: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def _captions(self, labels: list[int], scenes: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Caption -> what it asks for, (C,); most segments of a class share one in a batch."""
-        asked: dict[str, np.ndarray] = {}
-        last: dict[int, tuple[str, np.ndarray]] = {}
+        asked: dict[str, NDArray[Any]] = {}
+        last: dict[int, tuple[str, NDArray[Any]]] = {}
         for k in labels:
             if k not in last or self.rng.random() < 0.2:
                 last[k] = segment_caption(self.concepts, k, self.rng)
@@ -226,7 +228,7 @@ def _boxed(masks: Tensor) -> Tensor:
     return ((y > y0) & (y < y1))[:, :, None] & ((x > x0) & (x < x1))[:, None, :]
 
 
-def _true(held: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _true(held: NDArray[Any], asked: NDArray[Any]) -> NDArray[Any]:
     """(B, C) concepts held, (T, C) asked for -> (B, T) bool: which captions are true."""
-    wanted: np.ndarray = asked.T.astype(np.float32)
+    wanted: NDArray[Any] = np.transpose(asked).astype(np.float32)
     return ((~held).astype(np.float32) @ wanted) == 0

@@ -105,8 +105,8 @@ def _valid_sizes(images: Tensor, padding: Tensor | None) -> list[tuple[int, int]
     """Height and width of each image without its padding."""
     if padding is None:
         return [(images.shape[-2], images.shape[-1])] * len(images)
-    heights = (~padding).any(2).sum(1).cpu().numpy().tolist()
-    widths = (~padding).any(1).sum(1).cpu().numpy().tolist()
+    heights: list[int] = (~padding).any(2).sum(1).cpu().numpy().tolist()
+    widths: list[int] = (~padding).any(1).sum(1).cpu().numpy().tolist()
     return list(zip(heights, widths, strict=True))
 
 
@@ -246,7 +246,8 @@ def segment_keys(
     views, sizes = view_keys(images, padding), _valid_sizes(images, padding)
     chosen = gather_masks(masks, select.to(images.device)).cpu().numpy()
     keys: list[bytes] = []
-    for image, mask in zip(select[:, 0].cpu().numpy(), chosen, strict=True):
+    images_of: list[int] = select[:, 0].cpu().numpy().tolist()
+    for image, mask in zip(images_of, chosen, strict=True):
         h, w = sizes[image]
         keys.append(_digest(np.packbits(mask[:h, :w]), views[image]))
     return keys

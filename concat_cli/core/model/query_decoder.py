@@ -164,7 +164,7 @@ class QueryDecoder(nn.Module):
     def masks_of(self, pixel: PixelFeatures, given: Denoising) -> Tensor:
         """Mask logits (B, M, h, w) of queries made of given masks, before any layer: how well a
         segment is found again from its own tokens."""
-        content = self.norm(self._given(self._token_weights(given, pixel), pixel))
+        content = self.norm(self._given(given, pixel)[1])
         masks = torch.bmm(self.mask_embedding(content), pixel.mask_features.flatten(2))
         return torch.unflatten(masks, -1, map_size(pixel.mask_features))
 
@@ -219,24 +219,20 @@ class QueryDecoder(nn.Module):
         positions: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Adds queries made of the token features and positions averaged under given masks."""
-        weights = self._token_weights(denoising, pixel)
-        pooled = self._given(weights, pixel)
+        weights, pooled = self._given(denoising, pixel)
         places = (weights @ positions[self.token_level]).to(position.dtype)
         return (
             torch.cat((content, pooled.to(content.dtype)), 1),
             torch.cat((position, places), 1),
         )
 
-    def _given(self, weights: Tensor, pixel: PixelFeatures) -> Tensor:
-        """Contents (B, M, D) of queries made of tokens averaged with weights (B, M, T)."""
+    def _given(self, given: Denoising, pixel: PixelFeatures) -> tuple[Tensor, Tensor]:
+        """Weights (B, M, T) that average tokens under masks, contents (B, M, D) made of these."""
         assert self.token_embedding is not None, "built without token queries"
-        features = pixel.levels[self.token_level].flatten(2).transpose(1, 2)
-        return self.token_embedding(weights.to(features.dtype) @ features)
-
-    def _token_weights(self, given: Denoising, pixel: PixelFeatures) -> Tensor:
-        """(B, M, T), adding up to 1 over the tokens."""
         level, padding = pixel.levels[self.token_level], pixel.paddings[self.token_level]
-        return average_weights(given.masks, map_size(level), padding)
+        weights = average_weights(given.masks, map_size(level), padding)
+        features = level.flatten(2).transpose(1, 2)
+        return weights, self.token_embedding(weights.to(features.dtype) @ features)
 
 
 def average_weights(masks: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:

@@ -72,10 +72,8 @@ class WindowAttention(nn.Module):
         bias = bias + apart[:, None] if apart is not None else bias.expand(count, -1, -1, -1)
         bias = bias.flatten(0, 1).to(query.dtype)  # (W * heads, n, n)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
-        mixed = (
-            torch.unflatten(mixed, 1, (count, self.heads)).transpose(2, 3).flatten(3)
-        )  # (B, W, n, C)
-        return self.proj(mixed)
+        mixed = torch.unflatten(mixed, 1, (count, self.heads)).transpose(2, 3)
+        return self.proj(mixed.flatten(3))  # (B, W, n, C)
 
 
 class SwinBlock(nn.Module):

@@ -279,17 +279,14 @@ def _check_fit(
 
 def _load(segmentor: nn.Module, source: str, renamed: Renamed) -> StartReport:
     state = segmentor.state_dict()
-    fits = {name: t for name, t in renamed.tensors.items() if name in state}
-    ignored = {group: list(names) for group, names in renamed.ignored.items()}
-    for name in renamed.tensors.keys() - fits.keys():
-        ignored.setdefault(_group(name), []).append(name)
-    missing = [name for name in state if name not in fits and not _is_counter(name)]
+    fits = renamed.only(state)
+    missing = [name for name in state if name not in fits.tensors and not _is_counter(name)]
     needed = [n for n in missing if n.startswith(_THEIRS) and not n.startswith(_OURS)]
     if needed:
         raise _incomplete(source, needed[0])
-    _copy(segmentor, fits, source)
-    used = _by_group(name for name in state if name in fits)
-    return StartReport(source, renamed.naming, used, ignored, _by_group(missing))
+    _copy(segmentor, fits.tensors, source)
+    used = _by_group(name for name in state if name in fits.tensors)
+    return StartReport(source, fits.naming, used, fits.ignored, _by_group(missing))
 
 
 def start_backbone(body: nn.Module, path: Path, name: str) -> StartReport:
@@ -339,18 +336,13 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered parts there are under a prefix."""
-    found = {n[len(prefix) :].split(".")[0] for n in tensors if n.startswith(prefix)}
-    return len(found)
-
-
-def _group(name: str) -> str:
-    return name.split(".")[0]
+    return len({n[len(prefix) :].split(".")[0] for n in tensors if n.startswith(prefix)})
 
 
 def _by_group(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_group(name), []).append(name)
+        groups.setdefault(name.split(".")[0], []).append(name)
     return groups
 
 
