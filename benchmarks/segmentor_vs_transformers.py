@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -32,8 +32,8 @@ CLASSES, CLIP_WIDTH = 133, 512
 def their_model() -> nn.Module:
     """Mask2Former with R-50 at its defaults otherwise."""
     stages = [f"stage{i}" for i in range(1, 5)]
-    make = transformers.ResNetConfig.from_dict  # pyright: ignore[reportUnknownMemberType]
-    backbone = make({"out_features": stages})  # R-50
+    resnet = cast("Any", transformers.ResNetConfig)
+    backbone = resnet.from_dict({"out_features": stages})  # R-50
     config = transformers.Mask2FormerConfig(backbone_config=backbone)
     config.num_labels = CLASSES
     torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]

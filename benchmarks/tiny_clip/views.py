@@ -159,13 +159,12 @@ class Sampler:
 
     def batch(self, size: int) -> Views:
         """`size` random views with a caption for each, equal captions merged."""
-        masked, plain, whole = self.rng.multinomial(size, _SHARES)
+        counts: list[int] = self.rng.multinomial(size, _SHARES).tolist()
+        masked, plain, whole = counts
         p = self.pictures
-        at: NDArray[Any] = np.searchsorted(
-            self._cumulative, self.rng.random(masked) * self._cumulative[-1]
-        )
-        at_plain: NDArray[Any] = self.rng.integers(0, len(p.plain), plain)
-        at_whole: NDArray[Any] = self.rng.integers(0, len(p.whole), whole)
+        at = np.searchsorted(self._cumulative, self.rng.random(masked) * self._cumulative[-1])
+        at_plain = self.rng.integers(0, len(p.plain), plain)
+        at_whole = self.rng.integers(0, len(p.whole), whole)
         scenes = [p.classes[i] for i in at_whole]
         labels = [*p.label[at].tolist(), *p.plain_label[at_plain].tolist()]
         held = [self.concepts.held([k]) for k in labels]
