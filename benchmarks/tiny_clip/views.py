@@ -155,7 +155,7 @@ class Sampler:
         self.mean, self.std = mean, std
         self.rng = np.random.default_rng(seed)
         counts = np.bincount(pictures.label).astype(float)
-        self._cumulative = np.cumsum(1 / np.sqrt(counts[pictures.label]))
+        self._cumulative: NDArray[np.float64] = np.cumsum(1 / np.sqrt(counts[pictures.label]))
 
     def batch(self, size: int) -> Views:
         """`size` random views with a caption for each, equal captions merged."""
@@ -165,10 +165,10 @@ class Sampler:
         at = np.searchsorted(self._cumulative, self.rng.random(masked) * self._cumulative[-1])
         at_plain = self.rng.integers(0, len(p.plain), plain)
         at_whole = self.rng.integers(0, len(p.whole), whole)
-        scenes = [p.classes[i] for i in at_whole]
+        scenes = [p.classes[int(i)] for i in at_whole]
         labels = [*p.label[at].tolist(), *p.plain_label[at_plain].tolist()]
         held = [self.concepts.held([k]) for k in labels]
-        around = held[:masked] + [self.concepts.held(p.classes[i]) for i in at_plain]
+        around = held[:masked] + [self.concepts.held(p.classes[int(i)]) for i in at_plain]
         held += [self.concepts.held(classes) for classes in scenes]
         asked = self._captions(labels, scenes)
         ask = np.stack(list(asked.values()))  # (T, C)
