@@ -162,7 +162,8 @@ class Sampler:
         counts: list[int] = self.rng.multinomial(size, _SHARES).tolist()
         masked, plain, whole = counts
         p = self.pictures
-        at = np.searchsorted(self._cumulative, self.rng.random(masked) * self._cumulative[-1])
+        total = float(self._cumulative[-1])
+        at = np.searchsorted(self._cumulative, self.rng.random(masked) * total)
         at_plain = self.rng.integers(0, len(p.plain), plain)
         at_whole = self.rng.integers(0, len(p.whole), whole)
         scenes = [p.classes[int(i)] for i in at_whole]
