@@ -31,7 +31,7 @@ WINDOWS = (2, 4, 8)
 
 def made_up(images: int, side: int, width: int, device: str) -> tuple[Tensor, Tensor]:
     """Tokens (B, T, E) and seeds (B, S, E): blurred noise, so that neighbours are alike."""
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
     noise = F.avg_pool2d(torch.randn(images, width, side, side), 5, 1, 2)
     tokens = F.normalize(noise.permute(0, 2, 3, 1), dim=-1).to(device)
     valid = torch.ones(images, side, side, dtype=torch.bool, device=device)
@@ -41,7 +41,7 @@ def made_up(images: int, side: int, width: int, device: str) -> tuple[Tensor, Te
 
 def torch_loop(tokens: Tensor, seeds: Tensor, iterations: int) -> list[Tensor]:
     """What one writes first: image by image, cluster by cluster."""
-    found = []
+    found: list[Tensor] = []
     for image, centroids in zip(tokens, seeds.clone(), strict=True):
         for _ in range(iterations):
             nearest = (image @ centroids.T).argmax(1)
@@ -56,10 +56,10 @@ def torch_loop(tokens: Tensor, seeds: Tensor, iterations: int) -> list[Tensor]:
 def sklearn_loop(tokens: Tensor, seeds: Tensor, iterations: int) -> list[Tensor]:
     """scikit-learn, image by image."""
     make = importlib.import_module("sklearn.cluster").KMeans
-    found = []
+    found: list[Tensor] = []
     for image, start in zip(tokens.cpu().numpy(), seeds.cpu().numpy(), strict=True):
         model = make(len(start), init=start, n_init=1, max_iter=iterations, tol=0)
-        found.append(torch.from_numpy(model.fit_predict(image)))
+        found.append(torch.as_tensor(model.fit_predict(image)))
     return found
 
 

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import transformers
@@ -31,10 +32,11 @@ CLASSES, CLIP_WIDTH = 133, 512
 def their_model() -> nn.Module:
     """Mask2Former with R-50 at its defaults otherwise."""
     stages = [f"stage{i}" for i in range(1, 5)]
-    backbone = transformers.ResNetConfig.from_dict({"out_features": stages})  # R-50
+    resnet = cast("Any", transformers.ResNetConfig)
+    backbone = resnet.from_dict({"out_features": stages})  # R-50
     config = transformers.Mask2FormerConfig(backbone_config=backbone)
     config.num_labels = CLASSES
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
     model = transformers.Mask2FormerForUniversalSegmentation(config).eval()
     for name, tensor in model.state_dict().items():
         if name.endswith("normalization.weight"):  # their random batch norms nearly cut the signal
@@ -54,7 +56,10 @@ def our_model(theirs: nn.Module) -> Segmentor:
     ).eval()
     renamed = rename(theirs.state_dict())
     assert renamed is not None
-    assert not segmentor.load_state_dict(renamed.tensors, strict=False).unexpected_keys
+    _, unexpected = cast(
+        "tuple[list[str], list[str]]", segmentor.load_state_dict(renamed.tensors, False)
+    )
+    assert not unexpected
     return segmentor
 
 

@@ -8,11 +8,19 @@ import torch.nn.functional as F
 from clip_helpers import random_clip
 
 from concat_cli.core.clip import prompts
-from concat_cli.core.clip.prompts import check_words, clean_name, known_words, text_embeddings
+from concat_cli.core.clip.prompts import (
+    check_words,
+    class_texts,
+    clean_name,
+    encode_classes,
+    known_words,
+    text_embeddings,
+)
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.methods.zegformer.config import MASKED_PROMPTS
 
 VOCABULARY = Vocabulary(
     (
@@ -72,7 +80,7 @@ IMAGENET_SELECT = prompts.TEMPLATES["imagenet_select"]
 
 
 def test_the_masked_templates_are_32_different_ones():
-    masked = prompts.TEMPLATES["masked"]
+    masked = MASKED_PROMPTS
     assert len(masked) == len(set(masked)) == 32
     assert all(template.count("{}") == 1 for template in masked)
     assert sum("masked" in template for template in masked) == 4 + 1 + 5
@@ -83,8 +91,8 @@ def test_the_masked_templates_are_32_different_ones():
 def test_a_set_of_templates_may_be_asked_for(clip, tmp_path):
     cfg = ClipConfig()
     plain = text_embeddings(clip, VOCABULARY, cfg, tmp_path)
-    masked = text_embeddings(clip, VOCABULARY, cfg, tmp_path, templates="masked")
-    each = clip.encode_text([t.format("sky") for t in prompts.TEMPLATES["masked"]])
+    masked = encode_classes(clip, class_texts(VOCABULARY, cfg, MASKED_PROMPTS))
+    each = clip.encode_text([t.format("sky") for t in MASKED_PROMPTS])
     torch.testing.assert_close(masked[1], F.normalize(each.mean(0), dim=0))
     assert not torch.allclose(masked, plain)
     assert torch.equal(text_embeddings(clip, VOCABULARY, cfg, tmp_path), plain)

@@ -23,7 +23,7 @@ from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer import AT_TEST
 from concat_cli.methods.zegformer import TRAINED as TRAINED_KEYS
-from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 from concat_cli.methods.zegformer.maskformer import build_zegformer
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
@@ -31,7 +31,7 @@ TRAINED, HIDDEN, NEW = "solid star", "dotted star", "striped zebra"  # HIDDEN: o
 CLASSES = Vocabulary((ClassEntry("red brick", 1), ClassEntry(TRAINED, 2), ClassEntry(HIDDEN, 3)))
 MODEL = ModelConfig(width=32, mask_width=32, heads=4, decoder_layers=1, decoder_ffn=32, queries=6)
 Prompts = tuple[str, ...]
-SAME, MASKED = TEMPLATES["imagenet_select"], TEMPLATES["masked"]
+SAME, MASKED = TEMPLATES["imagenet_select"], MASKED_PROMPTS
 
 
 @pytest.fixture(scope="module")

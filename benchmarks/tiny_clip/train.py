@@ -68,13 +68,15 @@ class Student(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         source = f"local-dir:{tiny.FOLDER}"
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         with quiet():
             self.clip = open_clip.create_model(source, load_weights=False)
         self.clip.visual.to(memory_format=torch.channels_last)  # a third faster in bf16
         self.tokenize = open_clip.get_tokenizer(source)
         captions = all_captions(Concepts.of(CLASSES))
-        self.rows = self.tokenize(captions).unique()  # sorted: the end token stays the largest
+        self.rows = torch.as_tensor(
+            np.unique(self.tokenize(captions))
+        )  # sorted: the end token stays the largest
         width = self.clip.token_embedding.weight.shape[1]
         self.table_rows = len(self.clip.token_embedding.weight)
         self.clip.token_embedding = nn.Embedding(len(self.rows), width)
@@ -129,7 +131,7 @@ def contrastive_loss(logits: Tensor, match: Tensor, unsure: Tensor) -> Tensor:
     logits (B, T); match (B, T) 0/1 float, at least one in each row and column; unsure (B, T) bool.
     """
     logits = logits.masked_fill(unsure, -1e4)
-    losses = []
+    losses: list[Tensor] = []
     for side, target in ((logits, match), (logits.T, match.T)):
         target = target / target.sum(1, keepdim=True)
         losses.append(-(target * side.log_softmax(1)).sum(1).mean())
@@ -171,7 +173,7 @@ def _step(student: Student, views: Views, optimiser: torch.optim.Optimizer) -> f
         logits = student(views.crops, views.texts)
     loss = contrastive_loss(logits.float(), views.match, views.unsure)
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(student.parameters(), 1.0)
     optimiser.step()
     student.clip.logit_scale.data.clamp_(0, math.log(_MAX_SCALE))
@@ -208,13 +210,13 @@ class Top1:
 def evaluate(clip: Clip, scenes: Scenes, cfg: ClipConfig | None = None) -> Top1:
     """Names every segment of the scenes by its true mask; seen/unseen by the default split."""
     text = encode_classes(clip, class_texts(CLASSES, cfg or ClipConfig())).to(clip.device)
-    right = []
+    right: list[np.ndarray] = []
     for part in np.array_split(np.arange(len(scenes.images)), max(1, len(scenes.images) // 64)):
         at = np.flatnonzero((scenes.scene >= part[0]) & (scenes.scene <= part[-1]))
-        images = torch.from_numpy(scenes.images[part]).permute(0, 3, 1, 2)
-        maps = torch.from_numpy(scenes.maps[part]).long()
+        images = torch.as_tensor(scenes.images[part]).permute(0, 3, 1, 2)
+        maps = torch.as_tensor(scenes.maps[part]).long()
         select = np.stack([scenes.scene[at] - part[0], scenes.segment[at]], 1)
-        tokens = segment_tokens(clip, images, maps, torch.from_numpy(select))
+        tokens = segment_tokens(clip, images, maps, torch.as_tensor(select))
         right.append((tokens @ text.T).argmax(1).cpu().numpy() == scenes.label[at])
     hit = np.concatenate(right)
     unseen = np.isin(scenes.label, [CLASSES.index_of_name[name] for name in DEFAULT_UNSEEN])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,12 +30,12 @@ class Scenes:
     scene, segment, label: (N,) int64 for every segment of every scene.
     """
 
-    images: np.ndarray
-    maps: np.ndarray
-    classes: list[np.ndarray]
-    scene: np.ndarray
-    segment: np.ndarray
-    label: np.ndarray
+    images: NDArray[Any]
+    maps: NDArray[Any]
+    classes: list[NDArray[Any]]
+    scene: NDArray[Any]
+    segment: NDArray[Any]
+    label: NDArray[Any]
 
 
 def draw_scenes(part: str, seed: int, last: int, first: int = 0, size: int = 128) -> Scenes:
@@ -41,7 +43,7 @@ def draw_scenes(part: str, seed: int, last: int, first: int = 0, size: int = 128
     count = last - first
     images = np.empty((count, size, size, 3), np.uint8)
     maps = np.empty((count, size, size), np.uint8)
-    classes = []
+    classes: list[NDArray[Any]] = []
     for i in range(count):
         scene = draw_scene(scene_seed(part, seed, first + i), size)
         images[i], maps[i] = scene.image, scene.segment_map
@@ -64,12 +66,12 @@ class Pictures:
     """
 
     masked: Tensor
-    label: np.ndarray
-    scene: np.ndarray
+    label: NDArray[Any]
+    scene: NDArray[Any]
     plain: Tensor
-    plain_label: np.ndarray
+    plain_label: NDArray[Any]
     whole: Tensor
-    classes: list[np.ndarray]
+    classes: list[NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,16 @@ def take_pictures(job: Job) -> Pictures:
     scenes = draw_scenes(job.part, job.seed, job.last, first=job.first)
     rng = np.random.default_rng([job.seed, job.first])
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (job.mean, job.std))
-    masked, plain, whole, plain_label = [], [], [], []
+    masked: list[Tensor] = []
+    plain: list[Tensor] = []
+    whole: list[Tensor] = []
+    plain_label: list[int] = []
     for i, classes in enumerate(scenes.classes):
-        image = torch.from_numpy(scenes.images[i]).permute(2, 0, 1).float() / 255
+        image = torch.as_tensor(scenes.images[i]).permute(2, 0, 1).float() / 255
         ids = torch.arange(1, len(classes) + 1, dtype=torch.uint8)
-        masks = torch.from_numpy(scenes.maps[i])[None] == ids[:, None, None]
+        masks = torch.as_tensor(scenes.maps[i])[None] == ids[:, None, None]
         chosen = int(rng.integers(len(classes)))
-        rough = roughen(masks, torch.from_numpy(rng.integers(0, 8, len(classes))))
+        rough = roughen(masks, torch.as_tensor(rng.integers(0, 8, len(classes))))
         full = torch.ones_like(masks[:1])
         every = torch.cat([rough, _boxed(masks[chosen : chosen + 1]), full])
         crops = masked_crops(((image - mean) / std).expand(len(every), -1, -1, -1), every, job.side)
@@ -104,7 +109,7 @@ def take_pictures(job: Job) -> Pictures:
         masked.append(pixels[:-2])
         plain.append(pixels[-2])
         whole.append(pixels[-1])
-        plain_label.append(classes[chosen])
+        plain_label.append(int(classes[chosen]))
     return Pictures(
         torch.cat(masked), scenes.label, scenes.scene + job.first,
         torch.stack(plain), np.array(plain_label), torch.stack(whole), scenes.classes,
@@ -150,31 +155,34 @@ class Sampler:
         self.mean, self.std = mean, std
         self.rng = np.random.default_rng(seed)
         counts = np.bincount(pictures.label).astype(float)
-        self._cumulative = np.cumsum(1 / np.sqrt(counts[pictures.label]))
+        self._cumulative: NDArray[np.float64] = np.cumsum(1 / np.sqrt(counts[pictures.label]))
 
     def batch(self, size: int) -> Views:
         """`size` random views with a caption for each, equal captions merged."""
-        masked, plain, whole = self.rng.multinomial(size, _SHARES)
+        counts: list[int] = self.rng.multinomial(size, _SHARES).tolist()
+        masked, plain, whole = counts
         p = self.pictures
-        at = np.searchsorted(self._cumulative, self.rng.random(masked) * self._cumulative[-1])
+        total = float(self._cumulative[-1])
+        at = np.searchsorted(self._cumulative, self.rng.random(masked) * total)
         at_plain = self.rng.integers(0, len(p.plain), plain)
         at_whole = self.rng.integers(0, len(p.whole), whole)
-        scenes = [p.classes[i] for i in at_whole]
+        scenes = [p.classes[int(i)] for i in at_whole]
         labels = [*p.label[at].tolist(), *p.plain_label[at_plain].tolist()]
         held = [self.concepts.held([k]) for k in labels]
-        around = held[:masked] + [self.concepts.held(p.classes[i]) for i in at_plain]
+        around = held[:masked] + [self.concepts.held(p.classes[int(i)]) for i in at_plain]
         held += [self.concepts.held(classes) for classes in scenes]
         asked = self._captions(labels, scenes)
         ask = np.stack(list(asked.values()))  # (T, C)
         match = _true(np.stack(held), ask)
         unsure = _true(np.stack(around + held[masked + plain :]), ask) & ~match
         pixels = torch.cat([p.masked[at], p.plain[at_plain], p.whole[at_whole]])
-        match_values = torch.from_numpy(match.astype(np.float32))
-        return Views(self._vary(pixels), list(asked), match_values, torch.from_numpy(unsure))
+        match_values = torch.as_tensor(match.astype(np.float32))
+        return Views(self._vary(pixels), list(asked), match_values, torch.as_tensor(unsure))
 
-    def _captions(self, labels: list[int], scenes: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def _captions(self, labels: list[int], scenes: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Caption -> what it asks for, (C,); most segments of a class share one in a batch."""
-        asked, last = {}, {}
+        asked: dict[str, NDArray[Any]] = {}
+        last: dict[int, tuple[str, NDArray[Any]]] = {}
         for k in labels:
             if k not in last or self.rng.random() < 0.2:
                 last[k] = segment_caption(self.concepts, k, self.rng)
@@ -190,8 +198,8 @@ class Sampler:
         crops = (pixels.float() / 255 - self.mean) / self.std
         gain = self.rng.uniform(0.85, 1.15, (len(crops), 1, 1, 1))
         tint = self.rng.uniform(0.95, 1.05, (len(crops), 3, 1, 1))
-        crops = crops * torch.from_numpy(gain * tint).float()
-        flip = torch.from_numpy(self.rng.random(len(crops)) < 0.5)[:, None, None, None]
+        crops = crops * torch.as_tensor(gain * tint).float()
+        flip = torch.as_tensor(self.rng.random(len(crops)) < 0.5)[:, None, None, None]
         return torch.where(flip, crops.flip(-1), crops)
 
 
@@ -220,6 +228,7 @@ def _boxed(masks: Tensor) -> Tensor:
     return ((y > y0) & (y < y1))[:, :, None] & ((x > x0) & (x < x1))[:, None, :]
 
 
-def _true(held: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def _true(held: NDArray[Any], asked: NDArray[Any]) -> NDArray[Any]:
     """(B, C) concepts held, (T, C) asked for -> (B, T) bool: which captions are true."""
-    return ((~held).astype(np.float32) @ asked.T.astype(np.float32)) == 0
+    wanted: NDArray[Any] = np.transpose(asked).astype(np.float32)
+    return ((~held).astype(np.float32) @ wanted) == 0

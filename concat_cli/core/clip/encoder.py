@@ -128,8 +128,8 @@ def load_clip(
     UserError if the model or its weights cannot be had.
     """
     device = torch.device(device)
-    with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with quiet(), torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
         if cfg.model in tiny.FILES:
             source = f"local-dir:{tiny.FOLDER}"
             state = tiny.load_tiny(tiny_files[cfg.model]).state

@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from concat_cli.core.clip import tiny
@@ -23,9 +24,8 @@ from concat_cli.core.files import write_bytes
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-# "single": CLIP paper, 3.1.4. "scene" and "masked": Ding et al., CVPR 2022, who say by the 32 of
-# the latter what CLIP's image encoder is shown of a segment. "imagenet_select": PADing's eight (of
-# open_clip's templates), which Ding et al. take on COCO.
+# "single": CLIP paper, 3.1.4. "scene": Ding et al., CVPR 2022. "imagenet_select": PADing's eight
+# (of open_clip's templates), which Ding et al. take on COCO.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),
@@ -38,40 +38,6 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "art of the {}.",
         "a photo of the small {}.",
         "A photo of a {} in the scene",
-    ),
-    "masked": (
-        "a bad photo of the {}.",
-        "a photo of the large {}.",
-        "a photo of the small {}.",
-        "a cropped photo of a {}.",
-        "This is a photo of a {}",
-        "This is a photo of a small {}",
-        "This is a photo of a medium {}",
-        "This is a photo of a large {}",
-        "This is a masked photo of a {}",
-        "This is a masked photo of a small {}",
-        "This is a masked photo of a medium {}",
-        "This is a masked photo of a large {}",
-        "This is a cropped photo of a {}",
-        "This is a cropped photo of a small {}",
-        "This is a cropped photo of a medium {}",
-        "This is a cropped photo of a large {}",
-        "A photo of a {} in the scene",
-        "a bad photo of the {} in the scene",
-        "a photo of the large {} in the scene",
-        "a photo of the small {} in the scene",
-        "a cropped photo of a {} in the scene",
-        "a photo of a masked {} in the scene",
-        "There is a {} in the scene",
-        "There is the {} in the scene",
-        "This is a {} in the scene",
-        "This is the {} in the scene",
-        "This is one {} in the scene",
-        "There is a masked {} in the scene",
-        "There is the masked {} in the scene",
-        "This is a masked {} in the scene",
-        "This is the masked {} in the scene",
-        "This is one masked {} in the scene",
     ),
 }
 _SUFFIXES = frozenset({"merged", "other", "stuff"})
@@ -102,7 +68,7 @@ def known_words(model: str) -> frozenset[str] | None:
     if model not in tiny.FILES:
         return None
     try:
-        with safe_open(tiny.FILES[model], framework="pt") as file:
+        with cast("Any", safe_open(tiny.FILES[model], framework="pt")) as file:
             return frozenset(json.loads(file.metadata()["words"]))
     except (SafetensorError, OSError, KeyError):
         return tiny.load_tiny(tiny.FILES[model]).words  # which says what is wrong with the file
@@ -138,12 +104,10 @@ def text_embeddings(
     cfg: ClipConfig,
     cache_dir: Path | None = None,
     progress: Progress = SILENT,
-    templates: str | None = None,
 ) -> Tensor:
     """(K, E) fp32, L2-normalised, on the CLIP's device: the mean over synonyms and templates of
-    normalised embeddings, normalised again. `cache_dir` None: `default_cache_dir()`; `templates`:
-    a key of `TEMPLATES`, None: `cfg.templates`."""
-    rows = class_texts(vocabulary, cfg, templates)
+    normalised embeddings, normalised again. `cache_dir` None: `default_cache_dir()`."""
+    rows = class_texts(vocabulary, cfg)
     found = cached_texts(clip.identity.sha256, rows, lambda: clip, cache_dir, progress)
     return found.to(clip.device)
 
@@ -174,10 +138,10 @@ def default_cache_dir() -> Path:
 
 
 def class_texts(
-    vocabulary: Vocabulary, cfg: ClipConfig, templates: str | None = None
+    vocabulary: Vocabulary, cfg: ClipConfig, templates: tuple[str, ...] = ()
 ) -> list[list[str]]:
-    """The prompts of each class: every name and synonym in every template."""
-    chosen = TEMPLATES[templates or cfg.templates]
+    """The prompts of each class: each name and synonym in each template (none given: `cfg`'s)."""
+    chosen = templates or TEMPLATES[cfg.templates]
     return [
         [
             template.format(clean_name(name) if cfg.clean_names else name)

@@ -52,10 +52,10 @@ def segment_tokens(clip: Clip, images: Tensor, masks: Masks, select: Tensor) -> 
     crops = torch.cat(
         [
             masked_crops(normalised[part[:, 0]], gather_masks(masks, part), clip.image_size)
-            for part in select.split(step)
+            for part in torch.split(select, step)
         ]
     )  # (M, 3, size, size)
-    return torch.cat([clip.encode_normalised(part) for part in crops.split(_CROPS)])
+    return torch.cat([clip.encode_normalised(part) for part in torch.split(crops, _CROPS)])
 
 
 def gather_masks(masks: Masks, select: Tensor) -> Tensor:
@@ -105,8 +105,8 @@ def _valid_sizes(images: Tensor, padding: Tensor | None) -> list[tuple[int, int]
     """Height and width of each image without its padding."""
     if padding is None:
         return [(images.shape[-2], images.shape[-1])] * len(images)
-    heights = (~padding).any(2).sum(1).tolist()
-    widths = (~padding).any(1).sum(1).tolist()
+    heights: list[int] = (~padding).any(2).sum(1).cpu().numpy().tolist()
+    widths: list[int] = (~padding).any(1).sum(1).cpu().numpy().tolist()
     return list(zip(heights, widths, strict=True))
 
 
@@ -186,7 +186,8 @@ class TokenCache:
         if missing:
             rows[missing] = encode(missing).detach().float().cpu().numpy()
             self._store([keys[i] for i in missing], rows[missing])
-        return torch.from_numpy(rows).to(clip.device)
+        found = torch.from_numpy(rows)  # pyright: ignore[reportUnknownMemberType]
+        return found.to(clip.device)
 
     def _rows(self, path: Path, row: int) -> np.ndarray:
         """A shard's rows; this process's own is mapped anew when it has grown beyond `row`."""
@@ -244,8 +245,9 @@ def segment_keys(
     """A digest of each selected segment: its image's pixels and its mask's."""
     views, sizes = view_keys(images, padding), _valid_sizes(images, padding)
     chosen = gather_masks(masks, select.to(images.device)).cpu().numpy()
-    keys = []
-    for image, mask in zip(select[:, 0].tolist(), chosen, strict=True):
+    keys: list[bytes] = []
+    images_of: list[int] = select[:, 0].cpu().numpy().tolist()
+    for image, mask in zip(images_of, chosen, strict=True):
         h, w = sizes[image]
         keys.append(_digest(np.packbits(mask[:h, :w]), views[image]))
     return keys

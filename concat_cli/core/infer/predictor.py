@@ -342,7 +342,7 @@ class Loading:
     force: bool = False
     _clip: Clip | None = field(default=None, init=False, repr=False)
 
-    def text(self, templates: str | None = None) -> Tensor:
+    def text(self, templates: tuple[str, ...] = ()) -> Tensor:
         """(K, E) normalised embeddings of the vocabulary, of the configured templates or others.
 
         They come from the cache; CLIP's text tower is loaded where they are not all there.

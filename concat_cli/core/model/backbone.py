@@ -88,7 +88,7 @@ class SmallBackbone(nn.Module):
             stride = 2 ** (index + 1)
             at_stride = resize_padding(padding, (height // stride, width // stride))
             features = zero_padding(F.relu(layer(features)), at_stride)
-        maps = []
+        maps: list[Tensor] = []
         for stride, stage in zip(STRIDES, self.stages, strict=True):
             at_stride = resize_padding(padding, (height // stride, width // stride))
             features = stage(features, at_stride)
@@ -152,7 +152,7 @@ class TimmBackbone(nn.Module):
     def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
         """Normalised (B, 3, H, W) -> maps at strides 4, 8, 16, 32, zero at the padding."""
         found = self.body(images)
-        maps = []
+        maps: list[Tensor] = []
         for index in self.kept:
             features = found[index]
             if self.channels_at_end:  # Swin and its kin speak (B, h, w, C)

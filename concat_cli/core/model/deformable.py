@@ -24,8 +24,8 @@ def sample_reference(values: Tensor, sizes: Sizes, places: Tensor, weights: Tens
     """The sampler in its plain form, with `grid_sample`; runs on every device."""
     batch, _, heads, width = values.shape
     queries = places.shape[1]
-    sampled = []
-    levels = values.split([h * w for h, w in sizes], dim=1)
+    sampled: list[Tensor] = []
+    levels = torch.split(values, [h * w for h, w in sizes], dim=1)
     for index, (level, (height, columns)) in enumerate(zip(levels, sizes, strict=True)):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, width, height, columns)
         extent = torch.tensor((columns, height), device=places.device)
@@ -41,9 +41,9 @@ def sample_reference(values: Tensor, sizes: Sizes, places: Tensor, weights: Tens
 
 def _bordered(values: Tensor, sizes: Sizes) -> Tensor:
     """(B, T, heads, d) -> rows (B * T' * heads, d): each level with a border of zeros."""
-    levels = values.flatten(2).split([h * w for h, w in sizes], dim=1)
+    levels = torch.split(values.flatten(2), [h * w for h, w in sizes], dim=1)
     bordered = [
-        F.pad(level.unflatten(1, size), (0, 0, 1, 2, 1, 2)).flatten(1, 2)
+        F.pad(torch.unflatten(level, 1, size), (0, 0, 1, 2, 1, 2)).flatten(1, 2)
         for level, size in zip(levels, sizes, strict=True)
     ]
     return torch.cat(bordered, 1).view(-1, values.shape[-1])
@@ -58,7 +58,7 @@ def sample_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -
     batch, queries, heads, levels, points, _ = places.shape
     bags = (batch * queries * heads, levels * points)
 
-    def per_point(numbers: list) -> Tensor:
+    def per_point(numbers: Sequence[object]) -> Tensor:
         """A constant of each level -> (heads, levels, points) or (heads, levels, points, 2)."""
         constant = torch.tensor(numbers, device=places.device)
         shape = (heads, levels, points, *constant.shape[1:])
@@ -104,7 +104,7 @@ def reference_points(sizes: Sizes, valid: Tensor) -> Tensor:
     x, y in cells. valid (B, levels, 2): how many columns and rows of a level are not padding. A
     centre keeps its relative place within the valid area.
     """
-    relative = []
+    relative: list[Tensor] = []
     for level, (height, width) in enumerate(sizes):
         y = torch.arange(height, device=valid.device, dtype=torch.float32) + 0.5
         x = torch.arange(width, device=valid.device, dtype=torch.float32) + 0.5
@@ -169,6 +169,6 @@ class DeformableAttention(nn.Module):
             values = values.masked_fill(padding[..., None], 0.0)
         offsets = self.offsets(queries).float().unflatten(-1, (heads, levels, points, 2))
         weights = self.weights(queries).float().unflatten(-1, (heads, levels * points))
-        weights = softmax_of_few(weights).unflatten(-1, (levels, points))
-        values = values.float().unflatten(-1, (heads, -1))
+        weights = torch.unflatten(softmax_of_few(weights), -1, (levels, points))
+        values = torch.unflatten(values.float(), -1, (heads, -1))
         return self.out(sample(values, sizes, references + offsets, weights).to(queries.dtype))

@@ -50,7 +50,7 @@ def resize_features(features: Tensor, size: tuple[int, int], padding: Tensor | N
 class PaddedGroupNorm(nn.GroupNorm):
     """Group normalisation with the statistics of the valid area only."""
 
-    def forward(self, features: Tensor, padding: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, padding: Tensor | None = None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, C, h, w), padding (B, h, w) -> (B, C, h, w)."""
         if padding is None:
             return super().forward(features)
@@ -108,7 +108,7 @@ class TokenLinear(nn.Linear):
     behind a linear layer on some processors, and not slower on others. Its backward is slower.
     """
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(B, T, D) -> (B, T, D')."""
         plain = tokens.device.type != "cpu" or tokens.dtype != torch.float32
         plain = plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
@@ -135,7 +135,7 @@ class Attention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def _split(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, d)
+        return torch.unflatten(tokens, -1, (self.heads, -1)).transpose(1, 2)  # (B, heads, n, d)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None

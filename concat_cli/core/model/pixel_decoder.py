@@ -83,7 +83,7 @@ class FPNPixelDecoder(nn.Module):
         flat = None if padding is None else padding.flatten(1)
         for layer in self.encoder:
             tokens = layer(tokens, position, flat)
-        return tokens.transpose(1, 2).unflatten(2, size)
+        return torch.unflatten(tokens.transpose(1, 2), 2, size)
 
     def forward(self, features: list[Tensor], padding: Tensor | None = None) -> PixelFeatures:
         """Four backbone maps, padding (B, H, W) -> PixelFeatures."""
@@ -216,13 +216,13 @@ class DeformablePixelDecoder(nn.Module):
         flat = torch.cat(padded, 1) if padded else None  # (B, T)
         for layer in self.layers:
             tokens = layer(tokens, position, references, sizes, flat)
-        parts = tokens.transpose(1, 2).split([h * w for h, w in sizes], 2)
-        return [part.unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+        parts = torch.split(tokens.transpose(1, 2), [h * w for h, w in sizes], 2)
+        return [torch.unflatten(part, 2, size) for part, size in zip(parts, sizes, strict=True)]
 
 
 def valid_extents(sizes: Sizes, paddings: Sequence[Tensor | None], device: torch.device) -> Tensor:
     """Columns and rows of each level that are not padding: (B or 1, levels, 2), fp32."""
-    extents = []
+    extents: list[Tensor] = []
     for (height, width), padding in zip(sizes, paddings, strict=True):
         if padding is None:
             extents.append(torch.tensor([[width, height]], device=device))

@@ -157,22 +157,22 @@ class QueryDecoder(nn.Module):
         kept = torch.stack(states[-1:] if last_only else states)  # (L + 1, B, Q + M, D)
         embedding = self.mask_embedding(kept).transpose(0, 1).flatten(1, 2)  # (B, (L+1) * N, Dm)
         masks = torch.bmm(embedding, pixel.mask_features.flatten(2))
-        masks = masks.unflatten(1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
-        masks = masks.unflatten(-1, map_size(pixel.mask_features))
+        masks = torch.unflatten(masks, 1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
+        masks = torch.unflatten(masks, -1, map_size(pixel.mask_features))
         return Decoded(kept, masks, tokens)
 
     def masks_of(self, pixel: PixelFeatures, given: Denoising) -> Tensor:
         """Mask logits (B, M, h, w) of queries made of given masks, before any layer: how well a
         segment is found again from its own tokens."""
-        content = self.norm(self._given(self._token_weights(given, pixel), pixel))
+        content = self.norm(self._given(given, pixel)[1])
         masks = torch.bmm(self.mask_embedding(content), pixel.mask_features.flatten(2))
-        return masks.unflatten(-1, map_size(pixel.mask_features))
+        return torch.unflatten(masks, -1, map_size(pixel.mask_features))
 
     def _memories(
         self, pixel: PixelFeatures, positions: list[Tensor]
     ) -> list[tuple[Tensor, Tensor]]:
         """Keys (with positions) and values of each level, (B, T, D) each."""
-        memories = []
+        memories: list[tuple[Tensor, Tensor]] = []
         for level, features in enumerate(pixel.levels):
             values = features.flatten(2).transpose(1, 2).contiguous()
             values = values + self.level_embedding[level].to(values.dtype)
@@ -219,24 +219,20 @@ class QueryDecoder(nn.Module):
         positions: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Adds queries made of the token features and positions averaged under given masks."""
-        weights = self._token_weights(denoising, pixel)
-        pooled = self._given(weights, pixel)
+        weights, pooled = self._given(denoising, pixel)
         places = (weights @ positions[self.token_level]).to(position.dtype)
         return (
             torch.cat((content, pooled.to(content.dtype)), 1),
             torch.cat((position, places), 1),
         )
 
-    def _given(self, weights: Tensor, pixel: PixelFeatures) -> Tensor:
-        """Contents (B, M, D) of queries made of tokens averaged with weights (B, M, T)."""
+    def _given(self, given: Denoising, pixel: PixelFeatures) -> tuple[Tensor, Tensor]:
+        """Weights (B, M, T) that average tokens under masks, contents (B, M, D) made of these."""
         assert self.token_embedding is not None, "built without token queries"
-        features = pixel.levels[self.token_level].flatten(2).transpose(1, 2)
-        return self.token_embedding(weights.to(features.dtype) @ features)
-
-    def _token_weights(self, given: Denoising, pixel: PixelFeatures) -> Tensor:
-        """(B, M, T), adding up to 1 over the tokens."""
         level, padding = pixel.levels[self.token_level], pixel.paddings[self.token_level]
-        return average_weights(given.masks, map_size(level), padding)
+        weights = average_weights(given.masks, map_size(level), padding)
+        features = level.flatten(2).transpose(1, 2)
+        return weights, self.token_embedding(weights.to(features.dtype) @ features)
 
 
 def average_weights(masks: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:
@@ -270,7 +266,7 @@ def select_tokens(tokens: Tokens, count: int) -> Tensor:
     if tokens.padding is not None:
         scores = scores.masked_fill(tokens.padding, -1.0)
         usable = (~tokens.padding).sum(1, keepdim=True).clamp(min=1)
-    grid = scores.unflatten(1, tokens.size)[:, None]
+    grid = torch.unflatten(scores, 1, tokens.size)[:, None]
     peak = (F.max_pool2d(grid, 3, 1, 1) == grid).flatten(1) & (scores >= 0)
     ranking = scores + peak.to(scores.dtype)  # peaks lie in 1-2, the others in 0-1, padding at -1
     order = torch.argsort(ranking, dim=1, descending=True, stable=True)  # (B, T)

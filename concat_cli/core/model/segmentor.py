@@ -182,8 +182,8 @@ class MaskPool(nn.Module):
         """
         finest = map_size(maps[0])
         weights = average_weights(masks, finest, resize_padding(padding, finest))  # sum to 1
-        weights = {finest: weights.unflatten(2, finest).to(maps[0].dtype)}
-        pooled = []
+        weights = {finest: torch.unflatten(weights, 2, finest).to(maps[0].dtype)}
+        pooled: list[Tensor] = []
         for norm, features in zip(self.norms, maps, strict=True):
             size = map_size(features)
             if size not in weights:

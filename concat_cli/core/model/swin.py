@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +72,8 @@ class WindowAttention(nn.Module):
         bias = bias + apart[:, None] if apart is not None else bias.expand(count, -1, -1, -1)
         bias = bias.flatten(0, 1).to(query.dtype)  # (W * heads, n, n)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
-        mixed = mixed.unflatten(1, (count, self.heads)).transpose(2, 3).flatten(3)  # (B, W, n, C)
-        return self.proj(mixed)
+        mixed = torch.unflatten(mixed, 1, (count, self.heads)).transpose(2, 3)
+        return self.proj(mixed.flatten(3))  # (B, W, n, C)
 
 
 class SwinBlock(nn.Module):
@@ -105,7 +106,7 @@ class SwinBlock(nn.Module):
     def _windows(self, features: Tensor) -> Tensor:
         """(B, h', w', C) -> (B, W, n, C)."""
         windows = window_partition(features, (self.window, self.window)).flatten(1, 2)
-        return windows.unflatten(0, (len(features), -1))
+        return torch.unflatten(windows, 0, (len(features), -1))
 
     def _apart(self, size: Sequence[int], device: torch.device) -> Tensor | None:
         """Logits (W, n, n) that keep pixels from both ends of the image apart after a shift."""
@@ -151,7 +152,7 @@ class SwinBackbone(nn.Module):
 
     def __init__(self, shape: SwinShape, drop_path: float = 0.3) -> None:
         super().__init__()
-        drops = torch.linspace(0, drop_path, sum(shape.depths), device="cpu").tolist()
+        drops = torch.linspace(0, drop_path, sum(shape.depths), device="cpu").numpy().tolist()
         self.channels = tuple(shape.width * 2**stage for stage in range(len(shape.depths)))
         self.patch_embed = PatchEmbed(
             None, 4, 3, shape.width, nn.LayerNorm, output_fmt="NHWC", dynamic_img_pad=True
@@ -165,13 +166,14 @@ class SwinBackbone(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                bias = cast("Tensor | None", module.bias)
+                if bias is not None:
+                    nn.init.zeros_(bias)
 
     def forward(self, images: Tensor, padding: Tensor | None = None) -> list[Tensor]:
         """Normalised (B, 3, H, W) -> maps at strides 4, 8, 16, 32, zero at the padding."""
         features = self.patch_embed(images)
-        maps = []
+        maps: list[Tensor] = []
         for stage, norm in zip(self.layers, self.norms, strict=True):
             features = stage(features)
             image = norm(features).permute(0, 3, 1, 2).contiguous()  # (B, C, h, w)

@@ -12,12 +12,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
@@ -48,7 +49,7 @@ class RefusedError(pickle.UnpicklingError):
     """A pickle asks for something else than arrays."""
 
 
-def _latin1(text: str, encoding: str) -> bytes:
+def _latin1(text: object, encoding: str) -> bytes:
     """What NumPy's pickles of protocol 2 use `_codecs.encode` for."""
     if encoding != "latin1" or not isinstance(text, str):
         raise RefusedError(f"_codecs.encode to {encoding}")
@@ -61,8 +62,9 @@ _NUMPY: dict[str, Any] = {
     "scalar": np.float64(1).__reduce__()[0],
     "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
 }
-_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_MODULES += ("numpy.core.numeric", "numpy._core.numeric")
+_MODULES = [
+    f"numpy.{core}.{part}" for core in ("core", "_core") for part in ("multiarray", "numeric")
+]
 _ADMITTED: dict[tuple[str, str], Any] = {
     **{(module, name): call for module in _MODULES for name, call in _NUMPY.items()},
     ("numpy", "ndarray"): np.ndarray,
@@ -124,14 +126,18 @@ def _reader(path: Path) -> Callable[[Path], Any]:
         start = file.read(len(_LEGACY))
     header = int.from_bytes(start[:8], "little")  # of safetensors, whose JSON follows
     if start[8:9] == b"{" and header < path.stat().st_size:
-        return load_file
+        return _read_safetensors
     if start.startswith(_ZIP) or start == _LEGACY:
         return _read_torch
-    return _read_pickle if start[:1] == b"\x80" else load_file
+    return _read_pickle if start[:1] == b"\x80" else _read_safetensors
+
+
+def _read_safetensors(path: Path) -> Any:
+    return load_file(path)
 
 
 def _read_torch(path: Path) -> Any:
-    numpy = [*_NUMPY.values(), np.ndarray, np.dtype, np.dtypes.Float32DType]
+    numpy: list[Any] = [*_NUMPY.values(), np.ndarray, np.dtype, np.dtypes.Float32DType]
     numpy += [np.dtypes.Float64DType, np.dtypes.Int64DType]  # counters beside the weights
     with torch.serialization.safe_globals(numpy):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -142,21 +148,24 @@ def _read_pickle(path: Path) -> Any:
     return ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
 
 
-def _model_in(found: Any) -> Any:
-    while isinstance(found, Mapping):
-        inner = next((found[k] for k in _INSIDE if isinstance(found.get(k), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
-    return found
+def _model_in(found: Any) -> Mapping[Any, Any]:
+    """The innermost mapping that may be the model; empty where there is none."""
+    if not isinstance(found, Mapping):
+        return {}
+    mapping = cast("Mapping[Any, Any]", found)
+    inner = next((mapping[k] for k in _INSIDE if isinstance(mapping.get(k), Mapping)), None)
+    return mapping if inner is None else _model_in(inner)
 
 
-def _tensors(found: Any) -> Iterator[tuple[str, Tensor]]:
-    for name, value in found.items() if isinstance(found, Mapping) else ():
-        if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-            yield str(name), torch.from_numpy(np.array(value, order="C"))
-        elif isinstance(value, Tensor):
+def _tensors(found: Mapping[Any, Any]) -> Iterator[tuple[str, Tensor]]:
+    for name, value in found.items():
+        if isinstance(value, Tensor):
             yield str(name), value.detach()
+        elif isinstance(value, np.ndarray):
+            array = cast("NDArray[Any]", value)
+            if array.dtype.kind in "fiub":
+                own = torch.from_numpy(np.array(array, order="C"))  # pyright: ignore[reportUnknownMemberType]
+                yield str(name), own
 
 
 def _refused(path: Path, what: str) -> UserError:
@@ -270,17 +279,14 @@ def _check_fit(
 
 def _load(segmentor: nn.Module, source: str, renamed: Renamed) -> StartReport:
     state = segmentor.state_dict()
-    fits = {name: t for name, t in renamed.tensors.items() if name in state}
-    ignored = {group: list(names) for group, names in renamed.ignored.items()}
-    for name in renamed.tensors.keys() - fits.keys():
-        ignored.setdefault(_group(name), []).append(name)
-    missing = [name for name in state if name not in fits and not _is_counter(name)]
+    fits = renamed.only(state)
+    missing = [name for name in state if name not in fits.tensors and not _is_counter(name)]
     needed = [n for n in missing if n.startswith(_THEIRS) and not n.startswith(_OURS)]
     if needed:
         raise _incomplete(source, needed[0])
-    _copy(segmentor, fits, source)
-    used = _by_group(name for name in state if name in fits)
-    return StartReport(source, renamed.naming, used, ignored, _by_group(missing))
+    _copy(segmentor, fits.tensors, source)
+    used = _by_group(name for name in state if name in fits.tensors)
+    return StartReport(source, fits.naming, used, fits.ignored, _by_group(missing))
 
 
 def start_backbone(body: nn.Module, path: Path, name: str) -> StartReport:
@@ -330,23 +336,18 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered parts there are under a prefix."""
-    found = {n[len(prefix) :].split(".")[0] for n in tensors if n.startswith(prefix)}
-    return len(found)
-
-
-def _group(name: str) -> str:
-    return name.split(".")[0]
+    return len({n[len(prefix) :].split(".")[0] for n in tensors if n.startswith(prefix)})
 
 
 def _by_group(names: Iterable[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_group(name), []).append(name)
+        groups.setdefault(name.split(".")[0], []).append(name)
     return groups
 
 
 def _groups(groups: Mapping[str, list[str]]) -> str:
-    parts = []
+    parts: list[str] = []
     for group, names in groups.items():
         why = f": {_WHY[group]}" if group in _WHY else ""
         parts.append(f"{group} {len(names)} ({names[0]}{', ...' if names[1:] else ''}{why})")

@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import (
+    constants,
+    hf_hub_download,  # pyright: ignore[reportUnknownVariableType]
+    try_to_load_from_cache,
+)
 
 from concat_cli.core.errors import UserError
 
@@ -76,7 +80,7 @@ def reachable() -> bool:
 
 
 @contextmanager
-def without_waiting(all_cached: bool = False) -> Iterator[bool]:
+def without_waiting(all_cached: bool = False) -> Generator[bool]:
     """Inside, downloads fail at once where the hub cannot be reached; yields whether it can.
 
     all_cached: nothing will be downloaded; the hub is not asked at all.

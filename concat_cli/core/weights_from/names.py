@@ -8,8 +8,8 @@ and ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -213,6 +213,15 @@ class Renamed:
     tensors: dict[str, Tensor]
     ignored: dict[str, list[str]]
 
+    def only(self, names: Collection[str]) -> Renamed:
+        """The tensors of these names; others are ignored by the first part of theirs."""
+        ignored = {group: list(theirs) for group, theirs in self.ignored.items()}
+        for name in self.tensors:
+            if name not in names:
+                ignored.setdefault(name.split(".")[0], []).append(name)
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name in names}
+        return Renamed(self.naming, tensors, ignored)
+
 
 def rename(theirs: Mapping[str, Tensor]) -> Renamed | None:
     """Tensors of a Mask2Former, or of a backbone of detectron2, under our names.
@@ -269,20 +278,13 @@ def rename_backbone(theirs: Mapping[str, Tensor], body: Iterable[str]) -> Rename
     if not of_timm or "layers.0.downsample.reduction.weight" in theirs:
         renamed = rename(theirs)
         if renamed is not None:
-            return _body_alone(renamed, body)
+            start = "backbone.body."
+            kept = renamed.only({f"{start}{name}" for name in body})
+            own = {name.removeprefix(start): tensor for name, tensor in kept.tensors.items()}
+            return replace(kept, tensors=own)
     # timm flattens the names in a feature extractor: "stages.0.x" becomes "stages_0.x"
     flat = {name.replace(".", "_"): name for name in theirs}
     found = {name: flat.get(name.removeprefix("body.").replace(".", "_")) for name in body}
     tensors = {ours: theirs[name] for ours, name in found.items() if name is not None}
     others = [name for name in theirs if name not in found.values()]
     return Renamed("timm", tensors, {"other": others} if others else {})
-
-
-def _body_alone(renamed: Renamed, body: list[str]) -> Renamed:
-    start = "backbone.body."
-    ours = {f"{start}{name}": name for name in body}
-    tensors = {ours[name]: t for name, t in renamed.tensors.items() if name in ours}
-    ignored = {group: list(names) for group, names in renamed.ignored.items()}
-    for name in renamed.tensors.keys() - ours.keys():
-        ignored.setdefault(name.split(".")[0], []).append(name)
-    return Renamed(renamed.naming, tensors, ignored)

@@ -7,6 +7,42 @@ from typing import Literal
 
 from concat_cli.core.config import Below1, Share
 
+# The 32 that say what CLIP's image encoder is shown of a segment [Ding et al., CVPR 2022].
+MASKED_PROMPTS = (
+    "a bad photo of the {}.",
+    "a photo of the large {}.",
+    "a photo of the small {}.",
+    "a cropped photo of a {}.",
+    "This is a photo of a {}",
+    "This is a photo of a small {}",
+    "This is a photo of a medium {}",
+    "This is a photo of a large {}",
+    "This is a masked photo of a {}",
+    "This is a masked photo of a small {}",
+    "This is a masked photo of a medium {}",
+    "This is a masked photo of a large {}",
+    "This is a cropped photo of a {}",
+    "This is a cropped photo of a small {}",
+    "This is a cropped photo of a medium {}",
+    "This is a cropped photo of a large {}",
+    "A photo of a {} in the scene",
+    "a bad photo of the {} in the scene",
+    "a photo of the large {} in the scene",
+    "a photo of the small {} in the scene",
+    "a cropped photo of a {} in the scene",
+    "a photo of a masked {} in the scene",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "This is a {} in the scene",
+    "This is the {} in the scene",
+    "This is one {} in the scene",
+    "There is a masked {} in the scene",
+    "There is the masked {} in the scene",
+    "This is a masked {} in the scene",
+    "This is the masked {} in the scene",
+    "This is one masked {} in the scene",
+)
+
 
 @dataclass(frozen=True)
 class ZegFormerConfig:

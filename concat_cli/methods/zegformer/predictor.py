@@ -40,7 +40,7 @@ from concat_cli.core.infer.postprocess import (
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer import tasks_of
-from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 
 Branch = Literal["segment", "image", "fusion"]
 Crop = Literal["crop", "mask", "cropmask"]
@@ -159,7 +159,7 @@ def open_predictor(loading: Loading) -> ZegFormerPredictor:
     way, clip, image_text = loading.cfg.own(ZegFormerConfig), None, None
     if way.branch != "segment":
         clip = loading.clip(image_tower=True)
-        image_text = loading.text(None if way.image_prompts == "same" else "masked")
+        image_text = loading.text(() if way.image_prompts == "same" else MASKED_PROMPTS)
     return ZegFormerPredictor(
         loading.model(),
         loading.text(),

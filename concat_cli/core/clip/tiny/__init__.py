@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,12 +39,13 @@ def unknown_rows(rows: int, width: int) -> Tensor:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     unit = (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
-    return torch.from_numpy(unit * np.float32(0.02)).reshape(rows, width)
+    table = torch.from_numpy(unit * np.float32(0.02))  # pyright: ignore[reportUnknownMemberType]
+    return table.reshape(rows, width)
 
 
 def _unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     """A whole file's tensors in fp32: matrices are int8 there, with the scales of their rows."""
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, tensor in packed.items():
         if name + SCALE in packed:
             scale = packed[name + SCALE].reshape(-1, *[1] * (tensor.ndim - 1))
@@ -61,10 +63,9 @@ def load_tiny(path: Path) -> TinyWeights:
             "Install the package again; in a checkout, `make tiny-clip` makes them (10 minutes).",
         )
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata()
-            names = file.keys()
-            packed = {name: file.get_tensor(name) for name in names}
+        with cast("Any", safe_open(path, framework="pt")) as file:
+            meta: dict[str, str] = file.metadata()
+            packed: dict[str, Tensor] = {name: file.get_tensor(name) for name in [*file.keys()]}
         state = _unpack(packed)
         rows = state.pop(ROWS).long()
         table = unknown_rows(int(meta["table_rows"]), state[TABLE].shape[1])

@@ -1,0 +1,9 @@
+from typing import Any
+
+from torch import nn
+
+class QuickGELU(nn.Module): ...
+class ResidualAttentionBlock(nn.Module): ...
+
+class VisionTransformer(nn.Module):
+    def __getattr__(self, name: str) -> Any: ...
