@@ -54,10 +54,10 @@ def loop(counts: ImageCounts, vocabulary: Vocabulary, repeats: int) -> list[list
     rng = np.random.default_rng(0)
     dense = counts.panoptic.dense(counts.images), counts.semantic.dense(counts.images)
     seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
-    rows = []
+    rows: list[list[float]] = []
     for _ in range(repeats):
         drawn = rng.integers(0, counts.images, counts.images)
-        row = []
+        row: list[float] = []
         for values, mean in zip(dense, (mean_pq, mean_iou), strict=True):
             total = values[drawn].sum(0)
             parts = [mean(total, classes) for classes in (range(len(vocabulary)), seen, unseen)]

@@ -60,7 +60,7 @@ def measure(how: str, classes: int, side: int, width: int, repeats: int) -> dict
 
     F.interpolate(torch.randn(1, 1, 8, 8), (16, 16), mode="bilinear")  # libraries are loaded
     before = high_water(reset=True)
-    seconds = []
+    seconds: list[float] = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
@@ -101,7 +101,7 @@ def main(words: Sequence[str] | None = None) -> None:
         how, classes = args.one[0], int(args.one[1])
         print(json.dumps(measure(how, classes, args.size, args.width, args.repeats)))
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for how in ("chunks", "at once"):
         for classes in args.classes:
             sizes = args.size, args.width

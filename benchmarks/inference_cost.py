@@ -64,8 +64,8 @@ class Boxes(nn.Module):
         rng, side = np.random.default_rng(0), size // 4
         logits = torch.full((queries, side, side), -10.0)
         for mask in logits:
-            height, width = rng.integers(side // 5, 3 * side // 5, 2)
-            y, x = rng.integers(0, side - height), rng.integers(0, side - width)
+            height, width = (int(rng.integers(side // 5, 3 * side // 5)) for _ in range(2))
+            y, x = int(rng.integers(0, side - height)), int(rng.integers(0, side - width))
             mask[y : y + height, x : x + width] = 10.0
         self.register_buffer("masks", logits)
 
@@ -180,7 +180,8 @@ def measure(
 def warm_up(zegformer: FixedCrops, crops: int, image: np.ndarray) -> None:
     """Runs it once and asserts that so many crops are as many views of the image encoder."""
     assert zegformer.clip is not None
-    encode, counts = zegformer.clip.encode_normalised, []
+    encode = zegformer.clip.encode_normalised
+    counts: list[int] = []
 
     def counted(images: Tensor) -> Tensor:
         counts.append(len(images))

@@ -26,14 +26,14 @@ from concat_cli.console import ConsoleProgress
 from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.clip.prompts import cached_texts, class_texts
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.intervals import GROUPS
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.runs import Run
-from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 BRANCHES = ("image", "fusion")
@@ -50,12 +50,11 @@ def weakened(path: Path, branch: str, device: str) -> tuple[ZegFormerPredictor, 
     )
     assert isinstance(predictor, ZegFormerPredictor)
     clip_cfg = replace(cfg.clip, model=WEAK)
-    predictor.clip = load_clip(clip_cfg, predictor.device)
-    predictor.image_text = text_embeddings(
-        predictor.clip,
-        info.vocabulary,
-        clip_cfg,
-        templates=None if cfg.own(ZegFormerConfig).image_prompts == "same" else "masked",
+    predictor.clip = weak = load_clip(clip_cfg, predictor.device)
+    masked = cfg.own(ZegFormerConfig).image_prompts == "masked"
+    texts = class_texts(info.vocabulary, clip_cfg, MASKED_PROMPTS if masked else ())
+    predictor.image_text = cached_texts(weak.identity.sha256, texts, lambda: weak).to(
+        predictor.device
     )
     return predictor, PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
 

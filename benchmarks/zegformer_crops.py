@@ -37,7 +37,7 @@ from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, at_test, named_by
 from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.methods.zegformer.config import ZegFormerConfig
+from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor, encode_segments
 
 LIMIT = 1e-3  # the largest difference that counts as none
@@ -111,7 +111,7 @@ def loaded(path: Path) -> Parts:
         found.cfg.infer,
         way,
         found.clip(image_tower=True),
-        found.text("masked" if way.image_prompts == "masked" else None),
+        found.text(MASKED_PROMPTS if way.image_prompts == "masked" else ()),
     )
 
 
@@ -202,7 +202,9 @@ def compare(parts: Parts, options: argparse.Namespace) -> bool:
         "selective and batched": parts.predictor(ZegFormerPredictor),
     }
     scenes = [draw_scene(1_000_000 + n, options.size).image for n in range(options.scenes)]
-    counts, views, found = count_views(parts.clip), {}, {}
+    counts = count_views(parts.clip)
+    views: dict[str, float] = {}
+    found: dict[str, dict[int, RawOutput]] = {}
     for name, one in ways.items():  # which also warms up
         found[name] = by_position(one.raw(scenes))
         views[name] = sum(counts) / len(scenes)

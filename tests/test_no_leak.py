@@ -22,7 +22,6 @@ from concat_cli.core.config import AlignConfig
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.errors import UserError
-from concat_cli.core.losses import alignment
 from concat_cli.core.prepare.shapes_scene import DEFAULT_UNSEEN
 from concat_cli.core.runs import Run
 from concat_cli.core.train import teacher
@@ -338,7 +337,7 @@ def test_a_token_that_is_not_valid_changes_no_alignment():
     tokens = torch.nn.functional.normalize(torch.randn(4, 8), dim=-1)
     valid = torch.tensor([True, True, False, True])
     groups = torch.tensor([0, 1, -1, 2])
-    plain = alignment.info_nce(tokens, tokens, valid, 0.1, groups)
+    plain = teacher.info_nce(tokens, tokens, valid, 0.1, groups)
     other = tokens.clone()
     other[2] = torch.randn(8)
-    assert torch.equal(plain, alignment.info_nce(other, other, valid, 0.1, groups))
+    assert torch.equal(plain, teacher.info_nce(other, other, valid, 0.1, groups))

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from mini import alone, free_port, mini_config, scene
 from torch import Tensor, nn
 
+from concat_cli.core import losses
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.loader import Batch, collate
-from concat_cli.core.losses import masks
 from concat_cli.core.model.layers import Attention
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.runs import StageDir
@@ -74,7 +74,7 @@ def without_negatives(
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(masks, "uncertain_points", grid)
+    patch.setattr(losses, "uncertain_points", grid)
     patch.setattr(con_module, "noised", not_noised)
     patch.setattr(con_module, "contrast", without_negatives)
     for module in (con_module, teacher):

@@ -112,7 +112,7 @@ class PanopticScore:
         """Qualities of every class so far."""
         iou, tp, fp, fn = (self.counts[row].copy() for row in range(4))
         whole = tp + 0.5 * fp + 0.5 * fn
-        whole = np.where(whole > 0, whole, 1.0)
+        whole: FloatArray = np.where(whole > 0, whole, 1.0)
         return ClassQualities(tp, fp, fn, iou / whole, iou / np.maximum(tp, 1.0), tp / whole)
 
 
@@ -121,7 +121,7 @@ def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> N
     as panopticapi does."""
     mine = same & crowd[:, None]  # (N, M)
     if not mine.any():
-        return np.zeros(same.shape[1], np.int64)
+        return np.zeros_like(shared[0, 1:])
     last: NDArray[np.int64] = len(crowd) - 1 - mine[::-1].argmax(0)  # (M,)
     found: NDArray[np.int64] = shared[1 + last, 1 + np.arange(same.shape[1])]
     found[~mine.any(0)] = 0
@@ -130,7 +130,8 @@ def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> N
 
 def class_map(segment_map: IntArray, labels: IntArray) -> NDArray[np.int64]:
     """(H, W) class indices, -1 = void, from a map of segments (0 = void, i+1 = segment i)."""
-    return np.concatenate([[-1], labels]).astype(np.int64)[segment_map]
+    named: NDArray[np.int64] = np.concatenate([[-1], labels]).astype(np.int64)[segment_map]
+    return named
 
 
 @dataclass(frozen=True)

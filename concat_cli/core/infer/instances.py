@@ -57,12 +57,16 @@ def instances(
         )
         inner = whole if valid is None else valid[row]
         masks = list(_masks(mask_logits[row, queries].float(), size, inner))
-        told = [cast("list[Any]", c.tolist()) for c in (labels[thing], scores[row][thing], which)]
+        kept = (
+            cast("list[int]", labels[thing].tolist()),
+            cast("list[float]", scores[row][thing].tolist()),
+        )
+        own = [masks[n] for n in cast("list[int]", which.tolist())]
         found.append(
             [
-                Instance(label, score * masks[n][1], masks[n][2], masks[n][0])
-                for label, score, n in zip(*told, strict=True)
-                if masks[n][2]
+                Instance(label, score * mean, area, rle)
+                for label, score, (rle, mean, area) in zip(*kept, own, strict=True)
+                if area
             ]
         )
     return found
