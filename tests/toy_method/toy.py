@@ -109,12 +109,4 @@ def restore_toy(weights: Weights) -> Toy:
 
 def open_predictor(loading: Loading) -> ToyPredictor:
     """The predictor of a weights file."""
-    return ToyPredictor(
-        loading.model(),
-        loading.text(),
-        loading.vocabulary,
-        loading.cfg.infer,
-        loading.device,
-        loading.dtype,
-        loading.weights.meta,
-    )
+    return loading.open(ToyPredictor)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, same_name
 
 DIVISOR = 32  # the coarsest stride of a model
 Names = Vocabulary | Path | str | Sequence[str]
+P = TypeVar("P", bound="Predictor")
 
 
 @dataclass(frozen=True)
@@ -368,18 +369,23 @@ class Loading:
         method, _ = stage_named(self.weights.stage)
         return loaded(method.restore)(self.weights).to(self.device)
 
+    def open(self, kind: Callable[..., P], **own: Any) -> P:
+        """A predictor whose first arguments are those of `Predictor`, and `own` its own."""
+        return kind(
+            self.model(),
+            self.text(),
+            self.vocabulary,
+            self.cfg.infer,
+            self.device,
+            self.dtype,
+            self.weights.meta,
+            **own,
+        )
+
 
 def open_predictor(loading: Loading) -> Predictor:
     """The predictor of weights whose model is a segmentor and needs nothing else."""
-    return Predictor(
-        loading.model(),
-        loading.text(),
-        loading.vocabulary,
-        loading.cfg.infer,
-        loading.device,
-        loading.dtype,
-        loading.weights.meta,
-    )
+    return loading.open(Predictor)
 
 
 def at_test(weights: Weights, overrides: Sequence[str] | Config = ()) -> Config:

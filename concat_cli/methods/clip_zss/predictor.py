@@ -133,12 +133,4 @@ def classify_pixels(
 
 def open_predictor(loading: Loading) -> DensePredictor:
     """The predictor of a weights file of stage `clip_zss`."""
-    return DensePredictor(
-        loading.model(),
-        loading.text(),
-        loading.vocabulary,
-        loading.cfg.infer,
-        loading.device,
-        loading.dtype,
-        loading.weights.meta,
-    )
+    return loading.open(DensePredictor)

@@ -160,16 +160,7 @@ def open_predictor(loading: Loading) -> ZegFormerPredictor:
     if way.branch != "segment":
         clip = loading.clip(image_tower=True)
         image_text = loading.text(() if way.image_prompts == "same" else MASKED_PROMPTS)
-    return ZegFormerPredictor(
-        loading.model(),
-        loading.text(),
-        loading.vocabulary,
-        loading.cfg.infer,
-        loading.device,
-        loading.dtype,
-        loading.weights.meta,
-        naming=Naming(way, clip, image_text),
-    )
+    return loading.open(ZegFormerPredictor, naming=Naming(way, clip, image_text))
 
 
 def peaks(mask_logits: Tensor, valid: Sequence[Size]) -> Tensor:
