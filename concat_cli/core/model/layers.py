@@ -20,6 +20,11 @@ def map_size(features: Tensor) -> tuple[int, int]:
     return height, width
 
 
+def unit_variance(vectors: Tensor) -> Tensor:
+    """Vectors (..., E), scaled so that an entry has a variance of about 1."""
+    return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
+
+
 def resize_padding(padding: Tensor | None, size: tuple[int, int]) -> Tensor | None:
     """(B, H, W) -> (B, h, w): a cell is padding where its top left pixel is."""
     if padding is None:

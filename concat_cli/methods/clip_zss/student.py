@@ -12,7 +12,7 @@ from concat_cli.core.build import config_of, filled, load_backbone
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.layers import map_size, resize_features, resize_padding
+from concat_cli.core.model.layers import map_size, resize_features, resize_padding, unit_variance
 from concat_cli.core.model.query_decoder import DecoderLayer
 from concat_cli.core.model.segmentor import Scaled
 from concat_cli.core.progress import SILENT, Progress
@@ -122,11 +122,6 @@ class Synthesizer(nn.Module):
         for layer in self.layers:
             queries = layer(queries, nowhere, (memory, memory), readable, others)
         return starts + self.out(queries)
-
-
-def unit_variance(vectors: Tensor) -> Tensor:
-    """Vectors (..., E), scaled so that an entry has a variance of about 1."""
-    return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
 
 
 def check_student_start(cfg: ClipZssConfig) -> None:

@@ -17,6 +17,7 @@ from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import CatConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.losses import as_float, full_precision
+from concat_cli.core.model.layers import unit_variance
 
 
 class OutputStatistics(nn.Module):
@@ -39,11 +40,6 @@ class OutputStatistics(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """(..., D) of about zero mean and unit spread -> (..., D) like real queries."""
         return values * self.std + self.mean
-
-
-def _unit_variance(text: Tensor) -> Tensor:
-    """Normalised embeddings (N, E), scaled so that a dimension has a variance of about 1."""
-    return F.normalize(text, dim=-1) * text.shape[-1] ** 0.5
 
 
 class _PrimitiveLayer(nn.Module):
@@ -116,7 +112,7 @@ class Generator(nn.Module):
 
     def forward(self, text: Tensor, noise: Tensor) -> Tensor:
         """Text embeddings (N, E) and noise (N, layers * D) -> pseudo vision queries (N, D)."""
-        tokens = self.embed(_unit_variance(text))
+        tokens = self.embed(unit_variance(text))
         parts = noise.chunk(len(self.layers), dim=-1)
         for layer, part in zip(self.layers, parts, strict=True):
             tokens = layer(tokens, self.primitives, part)
