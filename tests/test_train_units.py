@@ -21,7 +21,7 @@ from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.tokens import TokenCache
-from concat_cli.core.config import ClipConfig, OptimConfig
+from concat_cli.core.config import ClipConfig, Config, DataConfig, OptimConfig
 from concat_cli.core.data.loader import collate
 from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import Run, StageDir
@@ -393,6 +393,18 @@ def test_the_teacher_is_as_precise_as_the_student(run, device, native, expected,
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
     surroundings: Any = (None, None, torch.device(device), run, Processes(), SILENT)
     assert Session(*surroundings).teacher_dtype is expected
+
+
+def test_a_stage_hears_that_its_teachers_cache_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(TokenCache.__init__, "__defaults__", (None, 0, SILENT))  # no room
+    heard, clip = Heard(), load_clip(ClipConfig())
+    cfg = Config(data=DataConfig(root=str(tmp_path)))
+    surroundings: Any = (cfg, None, torch.device("cpu"), None, Processes(), heard)
+    teacher = Session(*surroundings).teacher(clip, 1, "cache")
+    assert teacher.cache is not None
+    teacher.cache.image_tokens(clip, torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert ["is full" in line for line in heard.lines] == [True]
+    assert Session(*surroundings).teacher(clip, 1, "online").cache is None
 
 
 def test_half_precision_is_of_images_alone_and_has_a_cache_of_its_own(tmp_path):

@@ -14,6 +14,7 @@ from concat_cli import __version__
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.dataset import DatasetInfo, read_dataset_info
@@ -23,6 +24,7 @@ from concat_cli.core.prepare.shapes import UNTOLD, differing_keys, prepare_shape
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, join, wait
+from concat_cli.core.train.teacher import Teacher
 from concat_cli.core.vocabulary import Vocabulary
 
 M = TypeVar("M", bound=nn.Module)
@@ -47,6 +49,16 @@ class Session:
             return None
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return self.dtype if native else torch.float16
+
+    def teacher(self, clip: Clip, crops: int, source: str) -> Teacher:
+        """CLIP as a teacher of so many segments an image; source: "cache" or "online"."""
+        cache = None
+        if source == "cache":
+            folder = Path(self.cfg.data.root) / "clip"
+            cache = TokenCache(
+                folder, clip.identity, clip.embed_dim, clip.dtype, progress=self.progress
+            )
+        return Teacher(clip, crops, cache)
 
     def open_stage(
         self, stage: StageDir, *, fresh: bool = False, inputs: dict[str, str] | None = None

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config, ModelConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
@@ -31,7 +30,7 @@ from concat_cli.core.train.plan import (
     training_facts,
 )
 from concat_cli.core.train.session import Session, open_session, seed_torch
-from concat_cli.core.train.teacher import Teacher, trained_indices, trained_labels
+from concat_cli.core.train.teacher import trained_indices, trained_labels
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
 from concat_cli.methods.clip_zss.predictor import DensePredictor
@@ -89,23 +88,9 @@ def train_clip_zss(
     synthesizer = build_synthesizer(own, clip.embed_dim)
     session.place(student)
     images = ImageStage.open(session, run.stage("clip_zss"), clip, fresh=fresh)
-    module = ClipZssModule(
-        student, synthesizer, images.text, images.to_trained, own, _teacher(cfg, clip, progress)
-    )
+    teacher = session.teacher(clip, 1, own.source) if looks else None
+    module = ClipZssModule(student, synthesizer, images.text, images.to_trained, own, teacher)
     return images.fit(module, ClipZssTask)
-
-
-def _teacher(cfg: Config, clip: Clip, progress: Progress) -> Teacher | None:
-    """What gives CLS tokens, where CLIP's image encoder was loaded."""
-    if not clip.has_image_tower:
-        return None
-    cache = None
-    if cfg.own(ClipZssConfig).source == "cache":
-        folder = Path(cfg.data.root) / "clip"
-        cache = TokenCache(
-            folder, clip.identity, clip.embed_dim, dtype=clip.dtype, progress=progress
-        )
-    return Teacher(clip, 1, cache)
 
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:

@@ -12,7 +12,6 @@ import torch
 
 from concat_cli.core.build import build_segmentor, check_start
 from concat_cli.core.clip.encoder import load_clip
-from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
@@ -38,10 +37,7 @@ def train_con(
     micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
     check_start(cfg.model)
     clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
-    cache = None
-    if cfg.align.source == "cache":
-        cache = TokenCache(Path(cfg.data.root) / "clip", clip.identity, clip.embed_dim, clip.dtype)
-    teacher = Teacher(clip, cfg.align.crops, cache)
+    teacher = session.teacher(clip, cfg.align.crops, cfg.align.source)
     seed_torch(cfg.optim.seed)
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
     session.place(segmentor)
