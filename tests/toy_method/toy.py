@@ -17,10 +17,10 @@ from concat_cli.core.infer.predictor import Loading, Predictor, Raw
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import ImageStage
+from concat_cli.core.train.images import ImageStage, open_image_session
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import Plan, clip_facts, clip_width, size_facts, training_facts
-from concat_cli.core.train.session import open_session, text_clip
+from concat_cli.core.train.session import text_clip
 from concat_cli.core.train.teacher import trained_labels
 from toy_method.config import ToyConfig
 
@@ -84,7 +84,7 @@ def train_toy(
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains the toy, or resumes it."""
-    session = open_session(cfg, device, progress)
+    session = open_image_session(cfg, device, progress)
     clip = text_clip(cfg, session.device)
     torch.manual_seed(cfg.optim.seed)
     toy = session.place(Toy(clip.embed_dim, cfg.own(ToyConfig).scale))

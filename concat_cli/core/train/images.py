@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
-from concat_cli.core.config import OptimConfig
+from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch, StepSampler, make_loader
 from concat_cli.core.data.transforms import Augment
@@ -27,10 +27,11 @@ from concat_cli.core.files import atomic_path
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import Drawing, side_by_side, stack
 from concat_cli.core.method import TASKS
+from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, gather_objects
 from concat_cli.core.train.loop import Fit, StageResult, parameter_groups
-from concat_cli.core.train.session import Session, embed
+from concat_cli.core.train.session import Session, embed, open_session
 from concat_cli.core.train.teacher import ImageModule, merged_by_category, trained_indices
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -138,6 +139,14 @@ class ImageTask:
             session.device,
             session.dtype,
         )
+
+
+def open_image_session(cfg: Config, device: str, progress: Progress) -> Session:
+    """`open_session` of a stage that learns from images; UserError where its steps do not divide
+    into forwards, before anything is loaded or a folder made."""
+    session = open_session(cfg, device, progress)
+    micro_batches(cfg.optim, session.processes)
+    return session
 
 
 def micro_batches(optim: OptimConfig, processes: Processes) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from concat_cli.core.files import atomic_path
 from concat_cli.core.infer.render import Drawing, Mark, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, micro_batches
+from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, open_image_session
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import (
     Plan,
@@ -29,7 +29,7 @@ from concat_cli.core.train.plan import (
     start_facts,
     training_facts,
 )
-from concat_cli.core.train.session import Session, open_session, seed_torch
+from concat_cli.core.train.session import Session, seed_torch
 from concat_cli.core.train.teacher import trained_indices, trained_labels
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.module import ClipZssModule, label_map
@@ -70,8 +70,7 @@ def train_clip_zss(
     preview: write a picture of the pseudo labels of some training images there, and train nothing.
     """
     own = cfg.own(ClipZssConfig)
-    session = open_session(cfg, device, progress)
-    micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
+    session = open_image_session(cfg, device, progress)
     check_student_start(own)
     looks = own.glm > 0 or own.pseudo or preview is not None
     clip = load_clip(

@@ -16,10 +16,10 @@ from concat_cli.core.config import Config
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
-from concat_cli.core.train.images import ImageStage, ImageTask, micro_batches
+from concat_cli.core.train.images import ImageStage, ImageTask, open_image_session
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import Plan, clip_width, segmentor_facts
-from concat_cli.core.train.session import open_session, seed_torch
+from concat_cli.core.train.session import seed_torch
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
@@ -33,8 +33,7 @@ def train_con(
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
-    session = open_session(cfg, device, progress)
-    micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
+    session = open_image_session(cfg, device, progress)
     check_start(cfg.model)
     clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
     teacher = session.teacher(clip, cfg.align.crops, cfg.align.source)

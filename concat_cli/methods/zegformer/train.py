@@ -29,10 +29,10 @@ from concat_cli.core.losses import (
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import Counts
-from concat_cli.core.train.images import ImageStage, micro_batches
+from concat_cli.core.train.images import ImageStage, open_image_session
 from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import Plan, clip_width, segmentor_facts
-from concat_cli.core.train.session import open_session, seed_torch, text_clip
+from concat_cli.core.train.session import seed_torch, text_clip
 from concat_cli.core.train.teacher import ImageModule, Truth, on_void
 from concat_cli.methods.concat.con import warm_up
 from concat_cli.methods.concat.con_module import ConModule
@@ -96,8 +96,7 @@ def train_zegformer(
 ) -> StageResult:
     """Trains a run's ZegFormer, or resumes it; its weights are in `runs/<name>/zegformer/`."""
     check_keys(cfg)
-    session = open_session(cfg, device, progress)
-    micro_batches(cfg.optim, session.processes)  # what cannot be trained leaves no folder behind
+    session = open_image_session(cfg, device, progress)
     check_start(cfg.model)
     clip = text_clip(cfg, session.device)
     seed_torch(cfg.optim.seed)
