@@ -142,6 +142,11 @@ def same_name(name: str) -> str:
     return " ".join(name.casefold().split())
 
 
+def without_comment(line: str) -> str:
+    """A line of a text file less what stands behind a # at its start or behind a space."""
+    return re.sub(r"(^|\s)#.*", "", line).strip()
+
+
 def parse_vocabulary(
     path: Path | str,
     known: Vocabulary | None = None,
@@ -162,7 +167,7 @@ def parse_vocabulary(
     if kind in (".yaml", ".yml", ".json"):
         items = _list_items(str(path), _loaded(path, text, kind == ".json"))
     else:
-        lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in re.split(r"\r\n|\r|\n", text))
+        lines = map(without_comment, re.split(r"\r\n|\r|\n", text))
         items = [_line(line, f"{path}:{n}") for n, line in enumerate(lines, 1) if line]
     return _vocabulary(str(path), items, known, key)
 

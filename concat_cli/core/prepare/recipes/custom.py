@@ -23,7 +23,7 @@ from concat_cli.core.prepare.source import (
     SourcePart,
     Task,
 )
-from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary
+from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, without_comment
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _LABELS = (".png", ".tif", ".tiff", ".mat")
@@ -252,7 +252,7 @@ def _read_lines(path: Path) -> tuple[Vocabulary, list[int], list[int]]:
     given: list[int | None] = []
     is_void: list[bool] = []
     for line in text.splitlines():
-        plain = re.sub(r"(^|\s)#.*", "", line).strip()
+        plain = without_comment(line)
         match = _VALUE.match(plain)
         name = match[1] if match else plain
         void = name.split(":")[0].strip().casefold() == "void"
