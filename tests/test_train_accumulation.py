@@ -252,7 +252,7 @@ def work(rank: int, port: int, world: Path, folder: Path) -> None:
         "RANK": str(rank), "LOCAL_RANK": str(rank),
     }  # fmt: skip
     torch.set_num_threads(1)
-    processes = distributed.join("cpu")
+    _, processes = distributed.join(torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
         found = {}

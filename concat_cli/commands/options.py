@@ -152,17 +152,12 @@ def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[...,
 
 def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
     """The device, and this process's share of the pictures under `torchrun`."""
-    import torch
-
     from concat_cli.core.device import Share, choose_device
     from concat_cli.core.train.distributed import gather_objects, join
 
     chosen, why = choose_device(device)
     console.say(f"device {chosen} ({why})")
-    processes = join(chosen.type)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", processes.local_rank)
-        torch.cuda.set_device(chosen)
+    chosen, processes = join(chosen)
     return chosen, Share(processes.rank, processes.world, gather_objects)
 
 

@@ -29,13 +29,22 @@ class Processes:
         return self.rank == 0
 
 
-def join(device_type: str) -> Processes:
-    """Joins the group that `torchrun` describes in the environment, or stays alone without one."""
+def join(device: torch.device) -> tuple[torch.device, Processes]:
+    """Joins the group that `torchrun` describes in the environment, or stays alone without one;
+    of several CUDA GPUs, each process of a machine takes its own."""
+    processes = _joined(device)
+    if device.type == "cuda":
+        device = torch.device("cuda", processes.local_rank)
+        torch.cuda.set_device(device)
+    return device, processes
+
+
+def _joined(device: torch.device) -> Processes:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Processes()
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), world, int(os.environ.get("LOCAL_RANK", "0")))
 
 

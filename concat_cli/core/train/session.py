@@ -102,10 +102,7 @@ class Session:
 def open_session(cfg: Config, device: str, progress: Progress) -> Session:
     """Chooses device and precision, draws the built-in world if it is asked for and not there."""
     chosen, why = choose_device(device)
-    processes = join(chosen.type)
-    if chosen.type == "cuda":
-        chosen = torch.device("cuda", processes.local_rank)
-        torch.cuda.set_device(chosen)
+    chosen, processes = join(chosen)
     dtype, reason = choose_precision(cfg.optim.precision, chosen)
     precision = "fp32" if dtype is None else str(dtype).removeprefix("torch.")
     progress.say(f"device {chosen} ({why}); precision {precision} ({reason})")
