@@ -6,13 +6,13 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
-from inspect import Parameter, Signature, signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from concat_cli.commands.options import DryRun, epilog
+from concat_cli.commands.options import DryRun, epilog, with_signature
 from concat_cli.console import Console, relative
 from concat_cli.core.config import ShapesConfig
 from concat_cli.core.prepare.recipes import RECIPES
@@ -54,19 +54,12 @@ def _signed(
     function: Callable[..., None], text: str, options: Mapping[str, tuple[Any, Any]]
 ) -> Callable[..., None]:
     """A command of a context alone, with the options that Typer reads: declarations, defaults."""
-    options = {"context": (typer.Context, Parameter.empty), **options}
 
     def command(context: typer.Context, **_: Any) -> None:
         function(context)
 
-    command.__doc__, command.__annotations__ = text, {}
-    vars(command)["__signature__"] = Signature(
-        [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for name, (annotation, default) in options.items()
-        ]
-    )
-    return command
+    context = {"context": (typer.Context, Parameter.empty)}
+    return with_signature(command, text, context | dict(options))
 
 
 _FOLDER = Annotated[Path, typer.Argument(help="Folder of the data set.")]
@@ -167,8 +160,7 @@ def config_for(report: Report) -> str:
     """The configuration to train with on what was prepared."""
     if report.source.name == "coco" and report.class_split == "all_seen":
         return "concat_coco_to_ade20k"
-    stem = _CONFIGS.get(report.class_split) or _CONFIGS[report.source.tasks[0]]
-    return f"{stem}"
+    return _CONFIGS.get(report.class_split) or _CONFIGS[report.source.tasks[0]]
 
 
 def show(console: Console, report: Report) -> None:

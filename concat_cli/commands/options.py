@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from inspect import Parameter, Signature
@@ -129,25 +129,32 @@ def open_run(
 def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
     """A command of a function that takes one dataclass, whose fields are the command's options."""
     types = get_type_hints(kind, include_extras=True)
-    parameters = [
-        Parameter(
-            one.name,
-            Parameter.KEYWORD_ONLY,
-            default=Parameter.empty if one.default is MISSING else one.default,
-            annotation=types[one.name],
-        )
+    options: dict[str, tuple[Any, Any]] = {
+        one.name: (types[one.name], Parameter.empty if one.default is MISSING else one.default)
         for one in fields(kind)  # type: ignore[arg-type]
-    ]
+    }
 
     def command_of(function: Callable[[T], None]) -> Callable[..., None]:
         def command(**given: Any) -> None:
             function(kind(**given))
 
-        command.__doc__ = function.__doc__
-        vars(command)["__signature__"] = Signature(parameters)  # which typer reads
-        return command
+        return with_signature(command, function.__doc__, options)
 
     return command_of
+
+
+def with_signature(
+    command: Callable[..., None], text: str | None, options: Mapping[str, tuple[Any, Any]]
+) -> Callable[..., None]:
+    """The command with its help, and options by name that Typer reads: (declaration, default)."""
+    command.__doc__, command.__annotations__ = text, {}
+    vars(command)["__signature__"] = Signature(
+        [
+            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in options.items()
+        ]
+    )
+    return command
 
 
 def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
