@@ -316,7 +316,7 @@ def _read_map(
         raise UserError(what, "Download or write the JSON again.")
     path = files.pngs / (one.file_name or f"{one.image_id:0>12}.png")
     ids = np.array([segment.id for segment in one.segments_info], np.int64)
-    found = read_id_png(path)
+    found = read_id_png(path, size)  # not decoded where it is of another size
     if found.shape != size:
         raise UserError(
             f"{path} is {found.shape[1]} x {found.shape[0]} pixels, but the truth's JSON says "
