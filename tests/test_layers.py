@@ -21,6 +21,7 @@ LAYERS = (
     ("data", "clip", "model"),
     ("prepare",),
     ("losses", "build", "checkpoint", "runs"),
+    ("segmentors",),
     ("infer",),
     ("evaluate",),
     ("train", "doctor"),

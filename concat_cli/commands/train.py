@@ -59,7 +59,7 @@ OWN = {  # of `Stage.options`
 
 def training_commands() -> dict[str, Callable[..., None]]:
     """A function for each stage of each method, by the name of its command."""
-    return {stage.command: _command(stage) for _, stage in stages()}
+    return {stage.command: _command(stage) for _, stage in stages() if stage.command}
 
 
 def _command(stage: Stage) -> Callable[..., None]:

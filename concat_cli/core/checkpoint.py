@@ -85,9 +85,9 @@ def check_stage(weights: Weights, *expected: str) -> None:
 
 
 def check_clip(weights: Weights, identity: ClipIdentity) -> None:
-    """UserError unless the weights were trained with this CLIP."""
+    """UserError unless the weights were trained with this CLIP, if with any (sha256 not empty)."""
     trained = weights.meta["clip"]
-    if trained["sha256"] == identity.sha256:
+    if trained["sha256"] in ("", identity.sha256):
         return
     raise UserError(
         f"{weights.path} was trained with CLIP {_clip_name(**trained)}, this one is "

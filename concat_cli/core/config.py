@@ -42,7 +42,9 @@ DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that i
     "cat.refit_projector": "false",
     "clip_zss.synthesizer_ffn": "4",
 }
-RENAMED: dict[str, str] = {}  # a key of former versions -> what it is called now
+RENAMED: dict[str, str] = {  # a short name, or one of former versions -> a key's name now
+    "segmentor": "model.segmentor",
+}
 
 
 def check(ok: object, message: str) -> None:
@@ -119,6 +121,7 @@ class ModelConfig:
     mask_pooling: bool = True  # class path also sees features pooled under its own mask [ours]
     detach_class_path: bool = False  # class gradients reach the pooled features alone [ours]
     init: str = ""  # a Mask2Former to start from: a file, a folder, or "hf-hub:ORG/NAME"
+    segmentor: str = ""  # a published one, frozen, in the place of ours: as `init`, or a short name
 
     def __post_init__(self) -> None:
         part = 32 if self.pixel_decoder == "deformable" else 4  # groups of its norms; of positions

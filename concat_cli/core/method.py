@@ -20,6 +20,7 @@ BUILT_IN = (
     "concat_cli.methods.concat:METHOD",
     "concat_cli.methods.zegformer:METHOD",
     "concat_cli.methods.clip_zss:METHOD",
+    "concat_cli.methods.borrowed:METHOD",
 )
 ENTRY_POINTS = "concat.methods"
 TASKS = ("panoptic", "semantic", "instance")  # that weights can be scored for
@@ -33,15 +34,16 @@ class Stage:
     does in one line. train: (cfg, run, *, device, fresh, progress, and `options`) -> StageResult.
     plan: (cfg, run, weights, vocabulary) -> what it would do, for `--dry-run`. options: of
     "weights", "vocabulary", "force", "preview". relevant: the sections and keys of the
-    configuration that its result depends on. following: the command to run next.
+    configuration that its result depends on. following: the command to run next. Without a
+    command, such weights are not trained here but opened (`Method.opens`).
     """
 
     name: str
-    command: str
-    help: str
-    train: str
-    plan: str
-    relevant: tuple[str, ...]
+    command: str = ""
+    help: str = ""
+    train: str = ""
+    plan: str = ""
+    relevant: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     following: str = "evaluate"
 
@@ -55,8 +57,9 @@ class Method:
     the model of a weights file of any of its stages, in evaluation mode. predictor: (Loading) ->
     Predictor, of such weights. tasks: (cfg) -> what its weights can be scored for. at_test: keys
     that may be changed when it predicts, beside those of `infer`. inductive: True where no unseen
-    name can enter training, whatever the configuration says. examples: by command, the lines below
-    its help.
+    name can enter training, whatever the configuration says. opens: (what `--weights` was given) ->
+    Weights of somebody else's making as this method uses them, or None where it does not know them.
+    examples: by command, the lines below its help.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Method:
     sections: Mapping[str, str] = field(default_factory=dict[str, str])
     at_test: tuple[str, ...] = ()
     inductive: bool = False
+    opens: str = ""
     examples: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 

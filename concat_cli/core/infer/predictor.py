@@ -349,7 +349,7 @@ class Loading:
         They come from the cache; CLIP's text tower is loaded where they are not all there.
         """
         found = cached_texts(
-            self.weights.meta["clip"]["sha256"],
+            self.weights.meta["clip"]["sha256"] or self.clip(image_tower=True).identity.sha256,
             class_texts(self.vocabulary, self.cfg.clip, templates),
             lambda: self.clip(image_tower=False),
             self.cache_dir,

@@ -228,7 +228,7 @@ def start_segmentor(
     except KeyError as error:
         raise _incomplete(source, str(error.args[0])) from error
     _check_fit(source, fitting, config, prefix)
-    return _load(segmentor, source, renamed)
+    return fill_segmentor(segmentor, source, renamed)
 
 
 def fitting_keys(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -277,7 +277,8 @@ def _check_fit(
         raise UserError(f"{source} is a Mask2Former of another shape: {told}.", f"Set {keys}")
 
 
-def _load(segmentor: nn.Module, source: str, renamed: Renamed) -> StartReport:
+def fill_segmentor(segmentor: nn.Module, source: str, renamed: Renamed) -> StartReport:
+    """Copies a Mask2Former's tensors into a `Segmentor` of its sizes; UserError for one missing."""
     state = segmentor.state_dict()
     fits = renamed.only(state)
     missing = [name for name in state if name not in fits.tensors and not _is_counter(name)]
