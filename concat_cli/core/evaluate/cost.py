@@ -137,7 +137,7 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before = _resident(peak=False)
+        self._before = resident(peak=False)
 
     def start(self) -> None:
         """Forgets the peak of what was needed to load, where the system can."""
@@ -151,11 +151,11 @@ class PeakMemory:
         """MiB since `start`; None where the system does not tell."""
         if self._device.type == "cuda":
             return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)
-        peak = _resident(peak=True)
+        peak = resident(peak=True)
         return None if peak is None or self._before is None else round(peak - self._before, 1)
 
 
-def _resident(peak: bool) -> float | None:
+def resident(peak: bool) -> float | None:
     """MiB of memory that the process holds, or held at most; where the former is not told (not
     Linux), both are the latter."""
     with suppress(OSError, StopIteration):

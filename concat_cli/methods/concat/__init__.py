@@ -51,7 +51,7 @@ METHOD = Method(
         ),
     ),
     reference="shapes",
-    restore="concat_cli.core.build:restore_segmentor",
+    restore="concat_cli.methods.concat.on_borrowed:restore",
     predictor="concat_cli.core.infer.predictor:open_predictor",
     tasks="concat_cli.methods.concat:tasks",
     examples={

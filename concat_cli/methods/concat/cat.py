@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import config_of, restore_segmentor
+from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import check_clip, check_stage, load_weights
 from concat_cli.core.config import CatConfig, Config, OptimConfig
 from concat_cli.core.device import one_thread
-from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Counts
@@ -41,6 +40,7 @@ from concat_cli.methods.concat.generator import (
     moment_matching,
     query_contrast,
 )
+from concat_cli.methods.concat.on_borrowed import AnySegmentor, kept_facts, restore
 from concat_cli.methods.concat.query_bank import (
     Banks,
     BankTask,
@@ -71,7 +71,7 @@ class GeneratorModule(nn.Module):
     def __init__(
         self,
         generator: Generator,
-        segmentor: Segmentor,
+        segmentor: AnySegmentor,
         text: Tensor,
         cfg: CatConfig,
         without: tuple[int, ...] = (),
@@ -86,7 +86,7 @@ class GeneratorModule(nn.Module):
         self._segmentor = (segmentor.requires_grad_(False).eval(),)  # no part of the state
 
     @property
-    def segmentor(self) -> Segmentor:
+    def segmentor(self) -> AnySegmentor:
         """The frozen one."""
         return self._segmentor[0]
 
@@ -168,7 +168,7 @@ def train_cat(
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
     stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})
-    segmentor = session.place(restore_segmentor(source))
+    segmentor = session.place(restore(source))
     seen = session.info.vocabulary.seen_only()
     text = embed(clip, seen, cfg, session.device)
     banks = open_banks(session, run, source, segmentor, text)
@@ -176,7 +176,7 @@ def train_cat(
         "cat",
         clip,
         trained=trained_names(source, session.info.vocabulary),
-        segmentor=source.meta.get("segmentor", source.sha256),
+        **kept_facts(source),
     )
     fitter = _Fitter(replace(session, dtype=None), meta, segmentor, text, banks)
     fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
@@ -199,7 +199,7 @@ class _Fitter:
 
     session: Session
     meta: dict[str, Any]
-    segmentor: Segmentor
+    segmentor: AnySegmentor
     text: Tensor
     banks: Banks
 

@@ -21,6 +21,7 @@ from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import Plan, clip_width, segmentor_facts
 from concat_cli.core.train.session import seed_torch
 from concat_cli.core.train.teacher import Teacher
+from concat_cli.methods.concat.borrowed_con import plan_on_borrowed, train_on_borrowed
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 
 
@@ -33,6 +34,8 @@ def train_con(
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
+    if cfg.model.segmentor:
+        return train_on_borrowed(cfg, run, device=device, fresh=fresh, progress=progress)
     session = open_image_session(cfg, device, progress)
     check_start(cfg.model)
     clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
@@ -73,6 +76,8 @@ def warm_up(images: ImageStage, segmentor: Segmentor, teacher: Teacher | None) -
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
     """What `train_con` would do; UserError for what would stop it at once."""
+    if cfg.model.segmentor:
+        return plan_on_borrowed(cfg)
     with torch.device("meta"):
         segmentor = build_segmentor(cfg.model, clip_width(cfg.clip) or 512)
     return segmentor_facts(cfg, segmentor, segmentor.backbone, run.stage("con"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from concat_cli.core.build import config_of, part_of, restore_segmentor
+from concat_cli.core.build import config_of, part_of
 from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
 from concat_cli.core.clip.prompts import check_words, known_words
 from concat_cli.core.config import Config, OptimConfig
@@ -28,6 +28,7 @@ from concat_cli.core.train.session import (
 from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
 from concat_cli.methods.concat.cat import choose_fold
 from concat_cli.methods.concat.generator import Generator, restore_generator
+from concat_cli.methods.concat.on_borrowed import kept_facts, restore
 from concat_cli.methods.concat.query_bank import Banks, open_banks
 from concat_cli.methods.concat.union import UnionModule, UnionTask, choose_offset, statistics_for
 
@@ -72,7 +73,7 @@ def finetune(
     name = "finetune" if vocabulary is None else taught(vocabulary)
     inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)
-    segmentor = session.place(restore_segmentor(source))
+    segmentor = session.place(restore(source))
     generator = restore_generator(source).to(session.device) if pseudo else None
     trained = embed(clip, known.seen_only(), cfg, session.device)
     banks = open_banks(session, run, _for_bank(source), segmentor, trained)
@@ -92,7 +93,7 @@ def finetune(
         clip,
         trained=trained_names(source, known),
         taught=list(dict.fromkeys((*source.meta.get("taught", ()), *new.names))),
-        segmentor=source.meta.get("segmentor", source.sha256),
+        **kept_facts(source),
     )
     steps, seed = cfg.finetune.steps, cfg.finetune.seed
     optim = OptimConfig(
@@ -142,7 +143,7 @@ def _as_built(cfg: Config, source: Weights) -> Config:
 
 def _for_bank(source: Weights) -> Weights:
     """Weights whose bank is their own where the projector, which has a say in matching, is."""
-    if source.stage != "finetune":
+    if source.stage != "finetune" or "published" in source.meta:
         return source
     return replace(source, meta=source.meta | {"segmentor": source.sha256})
 
@@ -166,7 +167,7 @@ def _calibrate(
     if not cfg.finetune.calibrate:
         return cfg.infer.seen_offset, {}
     fold = choose_fold(banks.train, len(text), cfg.cat.fold, cfg.cat.seed)
-    segmentor = session.place(restore_segmentor(source))
+    segmentor = session.place(restore(source))
     generator = None
     if cfg.finetune.pseudo:
         generator = fold_generator(source, cfg, session.progress).to(session.device)

@@ -7,7 +7,7 @@ train on batches of the bank, and on pseudo queries of the generator.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ from concat_cli.core.data.transforms import Augment, resize_short
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error, write_json
 from concat_cli.core.losses import match, query_targets
-from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import wait
 from concat_cli.core.train.session import Session
 from concat_cli.core.train.teacher import Truth, on_void, trained_indices
 from concat_cli.methods.concat.generator import Generator
+from concat_cli.methods.concat.on_borrowed import AnySegmentor
 
 PER_CLASS = 512  # real queries a class mean is taken over, at most
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
@@ -78,11 +79,16 @@ class Banks:
 
 
 def open_banks(
-    session: Session, run: Run, weights: Weights, segmentor: Segmentor, text: Tensor
+    session: Session, run: Run, weights: Weights, segmentor: AnySegmentor, text: Tensor
 ) -> Banks:
     """Opens the banks under `runs/<name>/bank/`, writing what is not there."""
-    info, identity = session.info, str(weights.meta.get("segmentor", weights.sha256))
-    writer = BankWriter(session, segmentor, text, identity)
+    identity = str(weights.meta.get("segmentor", weights.sha256))
+    return write_banks(BankWriter(session, segmentor, text, identity), run)
+
+
+def write_banks(writer: BankWriter, run: Run) -> Banks:
+    """The same by a given writer."""
+    session, info = writer.session, writer.session.info
 
     def bank(part: str, augmented: bool) -> QueryBank:
         writes = session.processes.is_main
@@ -107,9 +113,23 @@ class BankWriter:
     """
 
     session: Session
-    segmentor: Segmentor
+    segmentor: AnySegmentor
     text: Tensor
     identity: str
+
+    def columns(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+        """What is kept of a view, by name: type and shape."""
+        decoder = self.segmentor.query_decoder
+        shape = (decoder.queries, decoder.width)
+        return {"queries": (np.float16, shape), "classes": (np.int16, shape[:1])}
+
+    def described(self, batch: Batch, to_trained: Tensor) -> dict[str, Tensor]:
+        """The columns of a batch."""
+        queries, held = describe(self.segmentor, batch, self.text, to_trained, self.session.cfg)
+        return {"queries": queries, "classes": held}
+
+    def announce(self, folder: Path, dataset: PanopticDataset, views: int) -> None:
+        """Told before so many views are written."""
 
     def open(
         self, folder: Path, dataset: PanopticDataset, augmented: bool, writes: bool = True
@@ -120,85 +140,113 @@ class BankWriter:
             augmented: training views, `bank.views` of them; else the plain images once.
             writes: False in a process that only reads what another one has finished.
         """
-        cfg, decoder = self.session.cfg, self.segmentor.query_decoder
+        cfg, columns = self.session.cfg, self.columns()
         to_trained = trained_indices(self.session.info.vocabulary.is_seen, self.text.device)
         images = min(len(dataset), cfg.bank.images or len(dataset))
         rows = images * (cfg.bank.views if augmented else 1)
-        shape = (rows, decoder.queries, decoder.width)
         facts: dict[str, Any] = {
             "weights": self.identity,
-            "shape": list(shape),
+            "shape": [rows, *columns["queries"][1]],
             "part": str(dataset.part.index),
             "augmented": augmented,
             "trained": [int(index) for index in to_trained.cpu()],
             "segments": dataset.digest(),
             "config": _facts(cfg),
         }
-        done = _done(folder, facts)
+        done = _done(folder, facts, columns)
         assert writes or done == rows, f"{folder} is not finished"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not done:  # what is about to be overwritten must not be taken for complete
                 (folder / FLUSHED).unlink(missing_ok=True)
             mode = "r+" if done else "w+"
-            queries = np.lib.format.open_memmap(folder / "queries.npy", mode, np.float16, shape)
-            classes = np.lib.format.open_memmap(folder / "classes.npy", mode, np.int16, shape[:2])
+            kept = {
+                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, kind, (rows, *shape))
+                for name, (kind, shape) in columns.items()
+            }
         except OSError as error:
             raise write_error(folder, error) from error
-        bank = QueryBank(queries, classes)
         if done < rows:
+            self.announce(folder, dataset, rows - done)
             views = _views(dataset, cfg, range(done, rows), images, augmented)
             total = -(-(rows - done) // cfg.infer.batch)
             views = self.session.progress.track(views, f"bank {folder.name}", total)
-            for number, row in enumerate(self._written(bank, views, to_trained, done), 1):
+            for number, row in enumerate(self._written(kept, views, to_trained, done), 1):
                 if number % SYNC_EVERY == 0 or row == rows:
-                    queries.flush()
-                    classes.flush()
+                    for column in kept.values():
+                        column.flush()
                     write_json(folder / FLUSHED, facts | {"done": row})
-        return bank
+        return QueryBank(kept["queries"], kept["classes"])
 
     def _written(
-        self, bank: QueryBank, views: Iterator[Batch], to_trained: Tensor, row: int
+        self, kept: dict[str, Any], views: Iterator[Batch], to_trained: Tensor, row: int
     ) -> Iterator[int]:
         """Fills the bank from a row on; yields the row after each batch."""
         device, dtype = self.text.device, self.session.dtype
         for batch in views:
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                found = describe(
-                    self.segmentor, batch.to(device), self.text, to_trained, self.session.cfg
-                )
-            bank.queries[row : row + len(batch)] = found[0].cpu().numpy()
-            bank.classes[row : row + len(batch)] = found[1].cpu().numpy()
+                found = self.described(batch.to(device), to_trained)
+            for name, values in found.items():
+                kept[name][row : row + len(batch)] = values.cpu().numpy()
             row += len(batch)
             yield row
 
 
 def _facts(cfg: Config) -> list[Any]:
     """The configuration that a bank's content depends on."""
-    data, loss = cfg.data, cfg.loss
+    data = cfg.data
     side = [] if data.scale_side == "long" else [data.scale_side]  # banks without it stay valid
     return [
         [cfg.bank.views, cfg.bank.images, VOID_SHARE],
         [data.crop, data.flip, data.scale_min, data.scale_max, data.colour, cfg.optim.seed, *side],
-        [loss.classes, loss.mask, loss.dice, loss.points],
+        [*match_weights(cfg), cfg.loss.points],
         [cfg.infer.size, cfg.infer.max_size],
         [cfg.clip.templates, cfg.clip.clean_names],
     ]
 
 
+def match_weights(cfg: Config) -> tuple[float, float, float]:
+    """Of class, mask and dice in the matching. On a published segmentor, whose class path is not
+    trained when the bank is written, masks alone decide."""
+    loss = cfg.loss
+    return 0.0 if cfg.model.segmentor else loss.classes, loss.mask, loss.dice
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a segmentor says of a batch, what is true, and the query (B, N) of each segment."""
+
+    out: QueryOutput
+    truth: Truth
+    matched: Tensor
+
+
 @torch.no_grad()
-def describe(
-    segmentor: Segmentor, batch: Batch, text: Tensor, to_trained: Tensor, cfg: Config
-) -> tuple[Tensor, Tensor]:
-    """Final vision queries (B, Q, D) of a batch and what each holds, (B, Q): see `QueryBank`."""
+def matched_queries(
+    segmentor: AnySegmentor, batch: Batch, text: Tensor, to_trained: Tensor, cfg: Config
+) -> Found:
+    """The final layer's queries of a batch, matched to its segments with a trained label."""
     truth = Truth.of(batch, to_trained)
     labels = truth.labels
     out = segmentor(batch.images, truth.padding, text, last_only=True)
     grid = _grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
-    weights = (cfg.loss.classes, cfg.loss.mask, cfg.loss.dice)
-    matched = match(
-        out.class_logits, out.mask_logits, labels, truth.masks, labels >= 0, weights, grid
-    )
+    logits = (out.class_logits, out.mask_logits)
+    matched = match(*logits, labels, truth.masks, labels >= 0, match_weights(cfg), grid)
+    return Found(out, truth, matched[0])
+
+
+def describe(
+    segmentor: AnySegmentor, batch: Batch, text: Tensor, to_trained: Tensor, cfg: Config
+) -> tuple[Tensor, Tensor]:
+    """Final vision queries (B, Q, D) of a batch and what each holds, (B, Q): see `QueryBank`."""
+    return held_by(matched_queries(segmentor, batch, text, to_trained, cfg))
+
+
+@torch.no_grad()
+def held_by(found: Found) -> tuple[Tensor, Tensor]:
+    """Vision queries (B, Q, D) in half precision, and what each holds, (B, Q)."""
+    out, truth, matched = found.out, found.truth, found.matched[None]
+    labels = truth.labels
     queries, classes = out.class_logits.shape[2], out.class_logits.shape[3] - 1
     held = query_targets(matched, labels, queries, classes)[0]
     held = held.masked_fill(held == classes, EMPTY)
@@ -232,14 +280,14 @@ def _views(
         yield collate([view(row) for row in block], [row % images for row in block])
 
 
-def _done(folder: Path, facts: dict[str, Any]) -> int:
+def _done(folder: Path, facts: dict[str, Any], columns: Iterable[str]) -> int:
     """Rows that a former pass with the same facts has written."""
     try:
         found = json.loads((folder / FLUSHED).read_text())
     except (OSError, ValueError):
         return 0
     done = found.pop("done", 0)
-    present = all((folder / name).exists() for name in ("queries.npy", "classes.npy"))
+    present = all((folder / f"{name}.npy").exists() for name in columns)
     return done if present and found == facts else 0
 
 

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.config import CatConfig, FinetuneConfig
-from concat_cli.core.model.segmentor import Classifier, Projector, Segmentor
+from concat_cli.core.model.segmentor import Classifier, Projector
 from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.session import seed_torch
 from concat_cli.methods.concat.cat import harmonic
 from concat_cli.methods.concat.generator import Generator
+from concat_cli.methods.concat.on_borrowed import AnySegmentor
 from concat_cli.methods.concat.query_bank import (
     EMPTY,
     IGNORED,
@@ -173,7 +174,7 @@ def statistics_for(
 
 
 def refitted(
-    segmentor: Segmentor, text: Tensor, fold: tuple[int, ...], banks: Banks, cfg: FinetuneConfig
+    segmentor: AnySegmentor, text: Tensor, fold: tuple[int, ...], banks: Banks, cfg: FinetuneConfig
 ) -> tuple[Projector, Classifier]:
     """A fresh projector fitted to real queries without the fold, and the classifier it goes with.
 
@@ -207,7 +208,7 @@ def fit_union(
 
 
 def choose_offset(
-    segmentor: Segmentor,
+    segmentor: AnySegmentor,
     generator: Generator | None,
     text: Tensor,
     fold: tuple[int, ...],

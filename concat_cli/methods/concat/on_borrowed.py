@@ -1,0 +1,146 @@
+"""CONCAT on a published segmentor: its masks and queries as they are, our class path on top.
+
+The published tensors stay in their own file. Weights files hold the projector and the classifier,
+and by `published` in their metadata which segmentor they go with: source, sha256, classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from concat_cli.core.build import clip_width_of, config_of, part_of, restore_segmentor
+from concat_cli.core.checkpoint import Weights
+from concat_cli.core.config import ModelConfig
+from concat_cli.core.errors import UserError
+from concat_cli.core.infer.postprocess import MASK_STRIDE
+from concat_cli.core.model.segmentor import Classifier, Projector, QueryOutput, Segmentor
+from concat_cli.core.segmentors import PublishedSegmentor
+from concat_cli.core.segmentors.source import open_segmentor
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How many queries there are, and their width."""
+
+    queries: int
+    width: int
+
+
+class OnBorrowed(nn.Module):
+    """A frozen published segmentor whose queries a projector and a classifier of ours name.
+
+    It stands where a `Segmentor` does; its state is that of what is learned alone.
+    """
+
+    def __init__(
+        self, published: PublishedSegmentor, projector: Projector, classifier: Classifier
+    ) -> None:
+        super().__init__()
+        self.published = published.requires_grad_(False).eval()
+        self.projector, self.classifier = projector, classifier
+        self.query_decoder = Shape(published.count, published.width)
+
+    def forward(
+        self, images: Tensor, padding: Tensor | None, text: Tensor, last_only: bool = True
+    ) -> QueryOutput:
+        """As of `Segmentor`, of the final layer (first dimension 1), which is all there is."""
+        assert last_only, "a published segmentor tells of its final layer alone"
+        height, width = images.shape[-2:]
+        if self.published.padded is not None:
+            images, padding = _padded(images, padding, self.published.padded)
+        found = self.published(images, padding)
+        masks = found.mask_logits[..., : height // MASK_STRIDE, : width // MASK_STRIDE]
+        semantic, logits = self.classify(found.queries, text)
+        return QueryOutput(found.queries[None], semantic[None], logits[None], masks.float()[None])
+
+    def classify(self, vision_queries: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Vision queries (..., D), text (K, E) -> semantic queries (..., E), logits (..., K+1)."""
+        semantic = self.projector(vision_queries)
+        return semantic, self.classifier(semantic, text)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Without the published tensors."""
+        found: dict[str, Any] = super().state_dict(*args, **kwargs)
+        inside = f"{kwargs.get('prefix', '')}published."
+        for name in [name for name in found if name.startswith(inside)]:
+            del found[name]
+        return found
+
+
+AnySegmentor = Segmentor | OnBorrowed
+
+
+def _padded(images: Tensor, padding: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Images (B, 3, H, W) and their padding (B, H, W), larger at the right and below."""
+    below, right = size[0] - images.shape[-2], size[1] - images.shape[-1]
+    if below < 0 or right < 0:
+        raise UserError(
+            f"This segmentor takes pictures of {size[0]} x {size[1]} at most, this one is "
+            f"{images.shape[-2]} x {images.shape[-1]}.",
+            f"Set infer.size and infer.max_size to {min(size)} or less.",
+        )
+    pads = images.new_zeros(len(images), *images.shape[-2:]).bool() if padding is None else padding
+    return F.pad(images, (0, right, 0, below)), F.pad(pads, (0, right, 0, below), value=True)
+
+
+def on_top(published: PublishedSegmentor, cfg: ModelConfig, clip_width: int) -> OnBorrowed:
+    """A new projector and classifier, random, on a published segmentor."""
+    projector = Projector(published.width, clip_width, cfg.projector_layers)
+    classifier = Classifier(clip_width, cfg.logit_scale, cfg.learn_scale)
+    return OnBorrowed(published, projector, classifier)
+
+
+def in_place(source: str) -> str:
+    """A source as it can be found again from another folder."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def facts_of(published: PublishedSegmentor) -> dict[str, Any]:
+    """What a weights file says of the segmentor that it goes with."""
+    names = list(published.vocabulary.names)
+    return {"source": published.source, "sha256": published.sha256, "classes": names}
+
+
+def kept_facts(source: Weights) -> dict[str, Any]:
+    """What weights hand on to those made of them: whose queries their bank holds."""
+    kept = {key: source.meta[key] for key in ("published",) if key in source.meta}
+    return {"segmentor": source.meta.get("segmentor", source.sha256)} | kept
+
+
+def restore(weights: Weights) -> AnySegmentor:
+    """The segmentor of a weights file of any stage, in evaluation mode: ours, or a published one
+    with what was learned on top. UserError where that one is not there or has changed."""
+    if "published" not in weights.meta:
+        return restore_segmentor(weights)
+    found = on_top(_same(weights), config_of(weights).model, clip_width_of(weights))
+    found.projector.load_state_dict(part_of(weights, "segmentor.projector"))
+    found.classifier.load_state_dict(part_of(weights, "segmentor.classifier"))
+    return found.eval()
+
+
+def _same(weights: Weights) -> PublishedSegmentor:
+    """The segmentor that the weights were trained on."""
+    source, sha256 = (weights.meta["published"][key] for key in ("source", "sha256"))
+    try:
+        found = open_segmentor(source)
+    except UserError as error:
+        raise UserError(
+            f"{weights.path} names the masks of the segmentor {source}, which cannot be opened: "
+            f"{error.what}",
+            f"Put it back there, or train on another: `concat train-con segmentor=...`. "
+            f"{error.hint}",
+        ) from error
+    if found.sha256 != sha256:
+        raise UserError(
+            f"{weights.path} was trained on another segmentor than {source} is now (sha256 "
+            f"{sha256[:8]}, there {found.sha256[:8]}).",
+            f"Put the former file back, or train on the new one: `concat train-con "
+            f"segmentor={source} --fresh`.",
+        )
+    return found
