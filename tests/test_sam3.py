@@ -1,0 +1,101 @@
+"""SAM 3 behind our interface gives what transformers gives for a picture and a phrase."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+
+from concat_cli.core.errors import UserError
+from concat_cli.core.segmentors.sam3 import Sam3, open_sam3
+
+transformers = pytest.importorskip("transformers")
+
+
+def write_sam3(folder: Path) -> None:
+    """A tiny SAM 3 with random weights, as transformers writes it, with CLIP's tokenizer."""
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.Sam3Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam3_vit_model",
+                **small,
+                "num_hidden_layers": 2,
+                "image_size": 112,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "pretrain_image_size": 56,
+            },
+            "fpn_hidden_size": 32,
+            "backbone_feature_sizes": [[32, 32], [16, 16], [8, 8]],
+        },
+        text_config={
+            **small,
+            "num_hidden_layers": 1,
+            "vocab_size": 49408,
+            "projection_dim": 16,
+            "max_position_embeddings": 32,
+        },
+        geometry_encoder_config={**small, "num_layers": 1},
+        detr_encoder_config={**small, "num_layers": 1},
+        detr_decoder_config={**small, "num_layers": 2, "num_queries": 6},
+        mask_decoder_config={"hidden_size": 32, "num_attention_heads": 2},
+    )
+    torch.manual_seed(0)
+    transformers.Sam3Model(config).save_pretrained(folder)
+    table = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(table.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(open_clip.tokenizer.bytes_to_unicode().values())
+    words = letters + [f"{letter}</w>" for letter in letters]
+    words += ["".join(merge.split()) for merge in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt")
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sam3") / "tiny"
+    folder.mkdir()
+    write_sam3(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sam3(folder: Path) -> Sam3:
+    return open_sam3(folder)
+
+
+@pytest.mark.parametrize("size", [(60, 90), (112, 70)])
+def test_it_gives_what_transformers_gives(sam3: Sam3, folder: Path, size: tuple[int, int]) -> None:
+    phrases = ["cat", "a red bus"]
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    picture = torch.tensor(pixels).permute(2, 0, 1)
+    theirs = transformers.Sam3Model.from_pretrained(folder).eval()
+    reader = transformers.Sam3ImageProcessor(size={"height": 112, "width": 112})
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        answers = list(sam3.ask(picture, sam3.read(phrases)))
+        values = reader(Image.fromarray(pixels), return_tensors="pt").pixel_values
+        for phrase, answer in zip(phrases, answers, strict=True):
+            text = tokenizer(phrase, return_tensors="pt", padding="max_length", max_length=32)
+            out = theirs(pixel_values=values, **text)
+            scores = out.pred_logits.sigmoid() * out.presence_logits.sigmoid()
+            torch.testing.assert_close(answer.scores, scores[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(answer.mask_logits, out.pred_masks[0], atol=1e-4, rtol=0)
+            torch.testing.assert_close(answer.covered, out.semantic_seg[0, 0], atol=1e-4, rtol=0)
+    assert not torch.equal(answers[0].scores, answers[1].scores)
+
+
+def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be opened as SAM 3"):
+        open_sam3(tmp_path)
