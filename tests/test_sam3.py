@@ -12,8 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from concat_cli.core.config import InferConfig
 from concat_cli.core.errors import UserError
+from concat_cli.core.infer.predictor import RawOutput
 from concat_cli.core.segmentors.sam3 import Sam3, open_sam3
+from concat_cli.core.vocabulary import parse_names
+from concat_cli.methods.borrowed.phrases import PhrasePredictor
 
 transformers = pytest.importorskip("transformers")
 
@@ -99,3 +103,28 @@ def test_it_gives_what_transformers_gives(sam3: Sam3, folder: Path, size: tuple[
 def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be opened as SAM 3"):
         open_sam3(tmp_path)
+
+
+def test_all_phrases_make_one_map(sam3: Sam3) -> None:
+    """Things are instances above the score, stuff what its phrase covers; naive merging agrees."""
+    vocabulary = parse_names(["cat, kitten", "red bus", "sky : stuff"])
+    cfg = InferConfig(min_score=0.2, overlap=0.0)
+    predictor = PhrasePredictor(sam3, torch.zeros(3, 0), vocabulary, cfg)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    raw = next(iter(predictor.raw([pixels])))
+    assert isinstance(raw, RawOutput)
+    expected: list[tuple[int, float]] = []
+    with torch.inference_mode():
+        picture = torch.tensor(pixels).permute(2, 0, 1)
+        answers = list(sam3.ask(picture, sam3.read(["cat", "kitten", "red bus", "sky"])))
+    for index, answer in zip((0, 0, 1), answers[:3], strict=True):
+        expected += [(index, score) for score in answer.scores.tolist() if score > 0.2]
+    expected.append((2, answers[3].present))
+    found = raw.class_logits[0].softmax(-1)
+    assert [(row[:-1].argmax().item(), row[:-1].max().item()) for row in found] == [
+        (index, pytest.approx(score, abs=1e-5)) for index, score in expected
+    ]
+    prediction = predictor(pixels)
+    assert prediction.panoptic_map.shape == (60, 90)
+    assert prediction.semantic_map.shape == (60, 90)
+    assert set(prediction.names) <= {"cat", "red bus", "sky"}
