@@ -57,6 +57,11 @@ _SWIN_BLOCK = (
     ("mlp.fc2", r"(?:mlp\.fc2|output\.dense)", "mlp.fc2"),
 )
 _W = r"\.(weight|bias)"
+_WRAPPERS = ("module.", "model.")  # of data-parallel training; of Lightning modules and the like
+_OWN = tuple(  # names that begin with "model." by themselves: those of transformers
+    f"model.{part}." for part in ("pixel_level_module", "transformer_module", "task_encoder")
+)
+_LOSS = ("criterion.", "loss.")  # beside a wrapped model, with buffers of their own
 
 
 def _rule(theirs: str, ours: str | Callable[[re.Match[str]], str]) -> Rule:
@@ -203,6 +208,21 @@ def _detectron2_backbones() -> list[Rule]:
 
 _NAMINGS = {"transformers": _transformers(), "detectron2": _detectron2()}
 _CLASS_HEADS = re.compile(r"class_predictor\..*|criterion\..*|sem_seg_head\.predictor\.class_.*")
+
+
+def unwrapped(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have in the model itself, out of any nest of wrappers.
+
+    Known are torch.compile ("_orig_mod.", on the model or on parts of it), data-parallel training
+    ("module.") and modules that keep a "model". A wrapper's prefix is on all names but a loss's.
+    """
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs.items()}
+    while True:
+        wrapped = [name for name in tensors if not name.startswith(_LOSS)]
+        prefix = next((w for w in _WRAPPERS if all(n.startswith(w) for n in wrapped)), None)
+        if prefix is None or not wrapped or any(name.startswith(_OWN) for name in wrapped):
+            return tensors
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
