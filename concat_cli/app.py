@@ -16,6 +16,7 @@ from concat_cli.commands import data, train
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
+from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog
 from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
@@ -44,6 +45,7 @@ _COMMANDS = {
     **train.training_commands(),
     "evaluate": evaluate,
     "compare": compare,
+    "export": export,
     "doctor": doctor,
 }
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import export_helpers
 import numpy as np
 import pytest
 from drawn_layouts import CASES
@@ -129,6 +130,8 @@ def test_every_example_runs(
         words = [*words, *(["--fresh"] if not preview else []), *([] if voc else SMALL_ZSS)]
     if words[0] == "compare":
         words = [*words, "--bootstrap", "20"]
+    if words[0] == "export":
+        export_helpers.written(Path("runs/photos/con/last.safetensors"))
     if words[:2] == ["prepare-data", "shapes"]:
         words = [*words, *SCENES]
     if (

@@ -90,6 +90,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the sam
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
     ),
+    "export": (
+        "concat export mine --name photos",
+        "concat export fitted --weights runs/photos/con --pictures data/shapes/val",
+    ),
     "doctor": (
         "concat doctor",
         "concat doctor --data data/shapes --json",

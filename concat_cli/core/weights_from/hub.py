@@ -6,12 +6,14 @@ file. So the hub is tried once, shortly, and they are told that there is no netw
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from huggingface_hub import (
@@ -110,13 +112,14 @@ def at_hand(source: str) -> bool:
     return cached(repository, WEIGHT_FILES, revision or None) is not None
 
 
-def weights_file(source: str) -> Path:
+def weights_file(source: str, fetch: bool = True) -> Path:
     """The file that `hf-hub:ORG/NAME[@REVISION]`, a folder or a file stands for.
 
-    From the hub, a cached file comes first, then a download. UserError where there is none.
+    From the hub, a cached file comes first, then, with `fetch`, a download. UserError where there
+    is none.
     """
     if source.startswith(PREFIX):
-        return _from_hub(source)
+        return _from_hub(source, fetch)
     path = Path(source).expanduser()
     if path.is_dir():
         inside = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
@@ -134,13 +137,28 @@ def weights_file(source: str) -> Path:
     return path
 
 
-def _from_hub(source: str) -> Path:
+def beside(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file in the folder of a weights file (of a cached one: in its snapshot); empty where
+    there is none. UserError where it holds no JSON object."""
+    found = path.parent / name
+    if path.suffix not in (".safetensors", ".bin") or not found.is_file():
+        return {}  # pickles of a training lie among files that are not theirs
+    try:
+        held: Any = json.loads(found.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{found} cannot be read: {short(error)}", "Copy it again.") from error
+    if not isinstance(held, dict):
+        raise UserError(f"{found} holds no JSON object.", "Copy it again.")
+    return cast("dict[str, Any]", held)
+
+
+def _from_hub(source: str, fetch: bool) -> Path:
     repository, _, revision = source.removeprefix(PREFIX).partition("@")
     found = cached(repository, WEIGHT_FILES, revision or None)
     if found is not None:
         return found
-    reason = "the hub cannot be reached"
-    with without_waiting() as there:
+    reason = "the hub cannot be reached" if fetch else "nothing is fetched without being asked for"
+    with without_waiting(all_cached=not fetch) as there:
         for name in WEIGHT_FILES if there else ():
             try:
                 return Path(hf_hub_download(repository, name, revision=revision or None))
@@ -149,6 +167,7 @@ def _from_hub(source: str) -> Path:
     raise UserError(
         f"{source} is not in the cache ({constants.HF_HUB_CACHE}), and {reason}. It is a download "
         f"{size_of(repository)}.",
-        f"Where there is a network: hf download {repository} {WEIGHT_FILES[0]}; then copy the "
-        "cache here, or give the file itself.",
+        f"Where there is a network: hf download {repository} {WEIGHT_FILES[0]}"
+        f"{'' if fetch else ' config.json preprocessor_config.json'}; then copy the cache here, or "
+        "give the file itself.",
     )

@@ -57,6 +57,11 @@ _SWIN_BLOCK = (
     ("mlp.fc2", r"(?:mlp\.fc2|output\.dense)", "mlp.fc2"),
 )
 _W = r"\.(weight|bias)"
+_WRAPPERS = ("module.", "model.")  # of data-parallel training; of Lightning modules and the like
+_OWN = tuple(  # names that begin with "model." by themselves: those of transformers
+    f"model.{part}." for part in ("pixel_level_module", "transformer_module", "task_encoder")
+)
+_LOSS = ("criterion.", "loss.")  # beside a wrapped model, with buffers of their own
 
 
 def _rule(theirs: str, ours: str | Callable[[re.Match[str]], str]) -> Rule:
@@ -205,6 +210,21 @@ _NAMINGS = {"transformers": _transformers(), "detectron2": _detectron2()}
 _CLASS_HEADS = re.compile(r"class_predictor\..*|criterion\..*|sem_seg_head\.predictor\.class_.*")
 
 
+def unwrapped(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have in the model itself, out of any nest of wrappers.
+
+    Known are torch.compile ("_orig_mod.", on the model or on parts of it), data-parallel training
+    ("module.") and modules that keep a "model". A wrapper's prefix is on all names but a loss's.
+    """
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs.items()}
+    while True:
+        wrapped = [name for name in tensors if not name.startswith(_LOSS)]
+        prefix = next((w for w in _WRAPPERS if all(n.startswith(w) for n in wrapped)), None)
+        if prefix is None or not wrapped or any(name.startswith(_OWN) for name in wrapped):
+            return tensors
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Renamed:
     """A file's tensors under our names; `ignored`: their names by why they are of no use here."""
@@ -265,6 +285,112 @@ def _repack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif not (attention and piece.startswith(("key.", "value."))):
             ours[name] = tensor
     return ours
+
+
+def published_names(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a Mask2Former under our names by the names of `transformers`' published files: the
+    inverse of `rename`, with a Swin or a ResNet as the backbone. KeyError for what it has none
+    for."""
+    theirs: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in ours.items():
+        start, cross, rest = name.partition(".cross_attention.")
+        kind, _, part = rest.partition(".")
+        if cross and kind in _PARTS:  # one tensor there
+            packed.setdefault(f"{start}{cross}in_proj_{part}", {})[kind] = tensor
+        elif ".attn.qkv." in name:  # three tensors there
+            start, _, part = name.partition(".attn.qkv.")
+            for kind, third in zip(_PARTS, tensor.chunk(3), strict=True):
+                theirs[_their_name(f"{start}.attn.{kind}.{part}")] = third.clone()
+        else:
+            theirs[_their_name(name)] = tensor
+    for name, parts in packed.items():
+        theirs[_their_name(name)] = torch.cat([parts[kind] for kind in _PARTS])
+    return theirs
+
+
+def _their_name(name: str) -> str:
+    for pattern, theirs in _INVERSE:
+        match = pattern.fullmatch(name)
+        if match is not None:
+            return match.expand(theirs) if isinstance(theirs, str) else theirs(match)
+    raise KeyError(name)
+
+
+def _inverse() -> list[Rule]:
+    """Our names -> those of published files; of a layer's parts by the tables above."""
+    module = "model.pixel_level_module."
+    pixel, query = f"{module}decoder.", "model.transformer_module."
+    rules = [
+        _rule(r"pixel_decoder\.level_embedding", f"{pixel}level_embed"),
+        _rule(r"query_decoder\.level_embedding", f"{query}level_embed.weight"),
+        _rule(r"query_decoder\.query_content", f"{query}queries_features.weight"),
+        _rule(r"query_decoder\.query_position", f"{query}queries_embedder.weight"),
+        _rule(rf"query_decoder\.norm{_W}", rf"{query}decoder.layernorm.\1"),
+        _rule(rf"query_decoder\.mask_embedding\.(\d){_W}",
+              lambda m: f"{query}decoder.mask_predictor.mask_embedder.{int(m[1]) // 2}.0.{m[2]}"),
+        _rule(r"query_decoder\.layers\.(\d+)\.cross_attention\.(in_proj_\w+)",
+              rf"{query}decoder.layers.\1.cross_attn.\2"),
+    ]  # fmt: skip
+    for index, part in enumerate(("conv", "norm")):
+        theirs = rf"{pixel}input_projections.\1.{index}.\2"
+        rules.append(_rule(rf"pixel_decoder\.inputs\.(\d)\.{part}{_W}", theirs))
+    rules += [_rule(rf"pixel_decoder\.{re.escape(a)}{_W}", rf"{pixel}{b}.\1") for a, b, _ in _PIXEL]
+    rows = [(b, re.escape(a)) for a, b, _ in _ENCODER_LAYER]
+    rules += _layers(r"pixel_decoder\.layers\.", f"{pixel}encoder.layers.", rows)
+    rows = [(b, re.escape(a)) for a, b, _ in _DECODER_LAYER]
+    rules += _layers(r"query_decoder\.layers\.", f"{query}decoder.layers.", rows)
+    return rules + _inverse_resnet(f"{module}encoder.") + _inverse_swin(f"{module}encoder.")
+
+
+def _inverse_resnet(encoder: str) -> list[Rule]:
+    kinds = {"conv": "convolution", "bn": "normalization", "0": "convolution", "1": "normalization"}
+    body = r"backbone\.body\.body\."
+
+    def stem(match: re.Match[str]) -> str:
+        return f"{encoder}embedder.embedder.{kinds[match[1]]}.{match[2]}"
+
+    def layer(match: re.Match[str]) -> str:
+        stage, index, kind, number, part = match.groups()
+        start = f"{encoder}encoder.stages.{int(stage) - 1}.layers.{index}"
+        return f"{start}.layer.{int(number) - 1}.{kinds[kind]}.{part}"
+
+    def shortcut(match: re.Match[str]) -> str:
+        stage, index, place, part = match.groups()
+        start = f"{encoder}encoder.stages.{int(stage) - 1}.layers.{index}"
+        return f"{start}.shortcut.{kinds[place]}.{part}"
+
+    block = rf"{body}layer(\d)\.(\d+)\."
+    return [
+        _rule(rf"{body}(conv|bn)1\.(\w+)", stem),
+        _rule(rf"{block}(conv|bn)(\d)\.(\w+)", layer),
+        _rule(rf"{block}downsample\.(\d)\.(\w+)", shortcut),
+    ]
+
+
+def _inverse_swin(encoder: str) -> list[Rule]:
+    body, layers = r"backbone\.body\.", rf"{encoder}encoder.layers."
+    block, theirs = rf"{body}layers\.(\d)\.blocks\.(\d+)\.", rf"{layers}\1.blocks.\2."
+    parts = (
+        ("norm1", "layernorm_before"), ("norm2", "layernorm_after"),
+        ("attn.proj", "attention.output.dense"), ("mlp.fc1", "intermediate.dense"),
+        ("mlp.fc2", "output.dense"),
+    )  # fmt: skip
+    return [
+        _rule(rf"{body}patch_embed\.proj{_W}",
+              rf"{encoder}embeddings.patch_embeddings.projection.\1"),
+        _rule(rf"{body}patch_embed\.norm{_W}", rf"{encoder}embeddings.norm.\1"),
+        _rule(rf"{body}norms\.(\d){_W}",
+              lambda m: f"{encoder}hidden_states_norms.stage{int(m[1]) + 1}.{m[2]}"),
+        _rule(rf"{body}layers\.(\d)\.downsample\.(.*)",
+              lambda m: f"{layers}{int(m[1]) - 1}.downsample.{m[2]}"),
+        _rule(rf"{block}attn\.(relative_position_bias_table|(?:query|key|value){_W})",
+              rf"{theirs}attention.self.\3"),
+        *(_rule(rf"{block}{re.escape(a)}{_W}", rf"{theirs}{b}.\3") for a, b in parts),
+    ]  # fmt: skip
+
+
+_INVERSE = _inverse()
 
 
 def rename_backbone(theirs: Mapping[str, Tensor], body: Iterable[str]) -> Renamed:
