@@ -215,7 +215,7 @@ def start_segmentor(
         config: values of the model's keys; UserError names those that would fit the file.
         prefix: of the keys in that message.
     """
-    path = weights_file(source)
+    path = weights_file(source, download=True)
     try:
         renamed = rename(read_tensors(path))
         if renamed is None or "query_decoder.level_embedding" not in renamed.tensors:
