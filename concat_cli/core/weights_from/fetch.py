@@ -18,9 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import GatedRepoError, RepositoryNotFoundError, build_hf_headers
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_hf_file_metadata,  # pyright: ignore[reportUnknownVariableType]
+    hf_hub_url,
+)
+from huggingface_hub.file_download import (
+    http_get,  # pyright: ignore[reportUnknownVariableType]
+)
+from huggingface_hub.utils import (
+    GatedRepoError,
+    RepositoryNotFoundError,
+    build_hf_headers,  # pyright: ignore[reportUnknownVariableType]
+)
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import atomic_path, write_error, write_json, write_text
