@@ -113,6 +113,10 @@ def test_weights_of_ours_come_first(published: list[str], tmp_path: Path) -> Non
         assert found.sha256 == expected.sha256 and found.tensors.keys() == expected.tensors.keys()
         assert open_weights(given, tensors=False).meta == expected.meta
     assert published == []
+    for more in range(0, 256, 8):  # the length of the header begins the file, whatever it is
+        meta = expected.meta | {"note": "x" * more}
+        checkpoint.save_weights(tmp_path / "any.safetensors", {"a": torch.zeros(1)}, meta)
+        assert open_weights(tmp_path / "any.safetensors").stage == expected.stage
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(BUILT_IN.read_bytes()[:5000])
     with pytest.raises(UserError, match="no complete weights file"):

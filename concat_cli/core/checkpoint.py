@@ -91,8 +91,8 @@ def _own_file(source: str) -> Path | None:
         if path is None:
             return None
     data = _read(path, header_only=True)
-    foreign = data.startswith((_TORCH, _PICKLE)) or _about(path, data) is None
-    return None if foreign else path
+    other = data.startswith((_TORCH, _PICKLE)) and data[8:9] != b"{"  # where JSON would begin
+    return None if other or _about(path, data) is None else path
 
 
 def load_weights(path: Path) -> Weights:
