@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from drawn_layouts import CASES
 from drawn_own import draw_own
+from hub_helpers import no_network
 from PIL import Image
 
 from concat_cli.app import main
@@ -113,6 +114,11 @@ def each_example() -> Iterator[str]:
             yield from line.split(" && ")
 
 
+def check_told(code: int, err: str) -> None:
+    """A mistake whose mending is told."""
+    assert code == 2 and "concat weights get photos" in err
+
+
 @pytest.mark.parametrize("line", sorted(set(each_example())))
 def test_every_example_runs(
     line: str, inside: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -122,6 +128,10 @@ def test_every_example_runs(
     measured in test_compare.py."""
     monkeypatch.setattr("concat_cli.core.evaluate.compare.measure_cost", lambda *_: NO_COST)
     words = shlex.split(line)[1:]
+    if "photos" in words and words[0] != "prepare-data":  # which are not here: nothing is fetched
+        no_network(monkeypatch, inside / "hub")
+        code, _, err = call(capsys, *words)
+        return check_told(code, err)
     if words[0] in ("train-con", "train-cat", "finetune", "train-zegformer"):
         words = [*words, "--dry-run", *DRAWN]
     if words[0] == "train-clip-zss":

@@ -30,7 +30,7 @@ OPTIONAL = {  # what it is for, and what pip is given
         "`evaluate --official` compares with it",
         "git+https://github.com/cocodataset/panopticapi.git",
     ),
-    "transformers": ("text towers and tokenizers of some CLIPs; the tests", "transformers"),
+    "transformers": ("some published segmentors and CLIPs; the tests", "concat-seg[hub]"),
     "triton": ("fused kernels on NVIDIA GPUs", "triton"),
 }
 _SIZE = 128  # side of the images of the trial, in pixels
@@ -198,6 +198,7 @@ def _weights() -> Iterator[Check]:
             yield Check(name, "ok", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest[:16]}")
         else:
             yield Check(name, "failed", f"nothing in {path}", "Install concat again.")
+    yield from _published()
     yield from _cache()
 
 
@@ -229,6 +230,21 @@ def _cache() -> Iterator[Check]:
             "Only for training with a real CLIP: `concat train-con -c "
             "concat_coco_119_14 --dry-run` says what it needs.",
         )
+
+
+def _published() -> Iterator[Check]:
+    """The published pairs that are here, wholly or in part."""
+    from concat_cli.core.weights_from.fetch import state_of
+    from concat_cli.core.weights_from.published import CLASSES, TRAINED_ON, pairs
+
+    states = {name: state_of(pair.parts) for name, pair in pairs().items()}
+    for name in (name for name in states if states[name] == "here"):
+        what = f"here, trained with the labels of {CLASSES} classes of {TRAINED_ON}"
+        yield Check(f"--weights {name}", "ok", what)
+    if "here" not in states.values():
+        begun = next((name for name in states if states[name]), "photos")
+        todo = f"Only for photos: concat weights get {begun}"
+        yield Check("published weights", "missing", f"none of {len(states)} is here", todo)
 
 
 def _data_sets(data: Path | None) -> Iterator[Check]:

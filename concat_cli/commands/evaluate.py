@@ -55,6 +55,9 @@ class Options:
             "--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images."
         ),
     ] = 0
+    force: Annotated[
+        bool, typer.Option("--force", help="Score a --split whose unseen classes were trained on.")
+    ] = False
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Also try offsets on the seen logits.")
     ] = False

@@ -133,6 +133,11 @@ def _show_protocol(console: Console, protocol: Plain) -> None:
             "restricted: only the reported classes compete and all other truth is void, the easier "
             "protocol; not to be compared with generalised figures"
         )
+    if protocol.get("unseen_with_labels"):
+        console.say(
+            f"not zero-shot: labels of {protocol['unseen_with_labels']} of the unseen classes were "
+            "trained on"
+        )
     overlap = protocol.get("overlap")
     if overlap is not None:
         names = f" ({shorten(overlap['names'])})" if overlap["names"] else ""

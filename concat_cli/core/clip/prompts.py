@@ -92,8 +92,8 @@ def check_words(
         raise UserError(
             f"The built-in CLIP has never seen: {_list(list(unknown))}. It knows drawn shapes and "
             f"{len(known)} words: {', '.join(sorted(known))}.",
-            "Use weights trained with a real CLIP (concat train-con -c "
-            "concat_coco_119_14), or --force to go on all the same.",
+            "For photos: `concat weights get photos`, then --weights photos. "
+            "--force goes on all the same.",
         )
     return tuple(unknown)
 

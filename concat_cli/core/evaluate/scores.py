@@ -46,6 +46,7 @@ class Scoring:
     limit: only the first so many images.
     counts: keep the counts of every image in `Report.counts`.
     check: UserError where the truth is next to nothing.
+    force: also report a split whose unseen classes the weights were trained on.
     """
 
     split: Split = "all"
@@ -60,6 +61,7 @@ class Scoring:
     limit: int | None = None
     counts: bool = False
     check: bool = True
+    force: bool = False
 
     def task_names(self) -> tuple[str, ...] | None:
         """The tasks that were asked for; UserError for others, and for none."""

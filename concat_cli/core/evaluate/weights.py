@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import Weights, load_weights, read_meta
+from concat_cli.core.checkpoint import Weights, open_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import override
 from concat_cli.core.data.dataset import DatasetInfo, PanopticDataset, read_dataset_info
@@ -50,7 +50,7 @@ def evaluate(
     """The figures, in 0-1, of weights on the val part of a prepared data set, or of predictions.
 
     Args:
-        weights: a file; None: the built-in ones.
+        weights: as `Predictor.load` takes them; None: the built-in ones.
         data: the folder of the data set; None: the one that the weights were trained on.
         predictions, truth: COCO panoptic JSONs that are scored instead; their PNGs are in the
             folder named like each without its ending, else give `PanopticFiles`.
@@ -106,8 +106,16 @@ class Subject:
         return chosen
 
     def candidates(self, scoring: Scoring) -> Vocabulary:
-        """The classes that compete."""
+        """The classes that compete; UserError for a split that is none with these weights."""
         vocabulary, split = self.info.vocabulary, scoring.split
+        leaked = self.leaked()
+        if split != "all" and leaked and not scoring.force:
+            raise UserError(
+                f"These weights were trained with labels of {len(leaked)} of the unseen classes, "
+                f"like {leaked[0]}: there is no --split for them on this data set.",
+                "Leave --split out: the report tells the leak. --force scores it all the same, for "
+                "no zero-shot table.",
+            )
         if scoring.candidates == "all":
             return vocabulary
         if split == "all":
@@ -121,6 +129,10 @@ class Subject:
             raise UserError(f"The data set has no {split} classes.", "Leave --split out.")
         return Vocabulary(chosen)
 
+    def leaked(self) -> list[str]:
+        """The unseen classes that the weights were trained on with labels."""
+        return unseen_among(self.info, self.weights.meta["trained"])
+
     def dataset(self) -> PanopticDataset:
         """The images that are scored."""
         return PanopticDataset(self.info.part(PART), self.info.vocabulary, keep_crowd=True)
@@ -128,9 +140,13 @@ class Subject:
 
 def open_subject(weights: Path, overrides: Sequence[str] = (), *, tensors: bool = True) -> Subject:
     """Reads weights, without their tensors if nothing is to be predicted, and `dataset.json`."""
-    read = load_weights(weights) if tensors else Weights({}, read_meta(weights), weights, "")
+    read = open_weights(weights, tensors=tensors)
     own = config_of(read)
     cfg = override(own, overrides)
+    if not cfg.data.root:
+        raise UserError(
+            f"{weights} has no data set of its own.", "Say what to score it on: data.root=data/ade"
+        )
     info = read_dataset_info(Path(cfg.data.root))
     made_for = {same_name(name) for name in vocabulary_of(read).names}
     foreign = made_for != {same_name(name) for name in info.vocabulary.names}
@@ -220,7 +236,7 @@ def tasks_of(
 def _protocol(subject: Subject, progress: Progress) -> dict[str, Any]:
     """What the report says of the weights and of the data set."""
     weights, info = subject.weights, subject.info
-    leaked = unseen_among(info, weights.meta["trained"])
+    leaked = subject.leaked()
     if leaked:
         progress.say(
             f"these weights were trained with labels of unseen classes: {'; '.join(leaked)}"

@@ -96,7 +96,7 @@ def find_files(source: str) -> Files:
 
     UserError where there are none.
     """
-    path = weights_file(source, fetch=False)
+    path = weights_file(source)
     config, preprocessor = (beside(path, n) for n in ("config.json", "preprocessor_config.json"))
     return Files(source, path, config, preprocessor)
 

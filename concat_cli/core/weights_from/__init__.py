@@ -223,7 +223,7 @@ def start_segmentor(
         config: values of the model's keys; UserError names those that would fit the file.
         prefix: of the keys in that message.
     """
-    whole = mask2former_in(source, read_tensors(weights_file(source)))
+    whole = mask2former_in(source, read_tensors(weights_file(source, download=True)))
     if whole is None:
         raise UserError(
             f"{source} holds no Mask2Former, neither by the names of transformers nor of "

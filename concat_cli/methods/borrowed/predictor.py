@@ -15,6 +15,7 @@ from concat_cli.core.infer.predictor import Loading, Predictor, Raw
 from concat_cli.core.segmentors import PublishedSegmentor
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.borrowed.config import BorrowedConfig
+from concat_cli.methods.borrowed.weights import told
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class BorrowedPredictor(Predictor):
 
 def open_predictor(loading: Loading) -> BorrowedPredictor:
     """The predictor of a pair."""
+    loading.progress.say(told(loading.cfg))
     clip = loading.clip(image_tower=True)
     naming = Naming(loading.cfg.own(BorrowedConfig), clip)
     return loading.open(BorrowedPredictor, naming=naming)
