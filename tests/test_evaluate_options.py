@@ -67,7 +67,7 @@ def test_counts_of_images_and_intervals(dataset):
         predictor(dataset, {7: 3}), dataset, Scoring(counts=True, bootstraps=100), workers=2
     )
     assert report.counts is not None and plain.counts is None and plain.intervals is None
-    counts = report.counts.dense_panoptic()
+    counts = report.counts.panoptic
     assert counts.shape == (5, 4, 4) and report.per_class == plain.per_class
     assert [int(c) for c in counts.sum(0)[1]] == [row.tp for row in plain.per_class]
     assert counts[0, 1].tolist() == [1, 0, 1, 0]  # the first image: a cat and the sky
@@ -265,7 +265,7 @@ def test_two_processes_count_and_save_everything_once(dataset, tmp_path):
     for report in reports:
         assert report.instance == alone.instance and report.intervals == alone.intervals
         assert report.calibration == alone.calibration
-        assert (report.counts.dense_panoptic() == alone.counts.dense_panoptic()).all()
+        assert (report.counts.panoptic == alone.counts.panoptic).all()
     for name in ("panoptic.json", "instances.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert not list((tmp_path / "two").glob(".*"))

@@ -19,11 +19,11 @@ from concat_cli.core.evaluate.intervals import (
     Borders,
     Interval,
     Mean,
-    SparseCounts,
     mean_iou,
     mean_pq,
     paired_differences,
 )
+from concat_cli.core.evaluate.quality import FloatArray
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import PART, Subject, evaluate_weights, open_subject
@@ -182,13 +182,12 @@ def _difference(
     (label, mine), (minus, first) = ours, theirs
     split = vocabulary.seen_indices, vocabulary.unseen_indices
     assert mine.intervals and mine.counts and first.counts
-    repeats, images = mine.intervals.repeats, mine.images
+    repeats = mine.intervals.repeats
 
-    def of(one: SparseCounts | None, other: SparseCounts | None, mean: Mean) -> Figures:
+    def of(one: FloatArray | None, other: FloatArray | None, mean: Mean) -> Figures:
         if one is None or other is None:
             return dict.fromkeys(GROUPS)
-        counts = [one.dense(images)], [other.dense(images)]
-        return paired_differences(*counts, mean, [split], repeats)
+        return paired_differences([one], [other], mean, [split], repeats)
 
     a, b = mine.counts, first.counts
     return Difference(

@@ -12,7 +12,7 @@ import numpy as np
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceScore
-from concat_cli.core.evaluate.intervals import ImageCounts, SparseCounts, harmonic
+from concat_cli.core.evaluate.intervals import ImageCounts, harmonic
 from concat_cli.core.evaluate.quality import (
     BoolArray,
     IntArray,
@@ -97,8 +97,8 @@ class Tally:
         self.sweep = {one: (PanopticScore(classes), SemanticScore(classes)) for one in offsets}
         self.each = ImageCounts(
             images,
-            SparseCounts(4, classes) if keep and "panoptic" in tasks else None,
-            SparseCounts(3, classes) if keep and "semantic" in tasks else None,
+            np.zeros((images, 4, classes)) if keep and "panoptic" in tasks else None,
+            np.zeros((images, 3, classes)) if keep and "semantic" in tasks else None,
         )
         self.clock = {"load": 0.0, "model": 0.0, "post": 0.0}
 
@@ -111,13 +111,13 @@ class Tally:
         """Segments of an image by its number: map and labels, and crowd of the true ones."""
         own = self.panoptic.add(*found, *truth)
         if self.each.panoptic is not None:
-            self.each.panoptic.add(number, own)
+            self.each.panoptic[number] = own
 
     def add_semantic(self, number: int, found: IntArray, truth: IntArray) -> None:
         """Class maps (H, W) of an image by its number, -1 where there is none."""
         own = self.semantic.add(found, truth)
         if self.each.semantic is not None:
-            self.each.semantic.add(number, own)
+            self.each.semantic[number] = own
 
     def merge(self, other: Tally) -> None:
         """Adds what another process counted; seconds are those of the slowest."""
