@@ -146,8 +146,8 @@ def compare_runs(
         repeats=bootstraps,
         rows=tuple(rows),
         differences=tuple(
-            _difference((rows[i].label, reports[i]), (rows[0].label, reports[0]), info.vocabulary)
-            for i in range(1, len(rows))
+            _difference(row.label, report, rows[0].label, reports[0], info.vocabulary)
+            for row, report in zip(rows[1:], reports[1:], strict=True)
         ),
         notes=tuple(_notes(rows, subjects)),
     )
@@ -177,22 +177,20 @@ def _row(entry: Entry, report: Report, cost: Cost) -> Row:
 
 
 def _difference(
-    ours: tuple[str, Report], theirs: tuple[str, Report], vocabulary: Vocabulary
+    label: str, report: Report, minus: str, first: Report, vocabulary: Vocabulary
 ) -> Difference:
-    (label, mine), (minus, first) = ours, theirs
     split = vocabulary.seen_indices, vocabulary.unseen_indices
-    assert mine.intervals and mine.counts and first.counts
-    repeats = mine.intervals.repeats
+    assert report.intervals and report.counts and first.counts
+    repeats = report.intervals.repeats
 
-    def of(one: FloatArray | None, other: FloatArray | None, mean: Mean) -> Figures:
-        if one is None or other is None:
+    def of(ours: FloatArray | None, theirs: FloatArray | None, mean: Mean) -> Figures:
+        if ours is None or theirs is None:
             return dict.fromkeys(GROUPS)
-        return paired_differences([one], [other], mean, [split], repeats)
+        return paired_differences([ours], [theirs], mean, [split], repeats)
 
-    a, b = mine.counts, first.counts
-    return Difference(
-        label, minus, of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
-    )
+    a, b = report.counts, first.counts
+    pq, miou = of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
+    return Difference(label, minus, pq, miou)
 
 
 def _comparable(entries: Sequence[Entry]) -> list[Subject]:
