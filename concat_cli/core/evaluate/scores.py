@@ -41,8 +41,8 @@ class Scoring:
     bootstraps: how often the images are drawn again for 95% intervals; 0: no intervals.
     calibrate: also try offsets on the seen logits, on the same outputs of the model.
     diagnostics: also find how many true segments get a mask, and of these the right name.
-    official: also ask panopticapi; UserError where it disagrees.
-    save: a folder for the predictions. save_truth: one for the truth, as COCO panoptic files.
+    official: of files, also ask panopticapi; UserError where it disagrees.
+    save: a folder for the predictions.
     limit: only the first so many images.
     counts: keep the counts of every image in `Report.counts`.
     check: UserError where the truth is next to nothing.
@@ -56,7 +56,6 @@ class Scoring:
     diagnostics: bool = False
     official: bool = False
     save: Path | None = None
-    save_truth: Path | None = None
     limit: int | None = None
     counts: bool = False
     check: bool = True
@@ -228,17 +227,12 @@ class TruthCheck:
 
     def judge(self) -> None:
         """UserError where the images so far hold no truth, or next to none."""
-        if self.images and not self.segments:
-            raise UserError(
-                f"None of the {self.images} images has any truth.",
-                "Its labels may be void throughout (ids off by one, or of another class list): "
-                "look at them, and prepare the data set again.",
-            )
         share = self.void / max(1, self.pixels)
-        if share > MOST_VOID and set(self.tasks) != {"instance"}:
+        too_little = share > MOST_VOID and set(self.tasks) != {"instance"}
+        if self.images and (too_little or not self.segments):
             raise UserError(
-                f"{100 * share:.1f}% of the true pixels of {self.images} images are void, over "
-                f"{100 * MOST_VOID:.0f}%: the figures would say nothing.",
+                f"{100 * share:.1f}% of the true pixels of {self.images} images are void, with "
+                f"{self.segments} segments: the figures would say nothing.",
                 "Labels that are off by one or of another class list do that: look at them and "
                 "prepare the data set again; or score single objects with --tasks instance.",
             )
