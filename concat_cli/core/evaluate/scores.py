@@ -120,13 +120,13 @@ class Tally:
 
     def merge(self, other: Tally) -> None:
         """Adds what another process counted; seconds are those of the slowest."""
-        self.panoptic.merge(other.panoptic)
-        self.semantic.merge(other.semantic)
+        self.panoptic.counts += other.panoptic.counts
+        self.semantic.matrix += other.semantic.matrix
         self.instance.merge(other.instance)
-        self.masks.merge(other.masks)
+        self.masks.counts += other.masks.counts
         for offset, (panoptic, semantic) in other.sweep.items():
-            self.sweep[offset][0].merge(panoptic)
-            self.sweep[offset][1].merge(semantic)
+            self.sweep[offset][0].counts += panoptic.counts
+            self.sweep[offset][1].matrix += semantic.matrix
         self.each.merge(other.each)
         self.clock = {name: max(value, other.clock[name]) for name, value in self.clock.items()}
 
