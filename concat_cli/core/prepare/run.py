@@ -207,10 +207,10 @@ def _unpacked(parts: Parts, out: Path, progress: Progress) -> Parts:
 def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:
     """A zip taken out of the one that it lies in; what is there already is left as it is."""
     entry = archive.entry()
-    path = folder / f"{Path(archive.member).stem}-{entry.crc:08x}.zip"
+    path = folder / f"{Path(archive.member).stem}-{entry.CRC:08x}.zip"
     if path.is_file():
         return path
-    progress.say(f"unpacking {archive.member} ({entry.size / 1e6:,.1f} MB) from {archive.archive}")
+    progress.say(f"unpacking {archive.member} ({entry.file_size / 1e6:,.1f} MB) from {archive.archive}")
     with files.atomic_path(path) as temp, archive.opened() as packed, temp.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)
     return path
