@@ -70,7 +70,7 @@ def read_coco(
         truth: what its annotations must hold; None takes what they do.
         named: an entry of `images` -> image id and name of the file, where those are not as COCO's.
     """
-    raw = _load(location)
+    raw = read_json(location, _slim)
     truth = truth or _truth(location, raw)
     _check(location, raw, truth)
     items = _items(str(location), raw, truth, named or _named)
@@ -156,10 +156,13 @@ def _size(image: Any) -> tuple[int, int] | None:
     return height, width
 
 
-def _load(location: Path | str) -> dict[str, Any]:
+def read_json(
+    location: Path | str, hook: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Any]:
+    """The object that a JSON file holds; UserError where it holds none. hook: as of `json.loads`."""
     data = read_file(location)
     try:
-        raw: Any = json.loads(data, object_hook=_slim)
+        raw: Any = json.loads(data, object_hook=hook)
     except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise UserError(f"{location} is not valid JSON ({error}).", _AGAIN) from error
     if not isinstance(raw, dict):

@@ -210,7 +210,9 @@ def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:
     path = folder / f"{Path(archive.member).stem}-{entry.CRC:08x}.zip"
     if path.is_file():
         return path
-    progress.say(f"unpacking {archive.member} ({entry.file_size / 1e6:,.1f} MB) from {archive.archive}")
+    progress.say(
+        f"unpacking {archive.member} ({entry.file_size / 1e6:,.1f} MB) from {archive.archive}"
+    )
     with files.atomic_path(path) as temp, archive.opened() as packed, temp.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)
     return path
