@@ -225,11 +225,14 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 def row_of(scene: Scene, image_id: int, name: str) -> Row:
     """All segments of a scene, numbered from 1."""
-    count = len(scene.labels)
-    areas: list[int] = np.bincount(scene.segment_map.ravel(), minlength=count + 1)[1:].tolist()
-    categories = [CLASSES.ids[label] for label in scene.labels.tolist()]
-    size = scene.segment_map.shape
-    return Row(image_id, name, name, *size, [*range(1, count + 1)], categories, [0] * count, areas)
+    labels: list[int] = scene.labels.tolist()
+    numbers = list(range(1, len(labels) + 1))
+    areas: list[int] = np.bincount(scene.segment_map.ravel(), minlength=len(labels) + 1)[
+        1:
+    ].tolist()
+    categories = [CLASSES.ids[label] for label in labels]
+    height, width = scene.segment_map.shape
+    return Row(image_id, name, name, height, width, numbers, categories, [0] * len(labels), areas)
 
 
 def without(scene: Scene, hidden: Collection[int]) -> Scene:

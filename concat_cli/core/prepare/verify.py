@@ -78,7 +78,8 @@ class Checker:
     def row(self, item: Item) -> Row:
         """The row of an image that is as it should be; UserError naming what is not."""
         image, *labels = self.files(item)
-        size = read_image(image).shape[:2] if self.decode else check_image(image)
+        height, width = read_image(image).shape[:2] if self.decode else check_image(image)
+        size = height, width
         if item.size is not None and size != item.size:
             raise wrong_size(image, size, item.size, f"{self.listed_in} says")
         if self.format.kind == "panoptic":

@@ -166,7 +166,7 @@ VOC = Recipe(
 )
 
 # LabelMap values of the 59 classes, in their order: the class of the n-th is n.
-RAW_59 = (
+RAW_59: tuple[int, ...] = (
     2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
     115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
     347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
@@ -212,23 +212,14 @@ def _context_layouts(vocabulary: Vocabulary, classes: int) -> Sequence[PairLayou
     void, end = (255, ".png") if few else (65535, ".tif")
     lowered = replace(plain, table={i - 1: i for i in vocabulary.ids}, void=(void,))
     images, lists = ("JPEGImages",), _CONTEXT_LISTS
-    long, short = (
-        f"annotations_ctx{classes}/{{part}}",
-        f"annotations_detectron2/pc{classes}_{{part}}",
-    )
+    long = (f"annotations_ctx{classes}/{{part}}",)
+    short = (f"annotations_detectron2/pc{classes}_{{part}}",)
     pngs = PairLayout("mmsegmentation", images, ("SegmentationClassContext",), plain, lists=lists)
     return [
         *([pngs] if few else []),
         PairLayout("official", images, ("trainval",), mat, label_end=".mat", lists=lists),
-        PairLayout(
-            "pascal_ctx_d2",
-            ("images/{part}",),
-            (long + "/{part}",),
-            lowered,
-            label_end=end,
-            long=True,
-        ),
-        PairLayout("detectron2", images, (short + "_{part}",), lowered, label_end=end),
+        PairLayout("pascal_ctx_d2", ("images/{part}",), long, lowered, label_end=end, long=True),
+        PairLayout("detectron2", images, short, lowered, label_end=end),
     ]
 
 
