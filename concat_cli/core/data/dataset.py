@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -151,12 +152,9 @@ def _is_panoptic(part: Mapping[str, Any]) -> bool:
 
 def _command(raw: Mapping[str, Any], root: Path) -> str:
     """The command that prepares a data set of format 2 again."""
-    name, dash, number = str(raw["name"]).rpartition("-")
-    if not (dash and number.isdecimal()):
-        name, number = str(raw["name"]), ""
-    known = name in ("coco", "coco-stuff", "coco-instances", "voc", "pascal-context", "ade20k",
-                     "cityscapes")  # fmt: skip
-    words = ["concat", "prepare-data", name if known else "custom", str(raw["source"]["root"])]
+    name, number = re.findall(r"(?s)^(.*?)(?:-(\d+))?$", str(raw["name"]))[0]
+    known = "coco coco-stuff coco-instances voc pascal-context ade20k cityscapes".split()
+    words = ["concat", "prepare-data", name if name in known else "custom", str(raw["source"]["root"])]
     words += ["--classes", number] if number else []
     words += ["--class-split", str(raw["class_split"]), "--out", str(root)]
     words += ["--unseen-pixels", str(raw["protocol"]["unseen_pixels"])]

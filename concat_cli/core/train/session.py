@@ -123,14 +123,13 @@ def open_data(cfg: Config, processes: Processes, progress: Progress) -> DatasetI
 
 def check_world(cfg: Config, info: DatasetInfo) -> None:
     """UserError where the built-in world at `data.root` was drawn with other `shapes.*` values."""
-    source = info.source
-    if not draws_shapes(cfg) or "world" not in source:
+    if not draws_shapes(cfg) or "world" not in info.source:
         return
-    differing = differing_keys(source, cfg.shapes)
+    differing = differing_keys(info.source, cfg.shapes)
     if differing:
         found = "; ".join(
-            f"shapes.{key} is {there!r}, not {getattr(cfg.shapes, key)!r}"
-            for key, (there, _) in differing.items()
+            f"shapes.{key} is {value!r}, not {getattr(cfg.shapes, key)!r}"
+            for key, (value, _) in differing.items()
         )
         there = " ".join(shlex.quote(f"shapes.{key}={pair[0]}") for key, pair in differing.items())
         raise UserError(
