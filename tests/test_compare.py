@@ -13,7 +13,6 @@ from mini import draw_world
 from torch import nn
 
 from concat_cli.commands import compare as command
-from concat_cli.console import Console
 from concat_cli.core.build import restore_segmentor
 from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.clip.encoder import load_clip
@@ -216,7 +215,7 @@ def test_like_training_is_not_noted(worlds: dict[str, Path], cheap: None) -> Non
     assert quick.notes == () and quick.images == 2
 
 
-def test_what_is_shown_and_written(found: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_shown_and_written(found: Comparison) -> None:
     text = command.markdown(found)
     first = found.rows[0].pq["seen"]
     assert first is not None
@@ -229,8 +228,6 @@ def test_what_is_shown_and_written(found: Comparison, capsys: pytest.CaptureFixt
     without = replace(found, rows=(dense,), differences=())
     assert "| first | - | - | - |" in command.markdown(without)
     assert "no PQ: " in command.markdown(without) and "no PQ: " not in text
-    Console().table(["run", "PQ"], [command.cells(dense, "\n")[:2]])
-    assert "-" in capsys.readouterr().out
 
 
 def test_the_command_writes_the_table(

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -108,21 +108,21 @@ def examine(data: Path | None = None) -> Report:
 
     data: a prepared data set that must be there. Without it, those in `data/` are listed.
     """
-    sections: dict[str, Callable[[], Iterator[Check]]] = {
-        "machine": _machine,
-        "packages": _packages,
-        "weights": _weights,
-        "data": lambda: _data_sets(data),
-        "splits": _splits,
-        "trial": _trial,
+    sections = {  # generators: nothing is looked at before its turn
+        "machine": _machine(),
+        "packages": _packages(),
+        "weights": _weights(),
+        "data": _data_sets(data),
+        "splits": _splits(),
+        "trial": _trial(),
     }
-    return Report({name: list(_all(name, find)) for name, find in sections.items()})
+    return Report({name: list(_all(name, found)) for name, found in sections.items()})
 
 
-def _all(section: str, find: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+def _all(section: str, found: Iterator[Check]) -> Iterator[Check]:
     """The findings of a section; one more where it ends in an error."""
     try:
-        yield from find()
+        yield from found
     except UserError as error:
         yield Check(section, "failed", error.what, error.hint)
     except Exception as error:  # whatever it is, it is what was looked for
@@ -248,32 +248,30 @@ def _published() -> Iterator[Check]:
 
 
 def _data_sets(data: Path | None) -> Iterator[Check]:
+    """Name, classes and images of prepared data sets, the first image of each part opened."""
+    from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+
     root = Path("data")
     found = sorted(p.parent for deep in ("*", "*/*") for p in root.glob(f"{deep}/dataset.json"))
     for folder in found if data is None else [data]:
-        yield _data_set(folder, "missing" if data is None else "failed")
+        try:
+            info = read_dataset_info(folder)
+            counts: list[str] = []
+            for name, part in info.parts.items():
+                samples = PanopticDataset(part, info.vocabulary)
+                if len(samples):
+                    _ = samples[0]
+                counts.append(f"{name} {len(samples)}")
+        except UserError as error:
+            state = "missing" if data is None else "failed"
+            yield Check(str(folder), state, error.what, error.hint)
+            continue
+        seen, unseen = len(info.vocabulary.seen_indices), len(info.vocabulary.unseen_indices)
+        kinds = f"{seen} seen and {unseen} unseen classes ({info.class_split})"
+        yield Check(str(folder), "ok", f"{info.name}: {kinds}; images: {', '.join(counts)}")
     if data is None and not found:
         what = f"no prepared data set below {root}"
         yield Check("data", "missing", what, "concat prepare-data shapes data/shapes")
-
-
-def _data_set(folder: Path, otherwise: State) -> Check:
-    """Name, classes and images of a prepared data set, the first image of each part opened."""
-    from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-
-    try:
-        info = read_dataset_info(folder)
-        counts: list[str] = []
-        for name, part in info.parts.items():
-            samples = PanopticDataset(part, info.vocabulary)
-            if len(samples):
-                _ = samples[0]
-            counts.append(f"{name} {len(samples)}")
-    except UserError as error:
-        return Check(str(folder), otherwise, error.what, error.hint)
-    seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
-    kinds = f"{seen} seen and {classes - seen} unseen classes ({info.class_split})"
-    return Check(str(folder), "ok", f"{info.name}: {kinds}; images: {', '.join(counts)}")
 
 
 def _splits() -> Iterator[Check]:

@@ -19,11 +19,11 @@ from concat_cli.core.evaluate.intervals import (
     Borders,
     Interval,
     Mean,
-    SparseCounts,
     mean_iou,
     mean_pq,
     paired_differences,
 )
+from concat_cli.core.evaluate.quality import FloatArray
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import PART, Subject, evaluate_weights, open_subject
@@ -148,8 +148,8 @@ def compare_runs(
         repeats=bootstraps,
         rows=tuple(rows),
         differences=tuple(
-            _difference((rows[i].label, reports[i]), (rows[0].label, reports[0]), info.vocabulary)
-            for i in range(1, len(rows))
+            _difference(row.label, report, rows[0].label, reports[0], info.vocabulary)
+            for row, report in zip(rows[1:], reports[1:], strict=True)
         ),
         notes=tuple(_notes(rows, subjects)),
     )
@@ -179,23 +179,20 @@ def _row(entry: Entry, report: Report, cost: Cost) -> Row:
 
 
 def _difference(
-    ours: tuple[str, Report], theirs: tuple[str, Report], vocabulary: Vocabulary
+    label: str, report: Report, minus: str, first: Report, vocabulary: Vocabulary
 ) -> Difference:
-    (label, mine), (minus, first) = ours, theirs
     split = vocabulary.seen_indices, vocabulary.unseen_indices
-    assert mine.intervals and mine.counts and first.counts
-    repeats, images = mine.intervals.repeats, mine.images
+    assert report.intervals and report.counts and first.counts
+    repeats = report.intervals.repeats
 
-    def of(one: SparseCounts | None, other: SparseCounts | None, mean: Mean) -> Figures:
-        if one is None or other is None:
+    def of(ours: FloatArray | None, theirs: FloatArray | None, mean: Mean) -> Figures:
+        if ours is None or theirs is None:
             return dict.fromkeys(GROUPS)
-        counts = [one.dense(images)], [other.dense(images)]
-        return paired_differences(*counts, mean, [split], repeats)
+        return paired_differences([ours], [theirs], mean, [split], repeats)
 
-    a, b = mine.counts, first.counts
-    return Difference(
-        label, minus, of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
-    )
+    a, b = report.counts, first.counts
+    pq, miou = of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
+    return Difference(label, minus, pq, miou)
 
 
 def _comparable(entries: Sequence[Entry]) -> list[Subject]:
