@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.segmentors.fcclip import FcClip, open_fcclip, our_names, stages
+from concat_cli.core.segmentors.fcclip import FcClip, our_names, stages
+from concat_cli.core.segmentors.source import open_segmentor
 
 PUBLISHED = {"channels": (192, 384, 768, 1536), "embed": 768, "queries": 250, "layers": 9}
 SMALL = {"channels": (40, 80, 160, 320), "embed": 64, "queries": 5, "layers": 2}
@@ -90,7 +91,9 @@ def tensors(sizes: dict[str, Any] = SMALL) -> dict[str, Tensor]:
 def opened(found: dict[str, Tensor], path: Path) -> FcClip:
     """The decoders of these tensors, from a file."""
     save_file(found, path)
-    return open_fcclip(str(path), path, found)
+    model = open_segmentor(str(path))
+    assert isinstance(model, FcClip)
+    return model
 
 
 def clip_of(folder: Path) -> Clip:
@@ -178,10 +181,14 @@ def test_class_path_against_a_naive_one(clip: Clip, tmp_path: Path) -> None:
     text = F.normalize(torch.randn(3, 64), dim=-1)
     with torch.no_grad():
         found = model(images, None)
-        logits = model.classify(found.embeddings, text)
-        naive, _ = naive_classes(model, images, text)
+        assert found.embeddings is not None
+        logits = model.classify(found.embeddings[:, :, 0], text)
+        naive, pooled = naive_classes(model, images, text)
     assert logits.shape == (2, 5, 4)
     torch.testing.assert_close(logits.flatten(0, 1), naive, atol=1e-4, rtol=0)
+    of_clip = F.normalize(found.embeddings[:, :, 1], dim=-1)
+    torch.testing.assert_close(of_clip.flatten(0, 1), pooled, atol=1e-5, rtol=0)
+    assert len(model.vocabulary) == 133
 
 
 def test_its_trunk_gives_what_open_clip_encodes(clip: Clip) -> None:
@@ -204,6 +211,7 @@ def test_what_lies_in_the_padding_does_not_matter(clip: Clip, tmp_path: Path) ->
     with torch.no_grad():
         first, second = model(images, padding), model(other, padding)
     assert torch.equal(first.mask_logits, second.mask_logits)
+    assert first.embeddings is not None and second.embeddings is not None
     assert torch.equal(first.embeddings, second.embeddings)
     assert first.mask_logits.shape == (1, 5, 16, 24)
 

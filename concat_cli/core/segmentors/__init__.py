@@ -5,7 +5,7 @@ They are frozen, and used as they are: their classes are one voice among others,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,15 @@ class Proposals:
     """What a published segmentor says of B pictures.
 
     mask_logits (B, Q, h, w) at stride 4 of the padded input; class_logits (B, Q, C+1) of its own
-    classes and, last, of no object; queries (B, Q, D), what its decoder ends with: the class logits
-    are linear in them.
+    classes and, last, of no object; queries (B, Q, D), what its decoder ends with. embeddings
+    (B, Q, 2, E), not normalised: where classes are told by text, in the place of the logits, which
+    are (B, Q, 0) then: those of its decoder, and those of the CLIP that it stands on.
     """
 
     mask_logits: Tensor
     class_logits: Tensor
     queries: Tensor
+    embeddings: Tensor | None = None
 
 
 class PublishedSegmentor(nn.Module):
@@ -78,10 +80,12 @@ class PublishedSegmentor(nn.Module):
             for own, some in rows.items()
         ]
         order = torch.tensor([row for some in rows.values() for row in some]).argsort()
+        embeddings = [one.embeddings for one in found if one.embeddings is not None]
         return Proposals(
             torch.cat([one.mask_logits for one in found])[order],
             torch.cat([one.class_logits for one in found])[order],
             torch.cat([one.queries for one in found])[order],
+            torch.cat(embeddings)[order] if embeddings else None,
         )
 
     def train(self, mode: bool = True) -> PublishedSegmentor:
@@ -113,4 +117,4 @@ def _widened(found: Proposals, size: Size) -> Proposals:
     height, width = found.mask_logits.shape[-2:]
     below, right = size[0] // STRIDE - height, size[1] // STRIDE - width
     masks = F.pad(found.mask_logits, (0, right, 0, below), mode="replicate")
-    return Proposals(masks, found.class_logits, found.queries)
+    return replace(found, mask_logits=masks)

@@ -7,12 +7,9 @@ text, so its vocabulary is open.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +23,7 @@ from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import MAX_SCALE
 from concat_cli.core.segmentors import Proposals, PublishedSegmentor
+from concat_cli.core.segmentors.files import Files
 from concat_cli.core.weights_from.names import rename
 
 HEAD = "sem_seg_head.predictor."
@@ -36,19 +34,8 @@ OWN = {
     **{f"{HEAD}class_embed.layers.{i}": f"class_embed.{i}" for i in range(3)},
 }
 SINGLE = {f"{HEAD}logit_scale": "log_scale", "void_embedding.weight": "void"}
+COCO = 133  # classes that it was trained on
 UNUSED = ("backbone.", "criterion.")  # the frozen CLIP, which comes from open_clip; the loss
-
-
-@dataclass(frozen=True)
-class TextProposals(Proposals):
-    """Of a segmentor whose classes are told by text; `class_logits` are (B, Q, 0).
-
-    embeddings (B, Q, E), not normalised, of the class path; dense (B, C, h, w): the last map of
-    CLIP's trunk, for pooling under masks.
-    """
-
-    embeddings: Tensor
-    dense: Tensor
 
 
 class FcClip(PublishedSegmentor):
@@ -101,26 +88,28 @@ class FcClip(PublishedSegmentor):
             )
         object.__setattr__(self, "clip", clip)  # no part of this module's weights
 
-    def forward(self, images: Tensor, padding: Tensor | None) -> TextProposals:
+    def propose(self, images: Tensor, padding: Tensor | None) -> Proposals:
         """See `PublishedSegmentor`; a CLIP is attached."""
         assert self.clip is not None, "attach a CLIP first"
+        visual: Any = self.clip.model.visual
         images = self.clip.normalise(images.float() / 255)
         images = images if padding is None else images.masked_fill(padding[:, None], 0.0)
-        maps, dense = stages(self.clip.model.visual.trunk, images)
+        maps, dense = stages(visual.trunk, images)
         maps = [zero_padding(x, resize_padding(padding, map_size(x))) for x in maps]
         pixel = self.pixel_decoder(maps, padding)
         decoded = self.query_decoder(pixel, None, last_only=True)
         queries, masks = decoded.queries[-1], decoded.mask_logits[-1].float()
-        pooled = pool(pixel.mask_features, masks > 0)
-        embeddings = self.pooled_proj(self.pooled_norm(pooled)) + queries
+        hidden = self.pooled_proj(self.pooled_norm(pool(pixel.mask_features, masks > 0))) + queries
         for layer in self.class_embed[:-1]:
-            embeddings = F.relu(layer(embeddings))
-        embeddings = self.class_embed[-1](embeddings)
-        none = embeddings.new_zeros(*embeddings.shape[:2], 0)
-        return TextProposals(masks, none, queries, embeddings, dense)
+            hidden = F.relu(layer(hidden))
+        coarse = F.interpolate(masks, map_size(dense), mode="bilinear", align_corners=False) > 0
+        pooled = pool(dense, coarse).flatten(0, 1)[:, :, None, None]
+        of_clip = visual.head(visual.trunk.head(pooled)).unflatten(0, masks.shape[:2])
+        embeddings = torch.stack((self.class_embed[-1](hidden), of_clip), 2).float()
+        return Proposals(masks, queries.new_zeros(*queries.shape[:2], 0), queries, embeddings)
 
     def classify(self, embeddings: Tensor, text: Tensor) -> Tensor:
-        """(B, Q, E), normalised texts (K, E) -> (B, Q, K+1) logits, void last: cosines times the
+        """(..., E), normalised texts (K, E) -> (..., K+1) logits, void last: cosines times the
         learned scale, which is at most 100."""
         classes = torch.cat((text.float(), F.normalize(self.void.float(), dim=-1)))
         cosines = F.normalize(embeddings.float(), dim=-1) @ classes.T
@@ -149,13 +138,14 @@ def is_fcclip(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(f"{HEAD}_mask_pooling_proj.") for name in tensors)
 
 
-def open_fcclip(source: str, path: Path, tensors: Mapping[str, Tensor]) -> FcClip:
+def open_fcclip(files: Files) -> FcClip:
     """The decoders of FC-CLIP's tensors; UserError names one that is missing, extra or misshapen.
 
     Their sizes are read off the tensors. The frozen CLIP's tensors, which some files hold as well,
     are left aside.
     """
-    ours = our_names(source, tensors)
+    source = files.source
+    ours = our_names(source, files.tensors)
     try:
         model = FcClip(**_sizes(ours))
     except KeyError as error:
@@ -171,7 +161,7 @@ def open_fcclip(source: str, path: Path, tensors: Mapping[str, Tensor]) -> FcCli
     if extra:
         raise _unfit(source, f"{extra[0]} has no place in it ({len(extra)} such tensors)")
     model.load_state_dict(ours)
-    model.source, model.sha256 = source, hashlib.sha256(path.read_bytes()).hexdigest()
+    files.describe(model, COCO, own_colours=True)
     return model.eval().requires_grad_(False)
 
 

@@ -70,8 +70,11 @@ class Files:
         long = size.get("longest_edge") or size.get("width") or self.preprocessor.get("max_size")
         return short, max(short, int(long or PublishedSegmentor.max_size))
 
-    def describe(self, segmentor: PublishedSegmentor, classes: int) -> None:
-        """Fills in what the files say of a segmentor with so many classes."""
+    def describe(
+        self, segmentor: PublishedSegmentor, classes: int, *, own_colours: bool = False
+    ) -> None:
+        """Fills in what the files say of a segmentor with so many classes; own_colours: it knows by
+        itself how pictures are normalised."""
         metadata = self.preprocessor.get("metadata")  # OneFormer's, and what we export
         kept = cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
         things = kept.get("thing_ids")
@@ -83,7 +86,7 @@ class Files:
             classes,
             {int(i) for i in things} if isinstance(things, list) else None,  # pyright: ignore
         )
-        if not self.preprocessor:
+        if not self.preprocessor and not own_colours:
             notes.append(
                 "No preprocessor_config.json lies beside it: colours are normalised as ImageNet's, "
                 f"sides are {segmentor.size}-{segmentor.max_size}."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.segmentors import PublishedSegmentor
+from concat_cli.core.segmentors.fcclip import is_fcclip, open_fcclip
 from concat_cli.core.segmentors.files import Files, find_files
 from concat_cli.core.segmentors.library import EoMT, MaskFormer, OneFormer, open_library
 from concat_cli.core.segmentors.mask2former import open_mask2former
@@ -16,8 +17,8 @@ _MARKS = {  # how a tensor's name begins in such a model alone
     "maskformer": "mask_embedder.",
 }
 _KNOWN = (
-    "Known are Mask2Former in the names of transformers and of detectron2, and EoMT, OneFormer and "
-    "MaskFormer as transformers saves them."
+    "Known are Mask2Former in the names of transformers and of detectron2, FC-CLIP's decoder, and "
+    "EoMT, OneFormer and MaskFormer as transformers saves them."
 )
 
 
@@ -45,6 +46,8 @@ def open_segmentor(source: str) -> PublishedSegmentor:
                 f"Give a folder with both, as transformers saves them ({files.path.name}).",
             )
         return open_library(LIBRARY[kind], files)
+    if is_fcclip(files.tensors):
+        return open_fcclip(files)
     found = open_mask2former(files) if kind in ("", "mask2former") else None
     return found if found is not None else _refuse(files)
 
