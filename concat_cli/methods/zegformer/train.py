@@ -113,7 +113,7 @@ def train_zegformer(
         return images.fit(ZegFormerModule(segmentor, images.text, images.to_trained, cfg.loss))
     if not warm_up(images, segmentor, None):
         return images.unfinished()
-    return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align))
+    return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg))
 
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
