@@ -41,7 +41,7 @@ SMALL = ("clip_zss.head_width=16", "clip_zss.bank=6", "clip_zss.heads=4", "optim
 SWITCHES = {
     "baseline": (),
     "global": ("clip_zss.glm=1", "clip_zss.source=cache", "clip_zss.full_size=true"),
-    "centroids": ("clip_zss.pseudo=true", "clip_zss.learn_scale=false", "clip_zss.dense_path=last"),
+    "centroids": ("clip_zss.pseudo=true", "clip_zss.learn_scale=false"),
     "synthesizer": ("clip_zss.pseudo=true", "clip_zss.synthesizer=1"),
     "all": ("clip_zss.glm=1", "clip_zss.glm_temperature=0.1", "clip_zss.pseudo=true",
             "clip_zss.synthesizer=2", "clip_zss.prototypes=2", "clip_zss.prototype_scale=20",

@@ -59,23 +59,29 @@ def first_segments(labels: Tensor, count: int) -> Tensor:
     return (labels < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
-def not_noised(masks: Tensor, valid: Tensor) -> Denoising:
-    return Denoising(F.avg_pool2d(masks.float(), 8), valid)
+def not_noised(_: Any, masks: Tensor, labels: Tensor) -> Denoising:
+    return Denoising(F.avg_pool2d(masks.float(), 8), labels >= 0)
 
 
 def without_negatives(
-    rows: con_module.Rows, temperature: float, count: Count | None = None, bank: Any = None
+    queries: Tensor,
+    tokens: Tensor,
+    valid: Tensor,
+    groups: Tensor,
+    temperature: float,
+    count: Count | None = None,
+    bank: Any = None,
 ) -> Tensor:
     """What is left of InfoNCE: only the number of rows that it is a mean over."""
-    own = rows.valid.sum().float()
+    own = valid.sum().float()
     number = distributed.mean_over_processes(own) if count is None else count.of_whole(own)
-    unlike = 1 - F.cosine_similarity(rows.queries, rows.tokens)
-    return unlike.masked_fill(~rows.valid, 0.0).sum() / number.clamp(min=1e-12)
+    unlike = 1 - F.cosine_similarity(queries, tokens)
+    return unlike.masked_fill(~valid, 0.0).sum() / number.clamp(min=1e-12)
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(losses, "uncertain_points", grid)
-    patch.setattr(con_module, "noised", not_noised)
+    patch.setattr(con_module.TruthModule, "_denoising", not_noised)
     patch.setattr(con_module, "contrast", without_negatives)
     for module in (con_module, teacher):
         patch.setattr(module, "drawn_segments", first_segments)
@@ -99,14 +105,14 @@ def con(world: Path) -> ImageModule:
     cfg, clip = mini_config(world, *KEYS), load_clip(mini_config(world).clip)
     segmentor = build_segmentor(cfg.model, clip.embed_dim)
     text, teaches = embeddings(clip.embed_dim), Teacher(clip, cfg.align.crops)
-    return ConModule(segmentor, text, trained_on(), cfg.loss, cfg.align, teaches)
+    return ConModule(segmentor, text, trained_on(), cfg, teaches)
 
 
 def warm_up(world: Path) -> ImageModule:
     cfg, clip = mini_config(world, *KEYS), load_clip(mini_config(world).clip)
     segmentor = build_segmentor(cfg.model, clip.embed_dim)
     text, teaches = embeddings(clip.embed_dim), Teacher(clip, cfg.align.crops)
-    return WarmupModule(segmentor, text, trained_on(), cfg.loss, cfg.align, cfg.warmup, teaches)
+    return WarmupModule(segmentor, text, trained_on(), cfg, teaches)
 
 
 def zegformer(world: Path) -> ImageModule:
