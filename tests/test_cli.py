@@ -303,7 +303,8 @@ def evaluated(folder: str) -> int:
 def launched(folder: str) -> None:
     """`torchrun`, whose processes it forks, where otherwise interpreters would start that import
     for seconds what is here already."""
-    words = "--standalone --nproc-per-node 2 --start-method fork -m concat_cli"
+    words = "--rdzv-backend c10d --rdzv-endpoint localhost:0 --nproc-per-node 2"
+    words += " --start-method fork -m concat_cli"
     config, *_ = config_from_args(parse_args(words.split()))
     assert elastic_launch(config, evaluated)(folder) == {0: 0, 1: 0}
 
