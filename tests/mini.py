@@ -34,7 +34,7 @@ model.width=32 model.mask_width=32 model.heads=4 model.queries=10
 model.encoder_ffn=32 model.decoder_ffn=32 model.decoder_layers=2
 loss.points=64 loss.dense=1 loss.denoising=3
 align.image=0.1 align.instance=1 align.bank=32 align.crops=3
-warmup.steps=2 warmup.masks=1 optim.steps=6 optim.batch_size=4 optim.per_device=4 optim.warmup=2
+warmup.steps=2 warmup.masks=1 optim.steps=6 optim.batch_size=2 optim.per_device=2 optim.warmup=2
 optim.ema=0.9
 optim.save_every=100 optim.log_every=1 optim.preview_every=0
 cat.steps=6 cat.primitives=8 cat.ffn=32 cat.heads=4 cat.layers=1 cat.batch=16 cat.negatives=16
