@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -63,7 +64,8 @@ LOSSES = {
 
 @pytest.mark.parametrize("switch", SWITCHES)
 def test_two_steps_of_every_switch(mini_world, tmp_path, switch):
-    cfg, run = mini_config(mini_world, *SMALL, *SWITCHES[switch]), Run("two", tmp_path)
+    world = Path(shutil.copytree(mini_world, tmp_path / "shapes"))  # caches are written into it
+    cfg, run = mini_config(world, *SMALL, *SWITCHES[switch]), Run("two", tmp_path)
     result = train_clip_zss(cfg, run, device="cpu")
     assert result.finished and result.steps == 2
     rows = [row for row in metrics(run.stage("clip_zss")) if "loss" in row]

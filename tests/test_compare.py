@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,8 @@ def dies(*_: object) -> None:
 
 
 def test_mistakes_and_deaths_of_that_process_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is forked, as a new interpreter imports for seconds before anything happens."""
+    monkeypatch.setattr(costs, "get_context", lambda _: get_context("fork"))
     with pytest.raises(UserError, match="There is no file none") as caught:
         measure_cost(Path("none"))
     assert caught.value.hint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import alone, free_port, mini_config, scene
+from mini import alone, in_two_processes, mini_config, scene
 from torch import Tensor, nn
 
 from concat_cli.core import losses
@@ -251,13 +250,8 @@ def test_the_share_of_void_is_all_that_differs(mini_world, tmp_path, monkeypatch
     assert rows[1]["class"] == pytest.approx(rows[0]["class"], rel=0.02)
 
 
-def work(rank: int, port: int, world: Path, folder: Path) -> None:
+def work(world: Path, folder: Path) -> None:
     """One of two processes with two forwards of 4 images, and with one of 8."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-        "RANK": str(rank), "LOCAL_RANK": str(rank),
-    }  # fmt: skip
-    torch.set_num_threads(1)
     _, processes = distributed.join(torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
@@ -266,13 +260,13 @@ def work(rank: int, port: int, world: Path, folder: Path) -> None:
             torch.manual_seed(0)
             where = folder / f"forwards-of-{size}"
             found[size] = gradients(con(world), samples(), size, where, processes)
-    torch.save(found, folder / f"rank{rank}.pt")
+    torch.save(found, folder / f"rank{processes.rank}.pt")
     distributed.leave()
 
 
 def test_processes_and_forwards_add_up(mini_world, tmp_path, monkeypatch):
     """And the processes exchange gradients once a step, however many forwards it takes."""
-    torch.multiprocessing.spawn(work, (free_port(), mini_world, tmp_path), nprocs=2)
+    in_two_processes(work, mini_world, tmp_path)
     draw_nothing(monkeypatch)
     torch.manual_seed(0)
     whole, _ = gradients(con(mini_world), samples(), 16, tmp_path / "whole")
