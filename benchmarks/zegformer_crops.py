@@ -38,7 +38,7 @@ from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, 
 from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor, encode_segments
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor, encode_segments
 
 LIMIT = 1e-3  # the largest difference that counts as none
 UNSEEN = CLASSES.names[::5]  # of random weights
@@ -95,8 +95,9 @@ class Parts:
     ) -> ZegFormerPredictor:
         """One of them, with keys of `ZegFormerConfig`."""
         infer = replace(self.infer, batch=batch or self.infer.batch)
-        naming = Naming(replace(self.way, **keys), self.clip, self.image_text)
-        return kind(self.model, self.text, self.vocabulary, infer, naming=naming)
+        common = (self.model, self.text, self.vocabulary, infer)
+        way = replace(self.way, **keys)
+        return kind(*common, way=way, clip=self.clip, image_text=self.image_text)
 
 
 def loaded(path: Path) -> Parts:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from drawn_layouts import CASES
 from drawn_own import draw_own
 from hub_helpers import no_network
 from PIL import Image
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 
 from concat_cli.app import main
 from concat_cli.commands.options import EXAMPLES
@@ -301,20 +305,38 @@ def test_the_same_command_resumes_and_another_one_stops(
     assert code == 2 and "optim.lr: 0.001 -> 0.5" in err and "--fresh" in err
 
 
-def test_processes_share_the_pictures_and_write_one_result(inside: Path) -> None:
+def evaluated(folder: str) -> int:
+    """The exit code of one of the processes of a `torchrun`, which keeps what it prints."""
+    printed = Path(f"printed-{os.environ['RANK']}")
+    with printed.open("w") as file, contextlib.redirect_stdout(file):
+        return main(["evaluate", "--json", "--device", "cpu", "--save", folder])
+
+
+def launched(folder: str) -> None:
+    """`torchrun`, whose processes it forks, where otherwise interpreters would start that import
+    for seconds what is here already."""
+    words = "--rdzv-backend c10d --rdzv-endpoint localhost:0 --nproc-per-node 2"
+    words += " --start-method fork -m concat_cli"
+    config, *_ = config_from_args(parse_args(words.split()))
+    assert elastic_launch(config, evaluated)(folder) == {0: 0, 1: 0}
+
+
+def test_processes_share_the_pictures_and_write_one_result(
+    inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two processes of a `torchrun` report what one does."""
-    command = ["-m", "concat_cli", "evaluate", "--json", "--device", "cpu", "--save"]
-    reports = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--nproc-per-node", "2"]):
-        out = f"shared-{len(launcher)}"
-        done = subprocess.run(
-            [sys.executable, *launcher, *command, out], capture_output=True, encoding="utf-8"
-        )
-        assert done.returncode == 0, done.stderr
-        reports.append(json.loads(done.stdout))
-    assert reports[0]["panoptic"] == reports[1]["panoptic"]
-    assert reports[0]["per_class"] == reports[1]["per_class"]
-    written = [Path(out, "panoptic.json").read_bytes() for out in ("shared-0", "shared-4")]
+    code, out, err = call(capsys, "evaluate", "--json", "--device", "cpu", "--save", "shared-1")
+    assert code == 0, err
+    alone = json.loads(out)
+    torchrun = get_context("fork").Process(target=launched, args=("shared-2",))
+    torchrun.start()
+    torchrun.join(200)
+    assert torchrun.exitcode == 0
+    together = json.loads(Path("printed-0").read_text())
+    assert not Path("printed-1").read_text()
+    assert together["panoptic"] == alone["panoptic"]
+    assert together["per_class"] == alone["per_class"]
+    written = [Path(out, "panoptic.json").read_bytes() for out in ("shared-1", "shared-2")]
     assert written[0] == written[1]
 
 

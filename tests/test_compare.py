@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import build_student
 from concat_cli.methods.zegformer.config import ZegFormerConfig
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 WORLD = {"train": 3, "dev": 1, "val": 8, "size": 64}
 SMALL = ("infer.size=64", "infer.min_score=0.3")
@@ -261,6 +262,8 @@ def dies(*_: object) -> None:
 
 
 def test_mistakes_and_deaths_of_that_process_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one that is forked, as a new interpreter imports for seconds before anything happens."""
+    monkeypatch.setattr(costs, "get_context", lambda _: get_context("fork"))
     with pytest.raises(UserError, match="There is no file none") as caught:
         measure_cost(Path("none"))
     assert caught.value.hint
@@ -312,7 +315,9 @@ def test_clips_image_encoder_counts_where_it_runs() -> None:
     own = 3 * 5 + 5
     tower = sum(p.numel() for p in clip.model.visual.parameters())
     for branch, expected in (("segment", own), ("image", own + tower), ("fusion", own + tower)):
-        naming = Naming(ZegFormerConfig(branch=branch), clip, text)
-        predictor = ZegFormerPredictor(model, text, names, InferConfig(), naming=naming)
+        way = ZegFormerConfig(branch=branch)
+        predictor = ZegFormerPredictor(
+            model, text, names, InferConfig(), way=way, clip=clip, image_text=text
+        )
         assert predictor.parameters == expected
         assert predictor.needs_clip_image == (branch != "segment")

@@ -385,9 +385,9 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(hub, "hf_hub_download", fetch)
     monkeypatch.setattr(hub, "reachable", lambda: True)
-    with pytest.raises(UserError, match="nothing is fetched without being asked for") as caught:
+    with pytest.raises(UserError, match="is not in the cache") as caught:
         open_segmentor("hf-hub:somebody/nothing-of-the-kind")
-    assert "config.json preprocessor_config.json" in caught.value.hint
+    assert "concat weights get hf-hub:somebody/nothing-of-the-kind" in caught.value.hint
 
 
 PUBLISHED = ("swin_tiny_patch4_window7_224", "swin_large_patch4_window12_384", "resnet50")

@@ -42,7 +42,7 @@ def changed(cfg: Config, section: str, **values: Any) -> Config:
 def test_a_refused_stage_1_leaves_no_folder(mini_run, tmp_path):
     run, cfg = Run("bad", tmp_path), mini_run.cfg
     for bad in (
-        changed(cfg, "optim", batch_size=6),
+        changed(cfg, "optim", batch_size=3),
         changed(cfg, "clip", model="no-such-clip"),
         changed(cfg, "model", backbone="no-such-backbone"),
     ):

@@ -41,6 +41,7 @@ DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that i
     "cat.noise_width": "32",
     "cat.refit_projector": "false",
     "clip_zss.synthesizer_ffn": "4",
+    "clip_zss.dense_path": "value",
 }
 RENAMED: dict[str, str] = {  # a short name, or one of former versions -> a key's name now
     "segmentor": "model.segmentor",

@@ -196,9 +196,7 @@ def describe(
     out = segmentor(batch.images, truth.padding, text, last_only=True)
     grid = _grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
     weights = (cfg.loss.classes, cfg.loss.mask, cfg.loss.dice)
-    matched = match(
-        out.class_logits, out.mask_logits, labels, truth.masks, labels >= 0, weights, grid
-    )
+    matched = match(out.class_logits, out.mask_logits, labels, truth.masks, weights, grid)
     queries, classes = out.class_logits.shape[2], out.class_logits.shape[3] - 1
     held = query_targets(matched, labels, queries, classes)[0]
     held = held.masked_fill(held == classes, EMPTY)

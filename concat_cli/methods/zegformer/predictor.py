@@ -14,21 +14,20 @@ class. All of this follows ZegFormer where nothing else is said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import (  # pyright: ignore[reportMissingTypeStubs]
     roi_align,  # pyright: ignore[reportUnknownVariableType]
 )
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import extent
-from concat_cli.core.config import InferConfig
 from concat_cli.core.infer.postprocess import (
     MASK_STRIDE,
     PanopticResult,
@@ -38,7 +37,6 @@ from concat_cli.core.infer.postprocess import (
     semantic_shares,
 )
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
-from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer import tasks_of
 from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 
@@ -48,42 +46,32 @@ AT_MOST = 128  # segments encoded at a time
 _PIXELS = 1 << 22  # masked pixels in memory at a time, at least of one segment
 
 
-@dataclass(frozen=True)
-class Naming:
-    """How segments are named: which branch, and for the image branch the CLIP with its image
-    encoder and (K, E) normalised text embeddings; both None for the segment branch alone."""
-
-    way: ZegFormerConfig
-    clip: Clip | None = None
-    text: Tensor | None = None
-
-
 class ZegFormerPredictor(Predictor):
     """A ZegFormer; the first arguments as of `Predictor`.
 
     `cfg.seen_offset` is ZegFormer's gamma: it is taken off the scores of the pixels, or off the
     probabilities of the segments, not off logits.
+
+    Args:
+        way: how segments are named.
+        clip, image_text: for the image branch, CLIP with its image encoder, and (K, E) normalised
+            text embeddings; not needed by the segment branch alone.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        text: Tensor,
-        vocabulary: Vocabulary,
-        cfg: InferConfig,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        meta: dict[str, Any] | None = None,
-        *,
-        naming: Naming,
+        *common: Any,
+        way: ZegFormerConfig,
+        clip: Clip | None = None,
+        image_text: Tensor | None = None,
     ) -> None:
-        super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
-        self.zegformer, self.tasks = naming.way, tasks_of(naming.way.targets)
-        self.needs_clip_image = naming.way.branch != "segment"
-        both = naming.clip is not None and naming.text is not None
-        assert both or not self.needs_clip_image
-        self.clip = naming.clip
-        self.image_text = None if naming.text is None else naming.text.to(self.device)
+        super().__init__(*common)
+        self.zegformer, self.tasks = way, tasks_of(way.targets)
+        self.needs_clip_image = way.branch != "segment"
+        self.clip = clip
+        if self.needs_clip_image:
+            assert clip is not None and image_text is not None, "CLIP is needed"
+            self.image_text = image_text.to(self.device)
 
     @property
     def parameters(self) -> int:
@@ -142,9 +130,9 @@ class ZegFormerPredictor(Predictor):
 
     def _run(self, images: Tensor, padding: Tensor | None, valid: list[Size]) -> Raw:
         raw = super()._run(images, padding, valid)
-        assert isinstance(raw, RawOutput)
-        if self.clip is None or self.image_text is None or not self.needs_clip_image:
+        if self.clip is None or not self.needs_clip_image:
             return raw
+        assert isinstance(raw, RawOutput)
         sent = self.sent(raw)
         tokens = encode_alike(
             self.clip, images, raw.mask_logits, valid, sent.nonzero(), self.zegformer.crop
@@ -156,11 +144,12 @@ class ZegFormerPredictor(Predictor):
 
 def open_predictor(loading: Loading) -> ZegFormerPredictor:
     """The predictor of a weights file of stage `zegformer`."""
-    way, clip, image_text = loading.cfg.own(ZegFormerConfig), None, None
-    if way.branch != "segment":
-        clip = loading.clip(image_tower=True)
-        image_text = loading.text(() if way.image_prompts == "same" else MASKED_PROMPTS)
-    return loading.open(ZegFormerPredictor, naming=Naming(way, clip, image_text))
+    way = loading.cfg.own(ZegFormerConfig)
+    if way.branch == "segment":
+        return loading.open(ZegFormerPredictor, way=way)
+    clip = loading.clip(image_tower=True)
+    image_text = loading.text(() if way.image_prompts == "same" else MASKED_PROMPTS)
+    return loading.open(ZegFormerPredictor, way=way, clip=clip, image_text=image_text)
 
 
 def peaks(mask_logits: Tensor, valid: Sequence[Size]) -> Tensor:
