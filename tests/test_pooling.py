@@ -8,8 +8,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-import torch.nn.functional as F
-from tower_helpers import OTHERS, STRIDES, TOWERS, tower_clip
+from tower_helpers import OTHERS, STRIDES, TOWERS, naive_shares, naive_token, tower_clip
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.pooling import MaskPooling, belongs, between_cells
@@ -39,68 +38,6 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     select[1, 1] = select[0, 5] = select[1, 5] = False
     select[2] = False
     return images, logits, select
-
-
-def naive_shares(mask: torch.Tensor, valid: tuple[int, int], grid: int) -> np.ndarray:
-    """(grid, grid): rectangle by rectangle."""
-    height, width = valid
-    found = np.zeros((grid, grid))
-    for y, x in mask.nonzero().tolist():
-        top, bottom = min(4 * y, height), min(4 * y + 4, height)
-        left, right = min(4 * x, width), min(4 * x + 4, width)
-        for i in range(grid):
-            for j in range(grid):
-                rows = min(bottom, (i + 1) * height / grid) - max(top, i * height / grid)
-                columns = min(right, (j + 1) * width / grid) - max(left, j * width / grid)
-                found[i, j] += max(rows, 0) * max(columns, 0)
-    return found / (height / grid * width / grid)
-
-
-def naive_cells(shares: np.ndarray) -> list[int]:
-    """The cells that stand for a mask."""
-    flat = shares.ravel()
-    inside = [n for n, share in enumerate(flat) if share > 0.49999]
-    return inside or [n for n, share in enumerate(flat) if share > flat.max() - 1e-9]
-
-
-@torch.no_grad()
-def naive_token(clip: Clip, view: torch.Tensor, shares: np.ndarray) -> torch.Tensor:
-    """(E,) of one mask and one view (1, 3, side, side), by the libraries' own layers."""
-    visual, cells = clip.model.visual, naive_cells(shares)
-    if isinstance(visual, open_clip.transformer.VisionTransformer):
-        tokens = visual._embeds(view)
-        count = tokens.shape[1]
-        tokens = torch.cat((tokens, tokens[:, :1]), 1)
-        hidden = torch.full((count + 1, count + 1), -torch.inf)
-        hidden[:count, :count] = 0
-        hidden[count, [1 + n for n in cells]] = 0
-        hidden[count, count] = 0
-        for block in visual.transformer.resblocks:
-            tokens = block(tokens, attn_mask=hidden)
-        found = visual.ln_post(tokens[:, -1]) @ visual.proj
-    elif isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
-        maps = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(view)))))
-        pool, part = visual.attnpool, maps.flatten(2)[0].T[cells]  # (n, C)
-        rows = torch.cat((part.mean(0, keepdim=True), part))[:, None]  # (1+n, 1, C)
-        rows = rows + pool.positional_embedding[[0, *(1 + n for n in cells)]][:, None]
-        bias = torch.cat([pool.q_proj.bias, pool.k_proj.bias, pool.v_proj.bias])
-        found = F.multi_head_attention_forward(
-            rows[:1], rows, rows, rows.shape[-1], pool.num_heads, None, bias, None, None, False, 0,
-            pool.c_proj.weight, pool.c_proj.bias, False, need_weights=False,
-            use_separate_proj_weight=True, q_proj_weight=pool.q_proj.weight,
-            k_proj_weight=pool.k_proj.weight, v_proj_weight=pool.v_proj.weight,
-        )[0][0]  # fmt: skip
-    elif hasattr(visual.trunk, "attn_pool"):
-        tokens, trunk = visual.trunk.forward_features(view), visual.trunk
-        seen = torch.zeros(1, 1, 1, tokens.shape[1], dtype=torch.bool)
-        seen[..., cells] = True
-        found = visual.head(trunk.head(trunk.fc_norm(trunk.attn_pool(tokens, attn_mask=seen))))
-    else:
-        maps = visual.trunk.forward_features(view)[0].numpy()
-        pooled = (maps * shares).sum((1, 2)) / shares.sum()
-        pooled = torch.from_numpy(pooled).float()[None, :, None, None]
-        found = visual.head(visual.trunk.forward_head(pooled))
-    return F.normalize(found[0], dim=0)
 
 
 def test_shares_of_cells() -> None:

@@ -14,7 +14,7 @@ from concat_cli.core.segmentors.source import open_segmentor
 def open_weights(given: str) -> Weights | None:
     """The pair that `--weights` named; None where it is none. Nothing is downloaded."""
     segmentor = open_segmentor(given)
-    return pair(segmentor, ClipConfig("ViT-B-16", "datacomp_xl_s13b_b90k", "single"))
+    return pair(segmentor, ClipConfig("ViT-B-16", "datacomp_xl_s13b_b90k", "vild"))
 
 
 def pair(segmentor: PublishedSegmentor, clip: ClipConfig) -> Weights:
@@ -22,7 +22,9 @@ def pair(segmentor: PublishedSegmentor, clip: ClipConfig) -> Weights:
     cfg = Config(
         clip=clip,
         model=ModelConfig(segmentor=segmentor.source),
-        infer=InferConfig(size=segmentor.size, max_size=segmentor.max_size),
+        infer=InferConfig(  # a batch of photos gains nothing on a CPU but memory
+            segmentor.size, segmentor.max_size, min_score=0.0, batch=1
+        ),
     )
     meta = {
         "format": FORMAT,
