@@ -15,6 +15,7 @@ from torch import nn
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.config import InferConfig, ModelConfig
 from concat_cli.core.data.transforms import resize_short
+from concat_cli.core.infer.crops import encode_segments
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
@@ -22,7 +23,6 @@ from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import (
     ZegFormerPredictor,
     class_scores,
-    encode_segments,
 )
 
 VOCABULARY = Vocabulary(

@@ -95,7 +95,7 @@ class ClipConfig:
 
     model: str = "tiny"  # "tiny" (built in), an open_clip name, "hf-hub:...", "local-dir:..."
     pretrained: str = ""  # open_clip tag or a weights file (OpenAI's: "...-quickgelu" models)
-    templates: Literal["single", "scene", "imagenet_select"] = "single"  # [PADing: the last]
+    templates: Literal["single", "scene", "imagenet_select", "vild"] = "single"  # `TEMPLATES`
     clean_names: bool = True  # "sky-other-merged" -> "sky" in prompts [ours; PADing: off]
 
 

@@ -26,7 +26,8 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
 # "single": CLIP paper, 3.1.4. "scene": Ding et al., CVPR 2022. "imagenet_select": PADing's eight
-# (of open_clip's templates), which Ding et al. take on COCO.
+# (of open_clip's templates), which Ding et al. take on COCO. "vild": the 14 of ViLD's (Gu et al.,
+# ICLR 2022) that FC-CLIP takes.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),
@@ -39,6 +40,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "art of the {}.",
         "a photo of the small {}.",
         "A photo of a {} in the scene",
+    ),
+    "vild": (
+        "a photo of a {}.",
+        "This is a photo of a {}",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "a photo of a {} in the scene",
+        "a photo of a small {}.",
+        "a photo of a medium {}.",
+        "a photo of a large {}.",
+        "This is a photo of a small {}.",
+        "This is a photo of a medium {}.",
+        "This is a photo of a large {}.",
+        "There is a small {} in the scene.",
+        "There is a medium {} in the scene.",
+        "There is a large {} in the scene.",
     ),
 }
 _SUFFIXES = frozenset({"merged", "other", "stuff"})

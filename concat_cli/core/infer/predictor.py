@@ -255,7 +255,7 @@ class Predictor:
         groups: dict[Size, list[int]] = defaultdict(list)
         for position, image in enumerate(resized):
             height, width = image.shape[:2]
-            groups[-(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR].append(position)
+            groups[self._padded(height, width)].append(position)
         for padded, members in groups.items():
             for first in range(0, len(members), self.cfg.batch):
                 positions = members[first : first + self.cfg.batch]
@@ -314,6 +314,10 @@ class Predictor:
         assert isinstance(raw, RawOutput)
         return raw, self.probabilities(raw, self.cfg.seen_offset if offset is None else offset)
 
+    def _padded(self, height: int, width: int) -> Size:
+        """What a picture of this size is padded to."""
+        return -(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR
+
     def _batch(self, images: list[np.ndarray], padded: Size) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) uint8 on the device, and where they are padding, if anywhere."""
         batch = torch.zeros(len(images), 3, *padded, dtype=torch.uint8)
@@ -355,14 +359,15 @@ class Loading:
     force: bool = False
     _clip: Clip | None = field(default=None, init=False, repr=False)
 
-    def text(self, templates: tuple[str, ...] = ()) -> Tensor:
-        """(K, E) normalised embeddings of the vocabulary, of the configured templates or others.
+    def text(self, templates: tuple[str, ...] = (), vocabulary: Vocabulary | None = None) -> Tensor:
+        """(K, E) normalised embeddings of the vocabulary or another one, of the configured
+        templates or others.
 
         They come from the cache; CLIP's text tower is loaded where they are not all there.
         """
         found = cached_texts(
             self.weights.meta["clip"]["sha256"] or self.clip(image_tower=True).identity.sha256,
-            class_texts(self.vocabulary, self.cfg.clip, templates),
+            class_texts(vocabulary or self.vocabulary, self.cfg.clip, templates),
             lambda: self.clip(image_tower=False),
             self.cache_dir,
             self.progress,

@@ -33,7 +33,7 @@ def open_weights(given: str) -> PairWeights:
     clip = (listed or pairs()[DEFAULT]).clip
     return pair(
         segmentor,
-        ClipConfig(clip.model, clip.pretrained, "single"),
+        ClipConfig(clip.model, clip.pretrained, "vild"),
         TRAINED_ON if listed else "not told",
     )
 
@@ -44,7 +44,9 @@ def pair(segmentor: PublishedSegmentor, clip: ClipConfig, trained_on: str = "") 
         data=DataConfig(root=""),  # it has no data set of its own
         clip=clip,
         model=ModelConfig(segmentor=segmentor.source),
-        infer=InferConfig(size=segmentor.size, max_size=segmentor.max_size),
+        infer=InferConfig(  # a batch of photos gains nothing on a CPU but memory
+            segmentor.size, segmentor.max_size, min_score=0.0, batch=1
+        ),
     )
     meta: dict[str, Any] = {
         "format": FORMAT,
