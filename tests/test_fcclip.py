@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,10 +15,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.config import ClipConfig
+from concat_cli.core.config import ClipConfig, InferConfig
 from concat_cli.core.errors import UserError
+from concat_cli.core.infer.predictor import RawOutput
+from concat_cli.core.progress import SILENT
 from concat_cli.core.segmentors.fcclip import FcClip, our_names, stages
 from concat_cli.core.segmentors.source import open_segmentor
+from concat_cli.core.vocabulary import parse_names
+from concat_cli.methods.borrowed.config import BorrowedConfig
+from concat_cli.methods.borrowed.naming import one_by_one
+from concat_cli.methods.borrowed.predictor import BorrowedPredictor, Naming
 
 PUBLISHED = {"channels": (192, 384, 768, 1536), "embed": 768, "queries": 250, "layers": 9}
 SMALL = {"channels": (40, 80, 160, 320), "embed": 64, "queries": 5, "layers": 2}
@@ -246,3 +253,33 @@ def test_a_clip_that_does_not_fit_is_told(tmp_path: Path, clip: Clip) -> None:
         model.attach(clip)
     with pytest.raises(UserError, match="no ConvNeXt"):
         model.attach(load_clip(ClipConfig()))
+
+
+def test_predictor_against_the_formulas(clip: Clip, tmp_path: Path) -> None:
+    """The ensemble and void as FC-CLIP's paper has them, a mask at a time."""
+    model = opened(tensors(), tmp_path / "decoder.safetensors")
+    model.attach(clip)
+    vocabulary = parse_names(["cat, kitten", "grass : stuff", "unicorn"])
+    apart, owner = one_by_one(vocabulary)
+    text = F.normalize(torch.randn(len(apart), 64), dim=-1)
+    naming = Naming(BorrowedConfig(), clip, owner, SILENT)
+    cfg = InferConfig(64, 96, min_score=0.0)
+    predictor = BorrowedPredictor(model, text, vocabulary, cfg, naming=naming)
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    raw = next(iter(predictor.raw([image])))
+    assert isinstance(raw, RawOutput)
+    found = predictor.probabilities(raw, 0.0)[0]
+    with torch.no_grad():
+        pixels = torch.tensor(image).permute(2, 0, 1)[None]
+        decoder, pooled = naive_classes(model, pixels, text)
+    for row, own, token in zip(found, decoder, pooled, strict=True):
+        by_text = [max(own[0], own[1]), own[2], own[3]]
+        void = torch.stack([*by_text, own[4]]).softmax(0)[-1]
+        inside = torch.stack(by_text).softmax(0)
+        cosines = clip.logit_scale * text @ token
+        outside = torch.stack([max(cosines[0], cosines[1]), cosines[2], cosines[3]]).softmax(0)
+        share = torch.tensor([0.4, 0.4, 0.8])  # COCO knows cats and grass, and no unicorn
+        score = inside ** (1 - share) * outside**share
+        expected = torch.cat((score / score.sum() * (1 - void), void[None]))
+        torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
+    assert predictor(image).panoptic_map.shape == (64, 96)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from concat_cli.core.config import InferConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.predictor import RawOutput
+from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.segmentors.sam3 import Sam3, open_sam3
 from concat_cli.core.vocabulary import parse_names
 from concat_cli.methods.borrowed.phrases import PhrasePredictor
@@ -98,6 +98,14 @@ def test_it_gives_what_transformers_gives(sam3: Sam3, folder: Path, size: tuple[
             torch.testing.assert_close(answer.mask_logits, out.pred_masks[0], atol=1e-4, rtol=0)
             torch.testing.assert_close(answer.covered, out.semantic_seg[0, 0], atol=1e-4, rtol=0)
     assert not torch.equal(answers[0].scores, answers[1].scores)
+
+
+def test_its_folder_is_weights(folder: Path) -> None:
+    predictor = Predictor.load(folder, ["cat", "sky : stuff"], "cpu")
+    assert isinstance(predictor, PhrasePredictor) and not predictor.needs_clip_image
+    assert predictor(np.zeros((40, 60, 3), np.uint8)).panoptic_map.shape == (40, 60)
+    with pytest.raises(UserError, match="no classes of its own"):
+        Predictor.load(folder, device="cpu")
 
 
 def test_what_is_missing_is_told(folder: Path, tmp_path: Path) -> None:

@@ -45,10 +45,11 @@ class Answer:
 
 
 class Sam3(nn.Module):
-    """The image model of SAM 3 with its tokenizer; frozen."""
+    """The image model of SAM 3 with its tokenizer; frozen. source: the folder of both."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, source: str) -> None:
         super().__init__()
+        self.source = source
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         size = model.config.vision_config.image_size
@@ -115,4 +116,4 @@ def open_sam3(folder: Path) -> Sam3:
             f"{folder} lacks {len(told['missing_keys'])} tensors of SAM 3, like {first}.",
             "Copy the folder again.",
         )
-    return Sam3(model, tokenizer)
+    return Sam3(model, tokenizer, str(folder))

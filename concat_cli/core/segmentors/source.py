@@ -8,6 +8,7 @@ from concat_cli.core.segmentors.fcclip import is_fcclip, open_fcclip
 from concat_cli.core.segmentors.files import Files, find_files
 from concat_cli.core.segmentors.library import EoMT, MaskFormer, OneFormer, open_library
 from concat_cli.core.segmentors.mask2former import open_mask2former
+from concat_cli.core.segmentors.sam3 import Sam3, open_sam3
 from concat_cli.core.weights_from.names import rename
 
 LIBRARY = {"eomt": EoMT, "oneformer": OneFormer, "maskformer": MaskFormer}  # by model_type
@@ -18,11 +19,11 @@ _MARKS = {  # how a tensor's name begins in such a model alone
 }
 _KNOWN = (
     "Known are Mask2Former in the names of transformers and of detectron2, FC-CLIP's decoder, and "
-    "EoMT, OneFormer and MaskFormer as transformers saves them."
+    "EoMT, OneFormer, MaskFormer and SAM 3 as transformers saves them."
 )
 
 
-def open_segmentor(source: str) -> PublishedSegmentor:
+def open_segmentor(source: str) -> PublishedSegmentor | Sam3:
     """The segmentor of `hf-hub:ORG/NAME`, a folder or a file; by its config.json, else by names.
 
     Nothing is downloaded. UserError where it is not here, damaged, or of no known kind.
@@ -38,6 +39,8 @@ def open_segmentor(source: str) -> PublishedSegmentor:
             "given out behind a gate, no weights to run.",
             "Take one on DINOv2, such as hf-hub:tue-mps/coco_panoptic_eomt_large_640.",
         )
+    if kind.startswith("sam3"):
+        return open_sam3(files.path.parent)
     if kind in LIBRARY:
         if not files.kind:
             raise UserError(

@@ -22,7 +22,9 @@ ones:
 
       score(k) = p_in(k)^(1-a) * p_clip(k)^a, normalised over the classes
 
-Where no class is known this is p_clip itself. Objectness is 1 - p(no_object) of the segmentor.
+Where no class is known this is p_clip itself. A segmentor whose classes are told by text (FC-CLIP)
+has an opinion of all classes, and its p_in is a softmax over them, as p_clip is. Objectness is
+1 - p(no_object) of the segmentor.
 """
 
 from __future__ import annotations
@@ -83,5 +85,11 @@ def agreed(own_logits: Tensor, clip_logits: Tensor, matched: Tensor, way: Borrow
     left = (own @ (~matched.any(0)).to(own.dtype)).clamp(min=tiny).log()  # (M,)
     of_new = by_clip.masked_fill(known, -torch.inf).log_softmax(-1) if not known.all() else by_clip
     opinion = torch.where(known, opinion, left[:, None] + of_new)
+    return ensemble(opinion, by_clip, known, way)
+
+
+def ensemble(opinion: Tensor, by_clip: Tensor, known: Tensor, way: BorrowedConfig) -> Tensor:
+    """(M, K) logarithms of p_in^(1-a) * p_clip^a, normalised over the classes, from those of p_in
+    and p_clip (M, K); a is that of known (K,) bool or of new classes."""
     part = torch.where(known, way.known, way.new)  # (K,)
     return ((1 - part) * opinion + part * by_clip).log_softmax(-1)

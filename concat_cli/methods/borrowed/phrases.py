@@ -16,12 +16,31 @@ from torch import Tensor, nn
 
 from concat_cli.core.clip.prompts import clean_name
 from concat_cli.core.config import InferConfig
+from concat_cli.core.errors import UserError
 from concat_cli.core.infer.postprocess import MASK_STRIDE
-from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
+from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
 from concat_cli.core.segmentors.sam3 import Answer, Read, Sam3
 from concat_cli.core.vocabulary import Vocabulary
 
 CERTAIN = 1e-6  # scores are kept this far from 0 and 1, where logits have an end
+
+
+def open_phrases(loading: Loading, model: Sam3) -> PhrasePredictor:
+    """SAM 3 with names; UserError where there are none, as it has no classes of its own."""
+    if not len(loading.vocabulary):
+        raise UserError(
+            "SAM 3 has no classes of its own.", 'Name some: --classes "dog; red car; sky : stuff"'
+        )
+    none = torch.zeros(len(loading.vocabulary), 0)
+    return PhrasePredictor(
+        model,
+        none,
+        loading.vocabulary,
+        loading.cfg.infer,
+        loading.device,
+        loading.dtype,
+        loading.weights.meta,
+    )
 
 
 class PhrasePredictor(Predictor):

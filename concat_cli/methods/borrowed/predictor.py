@@ -24,10 +24,13 @@ from concat_cli.core.infer.pooled import pool_segments
 from concat_cli.core.infer.postprocess import Size
 from concat_cli.core.infer.predictor import Loading, Predictor, RawOutput
 from concat_cli.core.progress import Progress
-from concat_cli.core.segmentors import PublishedSegmentor
+from concat_cli.core.segmentors import Proposals, PublishedSegmentor
+from concat_cli.core.segmentors.fcclip import FcClip
+from concat_cli.core.segmentors.sam3 import Sam3
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.borrowed.config import BorrowedConfig
-from concat_cli.methods.borrowed.naming import agreed, best_names, matches, one_by_one
+from concat_cli.methods.borrowed.naming import agreed, best_names, ensemble, matches, one_by_one
+from concat_cli.methods.borrowed.phrases import open_phrases
 from concat_cli.methods.borrowed.weights import told
 
 CROP = "cropmask"  # what CLIP is shown of a mask [ZegFormer]
@@ -87,7 +90,7 @@ class BorrowedPredictor(Predictor):
         self.segmentor, self.naming = model, naming
         self.names, self.owner = text.to(self.device), naming.owner.to(self.device)
         self.matched = matches(vocabulary, model.vocabulary).to(self.device)
-        pooled = naming.way.naming == "pool"
+        pooled = naming.way.naming == "pool" and not isinstance(model, FcClip)
         self.pooling = MaskPooling(naming.clip, naming.way.side) if pooled else None
         self.between = 0
 
@@ -110,6 +113,8 @@ class BorrowedPredictor(Predictor):
     def _run(self, images: Tensor, padding: Tensor | None, valid: list[Size]) -> BorrowedRaw:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             found = self.segmentor(images, padding)
+        if found.embeddings is not None:
+            return self._told_by_text(found, found.embeddings, valid)
         objects = 1 - found.class_logits.softmax(-1)[..., -1]  # (B, Q)
         sent = (objects >= self.naming.way.min_object) & (peaks(found.mask_logits, valid) > 0)
         logits = objects.new_full((*sent.shape, len(self.vocabulary) + 1), -torch.inf)
@@ -119,6 +124,25 @@ class BorrowedPredictor(Predictor):
         logits[..., :-1][sent] = agreed(own, clip_logits, self.matched, self.naming.way)
         objects = torch.where(sent, objects, 1.0)
         return BorrowedRaw([], [], valid, 0.0, logits, found.mask_logits, None, objects)
+
+    def _told_by_text(self, found: Proposals, both: Tensor, valid: list[Size]) -> BorrowedRaw:
+        """Of a segmentor on a CLIP, both of whose opinions came with the masks [FC-CLIP]: its void
+        is one more class, and a mask is one where that is not the likeliest."""
+        assert isinstance(self.segmentor, FcClip)
+        classes = len(self.vocabulary)
+        own = self.segmentor.classify(both[:, :, 0], self.names)  # (B, Q, S+1)
+        opinion = best_names(own[..., :-1], self.owner, classes)
+        void = torch.cat((opinion, own[..., -1:]), -1).log_softmax(-1)[..., -1:]
+        tokens = F.normalize(both[:, :, 1], dim=-1)
+        by_clip = best_names(
+            self.naming.clip.logit_scale * tokens @ self.names.T, self.owner, classes
+        )
+        known = self.matched.any(1)
+        scores = ensemble(opinion.log_softmax(-1), by_clip.log_softmax(-1), known, self.naming.way)
+        objects = -void.exp().clamp(max=1 - 1e-6)
+        logits = torch.cat((scores + objects.log1p(), void), -1)
+        whole = torch.ones_like(void[..., 0])
+        return BorrowedRaw([], [], valid, 0.0, logits, found.mask_logits, None, whole)
 
     def _clip_logits(
         self, images: Tensor, masks: Tensor, valid: list[Size], sent: Tensor
@@ -162,13 +186,20 @@ class BorrowedPredictor(Predictor):
         return fixed
 
 
-def open_predictor(loading: Loading) -> BorrowedPredictor:
-    """The predictor of a pair."""
+def open_predictor(loading: Loading) -> Predictor:
+    """The predictor of a pair, or of SAM 3."""
+    model = loading.model()
+    if isinstance(model, Sam3):
+        return open_phrases(loading, model)
     loading.progress.say(told(loading.cfg))
+    assert isinstance(model, PublishedSegmentor)
+    for note in model.notes:
+        loading.progress.say(note)
     clip = loading.clip(image_tower=True)
     clip.dtype = loading.dtype  # nothing was trained with its tokens: it may be as fast as the rest
+    if isinstance(model, FcClip):
+        model.attach(clip)
     apart, owner = one_by_one(loading.vocabulary)
-    model = loading.model()
     return BorrowedPredictor(
         model,
         loading.text(vocabulary=apart),

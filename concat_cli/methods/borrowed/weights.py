@@ -10,7 +10,9 @@ from concat_cli.core.checkpoint import FORMAT, Weights
 from concat_cli.core.config import ClipConfig, Config, DataConfig, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.segmentors import PublishedSegmentor
+from concat_cli.core.segmentors.sam3 import Sam3
 from concat_cli.core.segmentors.source import open_segmentor
+from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.weights_from.hub import without_waiting
 from concat_cli.core.weights_from.published import DEFAULT, TRAINED_ON, pair_of, pairs
 
@@ -19,7 +21,7 @@ from concat_cli.core.weights_from.published import DEFAULT, TRAINED_ON, pair_of,
 class PairWeights(Weights):
     """Without tensors of their own: the segmentor is open already."""
 
-    segmentor: PublishedSegmentor
+    segmentor: PublishedSegmentor | Sam3
 
 
 def open_weights(given: str) -> PairWeights:
@@ -29,6 +31,8 @@ def open_weights(given: str) -> PairWeights:
     """
     with without_waiting(all_cached=True):
         segmentor = open_segmentor(given)
+    if isinstance(segmentor, Sam3):
+        return phrases(segmentor)
     listed = pair_of(given)
     clip = (listed or pairs()[DEFAULT]).clip
     return pair(
@@ -48,16 +52,31 @@ def pair(segmentor: PublishedSegmentor, clip: ClipConfig, trained_on: str = "") 
             segmentor.size, segmentor.max_size, min_score=0.0, batch=1
         ),
     )
-    meta: dict[str, Any] = {
+    meta = _meta(cfg, segmentor.vocabulary, trained_on)
+    return PairWeights({}, meta, Path(segmentor.source), segmentor.sha256, segmentor)
+
+
+def _meta(cfg: Config, own: Vocabulary, trained_on: str) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "stage": "borrowed",
         "config": to_dict(cfg),
-        "vocabulary": segmentor.vocabulary.to_json(),
-        "trained": list(segmentor.vocabulary.names),
-        "clip": {"model": clip.model, "pretrained": clip.pretrained, "sha256": ""},
+        "vocabulary": own.to_json(),
+        "trained": list(own.names),
+        "clip": {"model": cfg.clip.model, "pretrained": cfg.clip.pretrained, "sha256": ""},
         "data": {"name": trained_on, "class_split": None, "filtering": {}},
     }
-    return PairWeights({}, meta, Path(segmentor.source), segmentor.sha256, segmentor)
+
+
+def phrases(sam3: Sam3) -> PairWeights:
+    """SAM 3 as weights: no classes of its own, and no CLIP beside it."""
+    cfg = Config(
+        data=DataConfig(root=""),
+        clip=ClipConfig(model=""),
+        model=ModelConfig(segmentor=sam3.source),
+        infer=InferConfig(min_score=0.5, batch=1),
+    )
+    return PairWeights({}, _meta(cfg, Vocabulary(()), "not told"), Path(sam3.source), "", sam3)
 
 
 def told(cfg: Config) -> str:
@@ -71,7 +90,7 @@ def told(cfg: Config) -> str:
     return f"masks of {masks}; names by CLIP {clip.model} {clip.pretrained}".rstrip() + why
 
 
-def restore(weights: Weights) -> PublishedSegmentor:
+def restore(weights: Weights) -> PublishedSegmentor | Sam3:
     """The segmentor of a pair."""
     assert isinstance(weights, PairWeights)
     return weights.segmentor
