@@ -44,7 +44,7 @@ demo: $(VENV)/.run ## the whole chain on the built-in world: 25 minutes on two c
 		$$(ls $(DEMO_DATA)/val/*.png | sed -n 1,12p)
 
 test: $(VENV)/.dev ## all tests, at most 10 minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 wheel: $(VENV)/.dev ## builds the wheel and uses it where nothing of this checkout is
 	.ci/wheel

@@ -195,8 +195,8 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         report = evaluate_model(
             predictor, dataset, Scoring(tasks="panoptic", diagnostics=True, counts=True)
         )
-        assert report.counts is not None
-        counts, extra = report.counts.dense_panoptic(), {"diagnostics": report.diagnostics}
+        assert report.counts is not None and report.counts.panoptic is not None
+        counts, extra = report.counts.panoptic, {"diagnostics": report.diagnostics}
     vocabulary = read_dataset_info(root).vocabulary
     seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
     means = group_means(counts.sum(0), mean_pq, (seen, unseen))

@@ -17,14 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from concat_cli.core.evaluate.intervals import (
-    ImageCounts,
-    SparseCounts,
-    bootstrap,
-    harmonic,
-    mean_iou,
-    mean_pq,
-)
+from concat_cli.core.evaluate.intervals import ImageCounts, bootstrap, harmonic, mean_iou, mean_pq
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 LOOPS = 5
@@ -33,32 +26,31 @@ LOOPS = 5
 def made_up(images: int, classes: int, seed: int = 0) -> ImageCounts:
     """Counts of images in which a few of the classes occur."""
     rng = np.random.default_rng(seed)
-    found = ImageCounts(images, SparseCounts(4, classes), SparseCounts(3, classes))
-    assert found.panoptic is not None and found.semantic is not None
+    panoptic, semantic = (np.zeros((images, columns, classes)) for columns in (4, 3))
     for image in range(images):
-        panoptic, semantic = np.zeros((4, classes)), np.zeros((3, classes))
         there = rng.choice(classes, 8, replace=False)
         tp = rng.integers(0, 3, 8)
-        panoptic[:, there] = 0.8 * tp, tp, rng.integers(0, 2, 8), rng.integers(0, 2, 8)
+        panoptic[image, :, there] = np.array(
+            [0.8 * tp, tp, rng.integers(0, 2, 8), rng.integers(0, 2, 8)]
+        ).T
         there = rng.choice(classes, 20, replace=False)
         truth = rng.integers(1000, 30_000, 20)
-        semantic[:, there] = truth // 2, truth, truth
-        found.panoptic.add(image, panoptic)
-        found.semantic.add(image, semantic)
-    return found
+        semantic[image, :, there] = np.array([truth // 2, truth, truth]).T
+    return ImageCounts(images, panoptic, semantic)
 
 
 def loop(counts: ImageCounts, vocabulary: Vocabulary, repeats: int) -> list[list[float]]:
     """The same figures, one draw after the other."""
     assert counts.panoptic is not None and counts.semantic is not None
     rng = np.random.default_rng(0)
-    dense = counts.panoptic.dense(counts.images), counts.semantic.dense(counts.images)
     seen, unseen = vocabulary.seen_indices, vocabulary.unseen_indices
     rows: list[list[float]] = []
     for _ in range(repeats):
         drawn = rng.integers(0, counts.images, counts.images)
         row: list[float] = []
-        for values, mean in zip(dense, (mean_pq, mean_iou), strict=True):
+        for values, mean in zip(
+            (counts.panoptic, counts.semantic), (mean_pq, mean_iou), strict=True
+        ):
             total = values[drawn].sum(0)
             parts = [mean(total, classes) for classes in (range(len(vocabulary)), seen, unseen)]
             row += [float(one) for one in (*parts, harmonic(parts[1], parts[2]))]
@@ -79,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
     vocabulary = Vocabulary(tuple(rows))
     counts = made_up(args.images, args.classes)
     assert counts.panoptic is not None and counts.semantic is not None
-    kept = (counts.panoptic.nbytes() + counts.semantic.nbytes()) / 2**20
+    kept = (counts.panoptic.nbytes + counts.semantic.nbytes) / 2**20
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     found = bootstrap(counts, vocabulary, args.repeats)

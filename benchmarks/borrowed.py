@@ -45,7 +45,7 @@ from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.layers import sine_positions
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.runs import Run
-from concat_cli.core.segmentors.source import open_segmentor
+from concat_cli.core.segmentors.source import open_frozen
 from concat_cli.core.train.images import ImageStage, open_image_session
 from concat_cli.core.train.session import seed_torch, text_clip
 from concat_cli.methods.borrowed.weights import pair
@@ -54,7 +54,7 @@ from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import ConModule
 from concat_cli.methods.concat.finetune import finetune
 from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 ROOT = Path("runs/borrowed")
 GRID = (4, 6)  # where the learned queries begin to look
@@ -120,8 +120,7 @@ def train(split: str, args: argparse.Namespace) -> Path:
     session.place(segmentor)
     stage = Run("segmentor", ROOT / split).stage("con")
     images = ImageStage.open(session, stage, clip, fresh=False)
-    parts = (segmentor, images.text, images.to_trained, cfg.loss, cfg.align)
-    result = images.fit(ConModule(*parts))
+    result = images.fit(ConModule(segmentor, images.text, images.to_trained, cfg))
     if not result.finished:
         raise UserError(f"The segmentor of split {split} was stopped.", "Call it again.")
     return result.weights
@@ -148,7 +147,7 @@ def image_branch(path: Path, device: str) -> Report:
     way = replace(ZegFormerConfig(), branch="image", targets="segment")
     predictor = ZegFormerPredictor(
         plain.model, plain.text, plain.vocabulary, plain.cfg, plain.device, plain.dtype,
-        naming=Naming(way, clip, text),
+        way=way, clip=clip, image_text=text,
     )  # fmt: skip
     return scored(predictor, info)
 
@@ -156,7 +155,7 @@ def image_branch(path: Path, device: str) -> Report:
 def borrowed(folder: Path, cfg: Config, device: str) -> Report:
     """The published segmentor with the tiny CLIP, on val; thresholds as those of the others."""
     info = read_dataset_info(Path(cfg.data.root))
-    weights = pair(open_segmentor(str(folder)), ClipConfig())
+    weights = pair(open_frozen(str(folder)), ClipConfig())
     keys = [f"infer.min_score={cfg.infer.min_score}"]
     return scored(Predictor.load(weights, info.vocabulary, device, overrides=keys), info)
 

@@ -159,7 +159,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         "unseen": vocabulary.unseen_indices,
         "budget": np.array(made_with["budget"]),
     }
-    arrays |= {task: one.dense(report.images) for task, one in kept.items() if one is not None}
+    arrays |= {task: one for task, one in kept.items() if one is not None}
     np.savez_compressed(counts_file(ROOT, split, cell.name), **arrays)
     return {
         "split": split,

@@ -42,7 +42,7 @@ from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.maskformer import build_zegformer
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 CONFIG = Path(__file__).parents[1] / "configs" / "concat_coco_stuff_156_15.yaml"
 CLASSES, UNSEEN = 171, 15  # of that configuration
@@ -134,9 +134,9 @@ def predictors(options: argparse.Namespace) -> tuple[Predictor, FixedCrops]:
         published = replace(cfg, model=replace(cfg.model, decoder_layers=6))
         theirs = build_zegformer(published, clip.embed_dim)
         theirs = Boxes(theirs, cfg.model.queries, options.size).eval()
-    naming = Naming(ZegFormerConfig(), clip, text[1])
+    own: dict[str, Any] = {"way": ZegFormerConfig(), "clip": clip, "image_text": text[1]}
     ours = Predictor(ours, text[0], *common)
-    return ours, FixedCrops(theirs, text[0], *common, naming=naming)
+    return ours, FixedCrops(theirs, text[0], *common, **own)
 
 
 def seconds(predictor: Predictor, image: np.ndarray, clock: Clock) -> float:

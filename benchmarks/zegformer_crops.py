@@ -33,12 +33,13 @@ from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig, InferConfig, ModelConfig
+from concat_cli.core.infer.crops import encode_segments
 from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput, at_test, named_by
 from concat_cli.core.prepare.shapes_scene import CLASSES, draw_scene
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
-from concat_cli.methods.zegformer.predictor import Naming, ZegFormerPredictor, encode_segments
+from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 LIMIT = 1e-3  # the largest difference that counts as none
 UNSEEN = CLASSES.names[::5]  # of random weights
@@ -95,8 +96,9 @@ class Parts:
     ) -> ZegFormerPredictor:
         """One of them, with keys of `ZegFormerConfig`."""
         infer = replace(self.infer, batch=batch or self.infer.batch)
-        naming = Naming(replace(self.way, **keys), self.clip, self.image_text)
-        return kind(self.model, self.text, self.vocabulary, infer, naming=naming)
+        common = (self.model, self.text, self.vocabulary, infer)
+        way = replace(self.way, **keys)
+        return kind(*common, way=way, clip=self.clip, image_text=self.image_text)
 
 
 def loaded(path: Path) -> Parts:

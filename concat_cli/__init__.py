@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from concat_cli.core.evaluate.weights import evaluate
+    from concat_cli.core.evaluate.weights import evaluate_weights as evaluate
     from concat_cli.core.infer.predictor import Prediction, Predictor, load
     from concat_cli.core.vocabulary import Vocabulary
 
@@ -22,7 +22,7 @@ _PLACES = {
     "Prediction": "concat_cli.core.infer.predictor:Prediction",
     "Predictor": "concat_cli.core.infer.predictor:Predictor",
     "Vocabulary": "concat_cli.core.vocabulary:Vocabulary",
-    "evaluate": "concat_cli.core.evaluate.weights:evaluate",
+    "evaluate": "concat_cli.core.evaluate.weights:evaluate_weights",
     "load": "concat_cli.core.infer.predictor:load",
 }
 

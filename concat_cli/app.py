@@ -12,10 +12,11 @@ import typer
 from typer.core import TyperGroup
 
 from concat_cli import __version__
-from concat_cli.commands import data, train
+from concat_cli.commands import data, train, weights
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
+from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog
 from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
@@ -29,7 +30,15 @@ class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """As they were registered; groups, which Typer puts last, after the first."""
         first, *others = super().list_commands(ctx)
-        return [first, *sorted(others, key=lambda name: name != "prepare-data")]
+        groups = ("weights", "prepare-data")
+        return [first, *groups, *(name for name in others if name not in groups)]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Not listed, or the help would not fit one screen: its first line tells of it."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.hidden = True
+        return option
 
 
 app = typer.Typer(
@@ -44,6 +53,7 @@ _COMMANDS = {
     **train.training_commands(),
     "evaluate": evaluate,
     "compare": compare,
+    "export": export,
     "doctor": doctor,
 }
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -52,6 +62,7 @@ _MEMORY_HINT = (
     "for evaluate and predict: infer.batch, infer.max_size."
 )
 
+app.add_typer(weights.app, name="weights", epilog=epilog("weights"))
 app.add_typer(
     data.app,
     name="prepare-data",
@@ -69,7 +80,7 @@ def _version(asked: bool) -> None:
 
 
 @app.callback(
-    help=f"Zero-shot panoptic and semantic segmentation (--version: {__version__}).",
+    help=f"Zero-shot panoptic and semantic segmentation ({__version__}; --help, --version).",
     epilog=epilog(""),
     invoke_without_command=True,
 )

@@ -6,6 +6,7 @@ and nothing else. Ranks above 0 of a `torchrun` say nothing but errors. `NO_COLO
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -89,8 +90,7 @@ class ConsoleProgress:
 
     def __init__(self, console: Console | None = None, every: float = 10.0) -> None:
         self._console, self._every = console or Console(), every
-        self._texts: list[str] = []  # latest figures of the running tracks, innermost last
-        self._bars: list[Any] = []
+        self._bars: list[Any] = []  # those that run, innermost last
 
     def say(self, message: str) -> None:
         """One line, above a running bar."""
@@ -102,8 +102,6 @@ class ConsoleProgress:
 
     def status(self, text: str) -> None:
         """Latest figures beside the running bar."""
-        if self._texts:
-            self._texts[-1] = text
         if self._bars:
             self._bars[-1].set_postfix_str(text, refresh=False)
 
@@ -111,52 +109,47 @@ class ConsoleProgress:
         """Yields the items while showing how far the work has come; a range that begins above 0
         is work that was resumed."""
         if self._console.silent:
-            return iter(items)
+            yield from items
+            return
+        from tqdm import tqdm
+
         if total is None and hasattr(items, "__len__"):
             total = len(items)  # pyright: ignore[reportArgumentType]
         first: object = items
         before = first.start if isinstance(first, range) else 0
-        total = total if total is None else total + before
-        self._texts.append("")
-        follow = self._bar if sys.stderr.isatty() else self._lines
-        return follow(items, what, total, before)
-
-    def _bar(self, items: Iterable[T], what: str, total: int | None, before: int) -> Iterator[T]:
-        from tqdm import tqdm
-
-        leave = not self._bars
-        with tqdm(total=total, initial=before, desc=what, dynamic_ncols=True, leave=leave) as bar:
-            self._bars.append(bar)
-            try:
-                for item in items:
-                    yield item
-                    bar.update()
-            finally:
-                self._bars.pop()
-                self._texts.pop()
-
-    def _lines(self, items: Iterable[T], what: str, total: int | None, before: int) -> Iterator[T]:
+        bar = tqdm(
+            total=None if total is None else total + before,
+            initial=before,
+            desc=what,
+            dynamic_ncols=True,
+            leave=not self._bars,
+            file=sys.stderr if sys.stderr.isatty() else io.StringIO(),  # lines are said instead
+        )
+        self._bars.append(bar)
         start = said = time.monotonic()
-        done = before
         try:
             for item in items:
                 yield item
-                done += 1
+                bar.update()
                 now = time.monotonic()
-                if now - said >= self._every or (done == total and now - start >= self._every):
+                due = now - said >= self._every
+                if not sys.stderr.isatty() and (
+                    due or (bar.n == bar.total and now - start >= self._every)
+                ):
                     said = now
-                    speed = (done - before) / max(now - start, 1e-9)
-                    self._console.say(self._line(what, done, total, speed))
+                    self._console.say(_line(bar, (bar.n - before) / max(now - start, 1e-9)))
         finally:
-            self._texts.pop()
+            self._bars.pop()
+            bar.close()
 
-    def _line(self, what: str, done: int, total: int | None, speed: float) -> str:
-        from tqdm import tqdm
 
-        parts = [f"{what}: {done}" + (f"/{total}" if total else ""), f"{speed:.3g}/s"]
-        if total and done < total:
-            parts.append(f"{tqdm.format_interval((total - done) / speed)} left")
-        return " · ".join([*parts, *filter(None, self._texts[-1:])])
+def _line(bar: Any, speed: float) -> str:
+    """How far a bar is, without a terminal."""
+    left = (bar.total or 0) - bar.n
+    parts = [f"{bar.desc}: {bar.n}" + (f"/{bar.total}" if bar.total else ""), f"{speed:.3g}/s"]
+    if left > 0:
+        parts.append(f"{bar.format_interval(left / speed)} left")
+    return " · ".join([*parts, *filter(None, [bar.postfix])])
 
 
 def rank() -> int:

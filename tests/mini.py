@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 
 from concat_cli.core.checkpoint import load_state
@@ -30,8 +32,9 @@ KEYS = """
 data.crop=64 infer.size=64 infer.batch=8 optim.precision=fp32
 model.width=32 model.mask_width=32 model.heads=4 model.queries=10
 model.encoder_ffn=32 model.decoder_ffn=32 model.decoder_layers=2
-loss.points=64 loss.dense=1 loss.denoising=3 align.image=0.1 align.instance=1 align.bank=32
-warmup.steps=2 warmup.masks=1 optim.steps=6 optim.batch_size=4 optim.per_device=4 optim.warmup=2
+loss.points=64 loss.dense=1 loss.denoising=3
+align.image=0.1 align.instance=1 align.bank=32 align.crops=3
+warmup.steps=2 warmup.masks=1 optim.steps=6 optim.batch_size=2 optim.per_device=2 optim.warmup=2
 optim.ema=0.9
 optim.save_every=100 optim.log_every=1 optim.preview_every=0
 cat.steps=6 cat.primitives=8 cat.ffn=32 cat.heads=4 cat.layers=1 cat.batch=16 cat.negatives=16
@@ -155,6 +158,26 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def in_two_processes(work: Callable[..., None], *arguments: Any) -> None:
+    """`work(*arguments)` in each of two processes that find each other as under `torchrun`.
+
+    They are forked, as a new interpreter would import for seconds what is here already.
+    """
+    together = (free_port(), work, arguments)
+    mp.start_processes(_one_of_two, together, nprocs=2, start_method="fork")
+
+
+def _one_of_two(
+    rank: int, port: int, work: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
+        "RANK": str(rank), "LOCAL_RANK": str(rank),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    work(*arguments)
 
 
 def alone(processes: Processes = Processes()) -> Session:  # noqa: B008

@@ -122,7 +122,7 @@ def test_a_label_of_another_size_is_not_decoded(root: Path) -> None:
 
 Change = Callable[[dict[str, Any]], object]
 PANOPTIC: dict[str, tuple[Change, str]] = {
-    "image twice": (lambda j: j["images"].append(j["images"][0]), "listed twice"),
+    "image twice": (lambda j: j["images"].append(j["images"][0]), "two images have the id 1"),
     "annotation twice": (lambda j: j["annotations"].append(j["annotations"][0]), "annotated twice"),
     "category twice": (lambda j: j["categories"].append(j["categories"][0]), "have the id 3"),
     "segment twice": (

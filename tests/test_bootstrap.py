@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from concat_cli.core.evaluate.intervals import (
-    ImageCounts,
-    SparseCounts,
-    bootstrap,
-    draws,
-    mean_iou,
-    mean_pq,
-    resampled,
-)
+from concat_cli.core.evaluate.intervals import ImageCounts, bootstrap, draws, mean_iou, mean_pq
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 CLASSES = 6
 VOCABULARY = Vocabulary(tuple(ClassEntry(f"c{i}", i, seen=i < 4) for i in range(CLASSES)))
 
 
-def made_up(images: int, seed: int = 0) -> tuple[ImageCounts, np.ndarray, np.ndarray]:
-    """Counts of images, sparse and dense; class 3 never occurs, class 5 in one image only."""
+def made_up(images: int, seed: int = 0) -> ImageCounts:
+    """Counts of images; class 3 never occurs, class 5 in one image only."""
     rng = np.random.default_rng(seed)
     there = rng.random((images, 1, CLASSES)) < 0.4
     there[:, :, 3], there[1:, :, 5], there[0, :, 5] = False, False, True
@@ -32,11 +22,7 @@ def made_up(images: int, seed: int = 0) -> tuple[ImageCounts, np.ndarray, np.nda
     panoptic[:, 0] = 0.7 * panoptic[:, 1]
     truth = rng.integers(1, 900, (images, 1, CLASSES)) * there
     semantic = np.concatenate([truth // 3, truth, truth // 2], 1).astype(float)
-    counts = ImageCounts(images, SparseCounts(4, CLASSES), SparseCounts(3, CLASSES))
-    for image in rng.permutation(images):  # the order does not count
-        counts.panoptic.add(int(image), panoptic[image])
-        counts.semantic.add(int(image), semantic[image])
-    return counts, panoptic, semantic
+    return ImageCounts(images, panoptic, semantic)
 
 
 def naive_pq(total: np.ndarray, classes) -> float:
@@ -57,13 +43,13 @@ def naive_iou(total: np.ndarray, classes) -> float:
 
 def test_intervals_equal_those_of_a_naive_loop_over_the_same_draws():
     images, repeats = 17, 150
-    counts, panoptic, semantic = made_up(images)
+    counts = made_up(images)
     found = bootstrap(counts, VOCABULARY, repeats, seed=4)
     weights = np.concatenate(list(draws(images, repeats, 4)))
     assert weights.shape == (repeats, images) and (weights.sum(1) == images).all()
     seen, unseen = VOCABULARY.seen_indices, VOCABULARY.unseen_indices
     for dense, naive, intervals in (
-        (panoptic, naive_pq, found.pq), (semantic, naive_iou, found.miou)
+        (counts.panoptic, naive_pq, found.pq), (counts.semantic, naive_iou, found.miou)
     ):  # fmt: skip
         rows = []
         for row in weights:
@@ -86,7 +72,7 @@ def test_more_draws_than_are_held_at_once_continue_the_same_stream():
 
 
 def test_groups_that_never_occur_have_no_interval():
-    counts, *_ = made_up(6)
+    counts = made_up(6)
     none = VOCABULARY.with_unseen({"c3"})
     found = bootstrap(counts, none, 20)
     assert found.pq["unseen"] is None and found.pq["harmonic"] is None
@@ -96,28 +82,10 @@ def test_groups_that_never_occur_have_no_interval():
 
 
 def test_identical_images_leave_no_doubt():
-    _, panoptic, _ = made_up(1)
-    same = ImageCounts(8, SparseCounts(4, CLASSES), None)
-    for image in range(8):
-        same.panoptic.add(image, panoptic[0])
+    panoptic = made_up(1).panoptic
+    same = ImageCounts(8, panoptic.repeat(8, 0))
     low, high = bootstrap(same, VOCABULARY, 30).pq["all"]
     assert low == pytest.approx(high) == pytest.approx(naive_pq(panoptic[0], range(CLASSES)))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.integers(1, 5))
-def test_sparse_counts_hold_what_was_put_in_whoever_put_it(seed, images, classes):
-    rng = np.random.default_rng(seed)
-    dense = rng.integers(0, 3, (images, 2, classes)) * (rng.random((images, 1, classes)) < 0.5)
-    whole, part = SparseCounts(2, classes), SparseCounts(2, classes)
-    for image in range(images):
-        (part if image % 2 else whole).add(image, dense[image])
-    whole.merge(part)
-    assert (whole.dense(images) == dense).all()
-    assert whole.nbytes() == 24 * np.count_nonzero(dense.any(1))
-    again = resampled(whole, images, 3, seed=1)
-    weights = np.concatenate(list(draws(images, 3, 1)))
-    np.testing.assert_allclose(again, np.einsum("rm,mck->rck", weights, dense))
 
 
 def test_means_leave_out_what_does_not_occur():

@@ -28,11 +28,11 @@ def test_the_published_split() -> None:
     ("text", "words"),
     [
         ("unseen: [dog]", "does not have: dog"),
-        ("unseen: cow", "no list"),
-        ("[cow]", "no list"),
+        ("unseen: cow", "unseen: Input should be a valid list"),
+        ("[cow]", "not as it should be"),
         ("unseen: [cow", "Cannot read"),
         ("unseen: [cow, cow]", "twice"),
-        ("unseen: [cow]\nsource: me", "unknown keys"),
+        ("unseen: [cow]\nsource: me", "source: Unexpected"),
         ("unseen: [cow, cat]", "no seen class"),
     ],
 )

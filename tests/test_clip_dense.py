@@ -59,19 +59,6 @@ def caught(clip, module, pixels):
     return inputs[0]
 
 
-def test_the_plain_path_is_the_models_own_pass(clip):
-    size = clip.image_size
-    images = random_images(2, size, size)
-    pixels = clip.normalise(images.float() / 255)
-    tokens = tower_tokens(clip.model.visual, pixels, "last")
-    cls = F.normalize(tokens[:, 0].float(), dim=-1)
-    torch.testing.assert_close(cls, clip.encode_normalised(pixels), atol=1e-5, rtol=0)
-    dense = dense_tokens(clip, images, None, size, "last")
-    torch.testing.assert_close(
-        dense.flatten(1, 2), F.normalize(tokens[:, 1:], dim=-1), atol=1e-6, rtol=0
-    )
-
-
 def test_a_transformers_value_path_runs_the_last_block_on_each_token_alone(transformer):
     images, size = random_images(2, 32, 32), transformer.image_size
     visual = transformer.model.visual
@@ -100,29 +87,25 @@ def test_a_resnets_value_path_projects_each_place_alone(resnet):
                 torch.testing.assert_close(found[b, y, x], expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("path", ["value", "last"])
-def test_another_size_is_a_model_of_that_size_with_open_clips_positions(
-    transformer, tmp_path, path
-):
+def test_another_size_is_a_model_of_that_size_with_open_clips_positions(transformer, tmp_path):
     large = build(tmp_path / "large", image_size=56)
     state = copy.deepcopy(transformer.model.state_dict())
     resize_pos_embed(state, SimpleNamespace(visual=large.model.visual))
     large.model.load_state_dict(state)
     images = random_images(2, 40, 72)
-    found = dense_tokens(transformer, images, None, 56, path)
+    found = dense_tokens(transformer, images, None, 56)
     assert found.shape == (2, 7, 7, 16)
-    torch.testing.assert_close(found, dense_tokens(large, images, None, 56, path))
+    torch.testing.assert_close(found, dense_tokens(large, images, None, 56))
 
 
 def test_tokens_are_unit_vectors_without_gradients_on_any_grid(clip):
     images = random_images(1, 50, 70)
-    for path in ("value", "last"):
-        tokens = dense_tokens(clip, images, None, 96, path)
-        side = 96 // patch_side(clip)
-        assert tokens.shape == (1, side, side, clip.embed_dim) and not tokens.requires_grad
-        assert tokens.dtype == torch.float32
-        torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(1, side, side))
-        assert torch.equal(tokens, dense_tokens(clip, images, None, 96, path))
+    tokens = dense_tokens(clip, images, None, 96)
+    side = 96 // patch_side(clip)
+    assert tokens.shape == (1, side, side, clip.embed_dim) and not tokens.requires_grad
+    assert tokens.dtype == torch.float32
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(1, side, side))
+    assert torch.equal(tokens, dense_tokens(clip, images, None, 96))
 
 
 def test_pads_are_the_mean_colour_whatever_they_hold(clip):
@@ -133,7 +116,7 @@ def test_pads_are_the_mean_colour_whatever_they_hold(clip):
     other = torch.where(padding[:, None], 255 - images, images)
     assert torch.equal(dense_tokens(clip, other, padding, 64), found)
     pixels = clip.normalise(images.float() / 255).masked_fill(padding[:, None], 0)
-    expected = tower_tokens(clip.model.visual, pixels, "value")[:, 1:]
+    expected = tower_tokens(clip.model.visual, pixels)
     torch.testing.assert_close(found.flatten(1, 2), F.normalize(expected, dim=-1))
     assert not torch.allclose(dense_tokens(clip, images, None, 64)[1], found[1])
 

@@ -35,7 +35,7 @@ def test_counts_of_images_add_up_to_the_report(mini_run):
     dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
     report = evaluate_model(predictor, dataset, Scoring(tasks="panoptic", counts=True))
     assert report.counts is not None
-    counts = report.counts.dense_panoptic()
+    counts = report.counts.panoptic
     assert counts.shape == (12, 4, 48) and counts[:, 2].sum() > 0
     rows = {row.name: row for row in report.per_class}
     total = counts.sum(0)

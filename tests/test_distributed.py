@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from mini import flat_state, free_port, metrics, mini_config, same
+from mini import flat_state, in_two_processes, metrics, mini_config, same
 
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config import Config, OptimConfig
@@ -32,17 +31,14 @@ STEPS = 3
 KEYS = (
     "model.frozen_bn=true", "loss.points=6000", "loss.importance=0", "loss.denoising=0",
     "optim.batch_size=8", "optim.per_device=8", f"optim.steps={STEPS}", "optim.eval_every=2",
-    "warmup.steps=2", "warmup.masks=0", "align.bank=400", "cat.fold=2", "cat.dropout=0",
+    "warmup.steps=2", "warmup.masks=0", "align.bank=400", "align.crops=8",
+    "cat.fold=2", "cat.dropout=0",
 )  # fmt: skip
 
 
-def work(rank: int, port: int, cfg: Config, folder: Path) -> None:
+def work(cfg: Config, folder: Path) -> None:
     """One of two processes: what `torchrun -m concat_cli ...` would do, and a few probes."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-        "RANK": str(rank), "LOCAL_RANK": str(rank),
-    }  # fmt: skip
-    torch.set_num_threads(1)
+    rank = int(os.environ["RANK"])
     run, modules = Run("two", folder / "runs"), []
     whole = images.Fit
 
@@ -97,7 +93,7 @@ def score(run: Run, share: Share = ALONE) -> Any:
 def both(mini_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One process alone, and two together, with the same configuration."""
     cfg, folder = mini_config(mini_world, *KEYS), tmp_path_factory.mktemp("two")
-    mp.spawn(work, (free_port(), cfg, folder), nprocs=2)
+    in_two_processes(work, cfg, folder)
     one, two = Run("one", folder / "runs"), Run("two", folder / "runs")
     for stage in (con.train_con, train_cat, finetune):
         stage(cfg, one, device="cpu")

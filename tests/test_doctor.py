@@ -132,7 +132,7 @@ def test_damaged_built_in_weights(monkeypatch: pytest.MonkeyPatch, away: Path) -
     assert {c.name: c.state for c in doctor._weights()}["segmentor (built in)"] == "failed"
     (away / "cut.safetensors").write_bytes(BUILT_IN.read_bytes()[:5000])
     monkeypatch.setattr(doctor, "BUILT_IN", away / "cut.safetensors")
-    assert [check.state for check in doctor._all("trial", doctor._trial)] == ["failed"]
+    assert [check.state for check in doctor._all("trial", doctor._trial())] == ["failed"]
 
 
 def test_values_that_are_not_finite() -> None:

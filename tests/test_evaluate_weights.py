@@ -16,7 +16,7 @@ from concat_cli.core.data.dataset import Part, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.scores import Scoring
-from concat_cli.core.evaluate.weights import evaluate, evaluate_weights, tasks_of
+from concat_cli.core.evaluate.weights import evaluate_weights, tasks_of
 from concat_cli.core.runs import BUILT_IN
 
 NAMES = {3: "Solid  Circle", 7: "checkered circle", 20: "violet glass", 21: "zebra"}
@@ -67,18 +67,6 @@ def test_another_data_set_is_divided_by_the_names_trained_on(zoo: Path) -> None:
     assert plain["protocol"]["candidates"] == 4 and plain["protocol"]["unseen_with_labels"] == 0
     assert plain["protocol"]["mode"] == "transductive"  # it was taught checkered circles
     assert any("zebra" in line for line in heard.lines)  # the built-in CLIP never saw one
-
-
-def test_one_call_scores_weights_or_files(zoo: Path, tmp_path: Path) -> None:
-    scoring = Scoring(tasks="panoptic", save=tmp_path / "found", save_truth=tmp_path / "truth")
-    ours = evaluate(data=zoo, overrides=["infer.min_score=0.2"], scoring=scoring, device="cpu")
-    keys = (f"data.root={zoo}", "infer.min_score=0.2")
-    assert ours.panoptic == evaluate_weights(BUILT_IN, keys, device="cpu").panoptic
-    files = (str(tmp_path / name / "panoptic.json") for name in ("found", "truth"))
-    again = evaluate(**dict(zip(("predictions", "truth"), files, strict=True)))
-    assert again.panoptic["all"] == ours.panoptic["all"] and again.panoptic["seen"] is None
-    with pytest.raises(UserError, match="belong together"):
-        evaluate(truth=tmp_path / "truth" / "panoptic.json")
 
 
 def test_what_was_taken_away_is_of_the_data_trained_on(zoo: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_nothing_is_parsed_before_it_is_asked_for(tmp_path: Path) -> None:
 
 def test_damage_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    with pytest.raises(UserError, match="No index"):
+    with pytest.raises(UserError, match="No such file"):
         Lines(path)
     path.write_text('{"id": 1')
     with pytest.raises(UserError, match="ends within a line"):

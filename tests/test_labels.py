@@ -137,7 +137,7 @@ savemat(SAVED_FRACTION, {"LabelMap": np.full((4, 5), 0.5)})
         ("ade", grey(2), ".png", "not an RGB label map"),
         ("mat", mat(np.full((4, 5), 77)), ".mat", "value 77"),
         ("mat", b"MATLAB 5.0 MAT-file nonsense", ".mat", r"a\.mat: it is damaged"),
-        ("mat", SAVED_STRING.getvalue(), ".mat", "is a char of shape"),
+        ("mat", SAVED_STRING.getvalue(), ".mat", "is no matrix of numbers"),
         ("mat", SAVED_OTHER.getvalue(), ".mat", "holds no LabelMap, but Other"),
         ("mat", SAVED_FRACTION.getvalue(), ".mat", "holds fractions"),
         ("panoptic", grey(2), ".png", "not an RGB PNG of ids"),

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from concat_cli.core.config import LossConfig
 from concat_cli.core.losses import (
-    PointSampling,
     class_loss,
     mask_losses,
     point_bce,
     point_dice,
     query_targets,
-    random_points,
     sample_at,
     sample_masks,
     sample_segments,
@@ -54,7 +53,7 @@ def bilinear(mask: Tensor, x: float, y: float) -> float:
 
 def test_sample_at_is_bilinear() -> None:
     maps = torch.randn(2, 3, 5, 7, generator=seeded())
-    coords = random_points(2, 11, maps.device, seeded())
+    coords = torch.rand(2, 11, 2, generator=seeded())
     got = sample_at(maps, coords)
     for b in range(2):
         for c in range(3):
@@ -64,7 +63,7 @@ def test_sample_at_is_bilinear() -> None:
 
 def test_sample_at_of_half_precision_is_fp32() -> None:
     maps = torch.randn(1, 2, 4, 4, generator=seeded()).bfloat16()
-    coords = random_points(1, 5, maps.device, seeded())
+    coords = torch.rand(1, 5, 2, generator=seeded())
     got = sample_at(maps, coords)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, sample_at(maps.float(), coords))
@@ -73,7 +72,7 @@ def test_sample_at_of_half_precision_is_fp32() -> None:
 @pytest.mark.parametrize("coords_of", ["random", "corners"])
 def test_sample_masks_equals_sampling_each_mask(coords_of: str) -> None:
     masks = masks_of(segment_maps(3, 4, 9, 6), 4)
-    coords = random_points(3, 50, masks.device, seeded(1))
+    coords = torch.rand(3, 50, 2, generator=seeded(1))
     if coords_of == "corners":
         coords = coords.round()  # at and beyond the outermost pixel centres
     want = sample_at(masks.float(), coords)
@@ -84,7 +83,7 @@ def test_sample_masks_equals_sampling_each_mask(coords_of: str) -> None:
 def test_sample_segments_equals_sampling_one_mask_per_row() -> None:
     masks = masks_of(segment_maps(3, 4, 9, 6), 4)
     image, segment = torch.tensor([2, 0, 0, 1]), torch.tensor([3, 1, 0, 2])
-    coords = random_points(4, 40, masks.device, seeded(2))
+    coords = torch.rand(4, 40, 2, generator=seeded(2))
     want = sample_at(masks[image, segment][:, None].float(), coords)[:, 0]
     got = sample_segments(masks, image, segment, coords)
     torch.testing.assert_close(got, want, atol=2e-6, rtol=0)
@@ -92,7 +91,8 @@ def test_sample_segments_equals_sampling_one_mask_per_row() -> None:
 
 def test_uncertain_points_lie_where_the_logit_is_small() -> None:
     ramp = torch.linspace(-8, 8, 32).expand(2, 32, 32)  # zero at x = 0.5
-    points = uncertain_points(ramp, 40, oversample=3, importance=0.75, generator=seeded())
+    torch.manual_seed(0)
+    points = uncertain_points(ramp, 40, oversample=3, importance=0.75)
     assert points.shape == (2, 40, 2)
     assert points.min() >= 0 and points.max() <= 1
     near, anywhere = points[:, :30, 0] - 0.5, points[:, 30:, 0] - 0.5
@@ -101,19 +101,13 @@ def test_uncertain_points_lie_where_the_logit_is_small() -> None:
 
 def test_uncertain_points_are_the_best_of_the_candidates() -> None:
     logits = torch.randn(3, 8, 8, generator=seeded())
-    points = uncertain_points(logits, 10, oversample=4, importance=1.0, generator=seeded(5))
-    candidates = random_points(3, 40, logits.device, seeded(5))
+    torch.manual_seed(5)
+    points = uncertain_points(logits, 10, oversample=4, importance=1.0)
+    candidates = torch.rand(3, 40, 2, generator=seeded(5))
     for m in range(3):
         doubt = [abs(bilinear(logits[m], x, y)) for x, y in candidates[m].tolist()]
         best = sorted(range(40), key=doubt.__getitem__)[:10]
         assert sorted(points[m].tolist()) == sorted(candidates[m, best].tolist())
-
-
-def test_same_generator_same_points() -> None:
-    logits = torch.randn(3, 8, 8, generator=seeded())
-    one = uncertain_points(logits, 10, 3, 0.5, seeded(7))
-    assert torch.equal(one, uncertain_points(logits, 10, 3, 0.5, seeded(7)))
-    assert not torch.equal(one, uncertain_points(logits, 10, 3, 0.5, seeded(8)))
 
 
 def test_point_losses_against_a_loop() -> None:
@@ -130,22 +124,21 @@ def test_point_losses_against_a_loop() -> None:
         assert dice[m].item() == pytest.approx(1 - (2 * overlap + 1) / (total + 1), rel=1e-5)
 
 
-def mask_case() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Logits (2, 2, 5, 8, 8), matches (2, 2, 3) padded, masks (2, 3, 16, 16), valid (2, 3)."""
+def mask_case() -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (2, 2, 5, 8, 8), matches (2, 2, 3) padded, masks (2, 3, 16, 16)."""
     logits = torch.randn(2, 2, 5, 8, 8, generator=seeded())
     matched = torch.tensor([[[4, 0, 2], [1, 3, -1]], [[0, 1, 2], [2, 0, -1]]])
-    valid = torch.tensor([[True, True, True], [True, True, False]])
-    return logits, matched, masks_of(segment_maps(2, 3, 16, 16), 3), valid
+    return logits, matched, masks_of(segment_maps(2, 3, 16, 16), 3)
 
 
 def test_mask_losses_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, matched, masks, valid = mask_case()
-    shared = random_points(1, 30, logits.device, seeded(3))
+    logits, matched, masks = mask_case()
+    shared = torch.rand(1, 30, 2, generator=seeded(3))
     monkeypatch.setattr(
         "concat_cli.core.losses.uncertain_points",
         lambda maps, *settings: shared.expand(len(maps), -1, -1),
     )
-    bce, dice = mask_losses(logits, matched, masks, valid, 2.5, PointSampling(30))
+    bce, dice = mask_losses(logits, matched, masks, 2.5, LossConfig(points=30))
     want_bce = want_dice = torch.zeros(())
     for layer in range(2):
         for image in range(2):
@@ -164,9 +157,10 @@ def test_mask_losses_against_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mask_losses_reach_matched_queries_only_and_do_not_mind_padding() -> None:
-    logits, matched, masks, valid = mask_case()
+    logits, matched, masks = mask_case()
     logits.requires_grad_()
-    losses = mask_losses(logits, matched, masks, valid, 5, PointSampling(20), generator=seeded())
+    torch.manual_seed(0)
+    losses = mask_losses(logits, matched, masks, 5, LossConfig(points=20))
     (gradient,) = torch.autograd.grad(sum(losses), logits)
     reached = gradient.abs().sum((-2, -1)) > 0
     want = torch.zeros(2, 2, 5, dtype=torch.bool)
@@ -175,9 +169,10 @@ def test_mask_losses_reach_matched_queries_only_and_do_not_mind_padding() -> Non
             for query in matched[layer, image].tolist():
                 want[layer, image, query] |= query >= 0
     assert torch.equal(reached, want)
-    wider = F.pad(matched, (0, 4), value=-1), F.pad(valid, (0, 4))
+    wider = F.pad(matched, (0, 4), value=-1)
     more = F.pad(masks, (0, 0, 0, 0, 0, 4))
-    padded = mask_losses(logits, wider[0], more, wider[1], 5, PointSampling(20), generator=seeded())
+    torch.manual_seed(0)
+    padded = mask_losses(logits, wider, more, 5, LossConfig(points=20))
     torch.testing.assert_close(losses, padded)
 
 
@@ -188,9 +183,8 @@ def test_mask_losses_without_segments_are_zero_with_a_gradient() -> None:
         logits,
         matched,
         torch.zeros(1, 8, 8, dtype=torch.int32),
-        matched[0] > 0,
         1.0,
-        PointSampling(10),
+        LossConfig(points=10),
     )
     (gradient,) = torch.autograd.grad(bce + dice, logits)
     assert bce == 0 and dice == 0 and not gradient.any()
@@ -201,17 +195,16 @@ def test_mask_losses_learn_a_mask() -> None:
     truth[:, 4:12, 2:9] = 1
     logits = torch.zeros(1, 1, 1, 16, 16, requires_grad=True)
     optimiser = torch.optim.Adam([logits], lr=0.3)
-    for step in range(60):
+    torch.manual_seed(0)
+    for _ in range(60):
         optimiser.zero_grad()
         sum(
             mask_losses(
                 logits,
                 torch.zeros(1, 1, 1, dtype=torch.int64),
                 truth,
-                torch.ones(1, 1, dtype=torch.bool),
                 1.0,
-                PointSampling(200),
-                generator=seeded(step),
+                LossConfig(points=200),
             )
         ).backward()
         optimiser.step()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concat_cli.core.losses import match, match_costs, random_points, sample_at
+from concat_cli.core.losses import match, match_costs, sample_at
 
 pytestmark = pytest.mark.core
 
@@ -35,7 +35,7 @@ class Case:
         self.labels = torch.randint(0, 4, (batch, most), generator=generator)
         self.valid = torch.arange(most)[None] < count[:, 0]
         self.labels = self.labels.masked_fill(~self.valid, -1)
-        self.coords = random_points(batch, 20, torch.device("cpu"), generator)
+        self.coords = torch.rand(batch, 20, 2, generator=generator)
 
     def costs(self) -> Tensor:
         return match_costs(
@@ -48,7 +48,6 @@ class Case:
             self.mask_logits,
             self.labels,
             self.masks,
-            self.valid,
             WEIGHTS,
             self.coords,
         )
@@ -130,7 +129,6 @@ def test_padding_does_not_matter(seed: int, more: int) -> None:
     case = Case(seed, [3, 1])
     before = case.match()
     case.labels = F.pad(case.labels, (0, more), value=-1)
-    case.valid = F.pad(case.valid, (0, more))
     case.masks = F.pad(case.masks, (0, 0, 0, 0, 0, more))
     after = case.match()
     assert torch.equal(after[..., :3], before) and (after[..., 3:] == -1).all()
@@ -138,17 +136,11 @@ def test_padding_does_not_matter(seed: int, more: int) -> None:
 
 def test_valid_segments_need_not_come_first() -> None:
     case = Case(1, [3])
-    case.valid = torch.tensor([[True, False, True]])
+    case.labels[0, 1] = -1
     matched = case.match()
     assert (matched[..., 1] == -1).all() and (matched[..., [0, 2]] >= 0).all()
     best = cheapest(case.costs()[0, 0][:, [0, 2]])
     assert total(case.costs()[0, 0], matched[0, 0]) == pytest.approx(best, abs=1e-4)
-
-
-def test_a_label_of_padding_is_never_matched() -> None:
-    case = Case(2, [3])
-    case.labels[0, 1] = -1  # marked valid all the same
-    assert (case.match()[..., 1] == -1).all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -182,7 +174,6 @@ def test_nothing_to_match(queries: int, segments: int) -> None:
         torch.zeros(1, 2, queries, 5, 5),
         torch.zeros(2, segments, dtype=torch.int64),
         torch.zeros(2, segments, 8, 8, dtype=torch.bool),
-        torch.ones(2, segments, dtype=torch.bool),
         WEIGHTS,
         torch.rand(2, 7, 2, generator=torch.Generator().manual_seed(0)),
     )

@@ -107,17 +107,14 @@ class World:
         torch.manual_seed(0)
         segmentor = build_segmentor(self.cfg.model, self.clip.embed_dim)
         return ConModule(
-            segmentor, self.text, self.to_trained, self.cfg.loss, align or self.cfg.align,
-            self.teacher,
+            segmentor, self.text, self.to_trained,
+            replace(self.cfg, align=align or self.cfg.align), self.teacher,
         )  # fmt: skip
 
     def warmup(self) -> WarmupModule:
         torch.manual_seed(0)
         segmentor = build_segmentor(self.cfg.model, self.clip.embed_dim)
-        return WarmupModule(
-            segmentor, self.text, self.to_trained, self.cfg.loss, self.cfg.align, self.cfg.warmup,
-            self.teacher,
-        )  # fmt: skip
+        return WarmupModule(segmentor, self.text, self.to_trained, self.cfg, self.teacher)
 
 
 @pytest.fixture(scope="module")

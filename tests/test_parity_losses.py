@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from concat_cli.core.config import LossConfig
 from concat_cli.core.losses import (
-    PointSampling,
     class_loss,
     mask_losses,
     match,
@@ -36,20 +36,15 @@ class Fixed:
         segment_map = segment_map * (segment_map <= count[:, None, None])
         self.masks = torch.stack([segment_map == i + 1 for i in range(most)], dim=1)
         self.labels = torch.randint(0, CLASSES, (batch, most), generator=g)
-        self.valid = torch.arange(most)[None] < count[:, None]
-        self.labels = self.labels.masked_fill(~self.valid, -1)
+        self.labels = self.labels.masked_fill(torch.arange(most)[None] >= count[:, None], -1)
         self.class_logits = 2 * torch.randn(2, batch, QUERIES, CLASSES + 1, generator=g)
         self.mask_logits = 4 * torch.randn(2, batch, QUERIES, 16, 16, generator=g)
         self.shared = torch.rand(1, 3 * POINTS, 2, generator=g)
         monkeypatch.setattr(peer.torch, "rand", self.rand)
-        monkeypatch.setattr("concat_cli.core.losses.random_points", self.points)
 
     def rand(self, rows: int, count: int, two: int, **options: object) -> Tensor:
         """Stands for torch.rand: the first points of one list, whichever rows are asked for."""
         return self.shared[:, :count].expand(rows, -1, -1).clone()
-
-    def points(self, rows: int, count: int, *options: object) -> Tensor:
-        return self.rand(rows, count, 2)
 
     @property
     def coords(self) -> Tensor:
@@ -66,7 +61,6 @@ class Fixed:
             self.mask_logits,
             self.labels,
             self.masks,
-            self.valid,
             WEIGHTS,
             self.coords,
         )
@@ -151,9 +145,8 @@ def test_losses(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         fixed.mask_logits,
         matched,
         fixed.masks,
-        fixed.valid,
         sum(COUNTS),
-        PointSampling(POINTS),
+        LossConfig(points=POINTS),
     )
     ours = {
         "loss_mask": bce,
@@ -174,7 +167,7 @@ def test_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         sum(loss(masks, classes, *fixed.truth()).values()), (masks, classes)
     )
     bce, dice = mask_losses(
-        masks[None], matched[:1], fixed.masks, fixed.valid, sum(COUNTS), PointSampling(POINTS)
+        masks[None], matched[:1], fixed.masks, sum(COUNTS), LossConfig(points=POINTS)
     )
     by_class = class_loss(classes[None], matched[:1], fixed.labels, 0.1)
     ours = torch.autograd.grad(bce + dice + by_class, (masks, classes))

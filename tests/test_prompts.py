@@ -156,7 +156,7 @@ def test_unknown_words_stop_a_small_clip_only():
     words = frozenset({"cat", "kitten", "striped"})
     with pytest.raises(UserError, match="'tabby', 'sky'") as caught:
         check_words(VOCABULARY, words)
-    assert "--force" in caught.value.hint and "-c concat_coco_119_14" in caught.value.hint
+    assert "--force" in caught.value.hint and "concat weights get photos" in caught.value.hint
     assert check_words(VOCABULARY, words, force=True) == ("tabby", "sky")
     known = Vocabulary((ClassEntry("a striped Cat", 1, synonyms=("the kitten",)),))
     assert check_words(known, words) == ()

@@ -57,6 +57,8 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
     name = "concat"
     while hasattr(command, "commands"):
         context = command.make_context(name, words[:1], parent=context)
+        if not words and command.invoke_without_command:
+            return name, context.params
         assert words and words[0] in command.commands, words
         name, command = words[0], command.commands[words[0]]
         words = words[1:]

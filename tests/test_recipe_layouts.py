@@ -10,6 +10,7 @@ from drawn_files import Segments, Truth
 from drawn_layouts import CASES, Case
 
 from concat_cli.core.data.dataset import PanopticDataset, Sample, read_dataset_info
+from concat_cli.core.data.index import read_records
 from concat_cli.core.data.store import open_store
 from concat_cli.core.prepare.recipes import RECIPES
 from concat_cli.core.prepare.run import Options, prepare
@@ -57,7 +58,7 @@ def test_found_and_read_back(drawn: tuple[Case, Path, Truth]) -> None:
     assert info.class_split == report.class_split and info.protocol["unseen_pixels"] == "void"
     unseen = set(info.vocabulary.unseen_indices)
     for part in ("train", "dev"):
-        records = info.part(part).records(info.vocabulary)
+        records = read_records(info.part(part).index, info.vocabulary)
         assert len(records) == compared[part]
         assert all(unseen.isdisjoint(record.labels.tolist()) for record in records)
 

@@ -40,8 +40,7 @@ def test_r50_forward_and_backward_on_two_photos(tmp_path: Path) -> None:
         segmentor,
         text_embeddings(clip, info.vocabulary, cfg.clip),
         trained_indices(info.vocabulary.is_seen, torch.device("cpu")),
-        cfg.loss,
-        cfg.align,
+        cfg,
         Teacher(clip, cfg.align.crops),
     )
     losses = module(batch, 0)

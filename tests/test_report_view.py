@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from dataclasses import asdict, replace
-from importlib.machinery import ModuleSpec
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
-from mini import draw_world
 from oracle import predictor, told_world
 
 from concat_cli.app import main
 from concat_cli.commands.report_view import filled, shorten, show_report
 from concat_cli.console import Console
-from concat_cli.core.evaluate.files import PanopticFiles, evaluate_files
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.scores import Scoring, Sweep
@@ -94,7 +88,7 @@ def test_the_easier_protocol_and_another_class_list_are_named(
         ("--predictions p.json --truth t.json --calibrate", "need weights"),
         ("--predictions p.json --truth t.json --candidates split", "need weights"),
         ("--predictions p.json --truth t.json --diagnostics", "need weights"),
-        ("--official --tasks semantic", "scores panoptic segments"),
+        ("--official", "compares files, not weights"),
         ("--tasks panoptic,segments", "There is no task 'segments'"),
         ("--candidates split", "--split, which is all"),
     ],
@@ -113,38 +107,6 @@ def test_what_cannot_be_asked_for_is_said_before_any_work(
     monkeypatch.chdir(tmp_path)
     code = main(["evaluate", "data.root=zoo", "--weights", str(BUILT_IN), *line.split()])
     assert code == 2 and what in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not BUILT_IN.exists(), reason="the built-in weights are not here")
-def test_official_gets_the_truth_and_the_predictions_that_were_scored(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stand-in for panopticapi scores the files that it is given, with our own arithmetic."""
-    given = []
-
-    def pq_compute(truth: str, found: str, gt_folder: str, pred_folder: str) -> dict[str, Any]:
-        given.append(sorted(path.name for path in Path(gt_folder).iterdir()))
-        plain = evaluate_files(
-            PanopticFiles(Path(found), Path(pred_folder)),
-            PanopticFiles(Path(truth), Path(gt_folder)),
-        )
-        groups = plain.to_json()["panoptic"]
-        none = {"pq": 0.0, "sq": 0.0, "rq": 0.0, "n": 0}
-        named = {n.capitalize(): groups[n] or none for n in ("all", "things", "stuff")}
-        return named | {"per_class": {row.id: asdict(row) for row in plain.per_class}}
-
-    for name in ("panopticapi", "panopticapi.evaluation"):
-        module = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
-        monkeypatch.setitem(sys.modules, name, module)
-    sys.modules["panopticapi.evaluation"].pq_compute = pq_compute
-    world = draw_world(tmp_path / "world", train=2, dev=2, val=4)
-    words = ["evaluate", f"data.root={world}", "--weights", str(BUILT_IN), "--official", "--device"]
-    assert main([*words, "cpu", "--save", str(tmp_path / "found")]) == 0
-    out = capsys.readouterr().out
-    assert "panopticapi: PQ" in out and "largest difference 0.0e+00" in out
-    assert len(given) == 1 and len(given[0]) == 4
-    assert main([*words, "cpu"]) == 0 and len(given) == 2  # nothing is kept without --save
 
 
 def test_columns_that_hold_nothing_are_not_shown() -> None:

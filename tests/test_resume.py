@@ -20,6 +20,7 @@ import pytest
 import torch
 from mini import Heard, Interrupt, KilledError, flat_state, metrics, mini_config, same
 
+from concat_cli.app import main
 from concat_cli.core.build import config_of, restore_segmentor
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.config_file import dump_yaml
@@ -173,44 +174,69 @@ def test_a_process_that_is_terminated_or_killed(mini_world, tmp_path):
     """`concat train-con`: SIGTERM ends it with 0, SIGKILL at any moment is survived."""
     (tmp_path / "tiny.yaml").write_text(dump_yaml(mini_config(mini_world)))
     keys = ["optim.steps=40", "optim.save_every=2", "warmup.steps=0", "align.instance=0"]
-    command = [sys.executable, "-m", "concat_cli", "train-con", "-c", "tiny.yaml", *keys]
-    stage = Run("tiny", tmp_path / "runs").stage("con")
+    words = ["train-con", "-c", "tiny.yaml", *keys, "--device", "cpu"]
+    stage, output = Run("tiny", tmp_path / "runs").stage("con"), tmp_path / "output"
+
+    def send_after_a_save(number: int, process: int) -> tuple[int, str]:
+        """How the process ended once it had the signal, and what it said."""
+        before, deadline = modified(stage.state), time.monotonic() + 600
+        ended = 0
+        while modified(stage.state) == before and not ended:
+            if time.monotonic() > deadline:
+                number = signal.SIGKILL
+                break
+            time.sleep(0.01)
+            ended, status = os.waitpid(process, os.WNOHANG)
+        if not ended:
+            os.kill(process, number)
+            _, status = os.waitpid(process, 0)
+        assert time.monotonic() < deadline
+        return os.waitstatus_to_exitcode(status), output.read_text()
+
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-
-    def start_and_send(number: int, after: int) -> subprocess.CompletedProcess[str]:
-        with subprocess.Popen(
-            [*command, "--device", "cpu"], cwd=tmp_path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
-            deadline = time.monotonic() + 100
-            while saved_step(stage.state) <= after and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            process.send_signal(number)
-            output, _ = process.communicate(timeout=100)
-        return subprocess.CompletedProcess(command, process.returncode, output)
-
-    done = start_and_send(signal.SIGTERM, 0)
-    assert done.returncode == 0, done.stdout
-    again = shlex.join(["concat", *command[3:], "--device", "cpu"])
-    assert "is saved" in done.stdout and f"{again}  # it resumes" in done.stdout
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "concat_cli", *words], cwd=tmp_path, stdout=file,
+            stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        )  # fmt: skip
+        process.returncode, said = send_after_a_save(signal.SIGTERM, process.pid)
+    assert process.returncode == 0, said
+    again = shlex.join(["concat", *words])
+    assert "is saved" in said and f"{again}  # it resumes" in said
     stopped = saved_step(stage.state)
     assert 0 < stopped < 40
-    killed = start_and_send(signal.SIGKILL, stopped)
-    assert killed.returncode == -signal.SIGKILL and f"from step {stopped}" in killed.stdout
+    code, said = send_after_a_save(signal.SIGKILL, forked(words, tmp_path, output))
+    assert code == -signal.SIGKILL and f"from step {stopped}" in said
     assert stopped < saved_step(stage.state) < 40
     run = Run("tiny", tmp_path / "runs")
-    cfg = mini_config(mini_world, *keys)
+    cfg = mini_config(mini_world, *keys, "optim.save_every=100")
     assert train_con(cfg, run, device="cpu").steps == 40
     assert_no_step_twice(run, "con")
     steps = [row["step"] for row in run.stage("con").read_metrics() if "loss" in row]
     assert steps == list(range(1, 41))
 
 
+def forked(words: list[str], folder: Path, output: Path) -> int:
+    """The id of a process that runs `concat` there, of which everything is imported already."""
+    process = os.fork()
+    if process:
+        return process
+    try:
+        os.chdir(folder)
+        with output.open("w", buffering=1) as file:
+            sys.stdout = sys.stderr = file
+            main(words)
+    finally:
+        os._exit(9)  # pytest goes on in the other process alone
+
+
+def modified(state: Path) -> int:
+    return state.stat().st_mtime_ns if state.exists() else 0
+
+
 def saved_step(state: Path) -> int:
-    """0 where nothing is saved; a state file is always whole."""
-    return torch.load(state, weights_only=True)["step"] if state.exists() else 0
+    """A state file is always whole."""
+    return torch.load(state, weights_only=True)["step"]
 
 
 def test_another_configuration_stops_with_a_diff(mini_run, copied):
@@ -224,7 +250,7 @@ def test_another_configuration_stops_with_a_diff(mini_run, copied):
         with pytest.raises(UserError, match=key) as caught:
             train(other, copied)
         assert "--fresh" in caught.value.hint and "->" in caught.value.what
-    how = replace(cfg, optim=replace(cfg.optim, log_every=7, save_every=9, per_device=2))
+    how = replace(cfg, optim=replace(cfg.optim, log_every=7, save_every=9, per_device=1))
     assert train_con(how, copied).finished  # keys that say only how to run
 
 
@@ -254,7 +280,7 @@ def test_fresh_moves_the_old_run_aside(mini_run, copied):
 
 def test_a_loss_that_is_not_finite(mini_world, tmp_path, monkeypatch):
     """It stops with the term and the images; the last save stays and training can go on."""
-    cfg = mini_config(mini_world, "optim.steps=6", "optim.save_every=2", "warmup.steps=0")
+    cfg = mini_config(mini_world, "optim.save_every=2", "warmup.steps=0")
     run, whole = Run("nan", tmp_path), ConModule.forward
     seen: list[str] = []
     steps = itertools.count()
@@ -269,7 +295,7 @@ def test_a_loss_that_is_not_finite(mini_world, tmp_path, monkeypatch):
     monkeypatch.setattr(ConModule, "forward", broken)
     with pytest.raises(UserError, match=r"the loss dice is not finite on images") as caught:
         train_con(cfg, run, device="cpu")
-    assert len(seen) == 4 and all(name in caught.value.what for name in seen)
+    assert len(seen) == 2 and all(name in caught.value.what for name in seen)
     assert "optim.lr" in caught.value.hint and "ep 4" in caught.value.what
     assert flat_state(run.stage("con"))["/step"] == 2
     saved = load_weights(run.stage("con").last)
@@ -281,7 +307,7 @@ def test_a_loss_that_is_not_finite(mini_world, tmp_path, monkeypatch):
 
 def test_a_gradient_that_is_not_finite(mini_world, tmp_path, monkeypatch):
     """The losses are fine, the step is not made."""
-    cfg = mini_config(mini_world, "optim.steps=6", "optim.save_every=2", "warmup.steps=0")
+    cfg = mini_config(mini_world, "optim.save_every=2", "warmup.steps=0")
     run, whole, steps = Run("inf", tmp_path), ConModule.forward, itertools.count()
 
     def broken(self, batch, counts):

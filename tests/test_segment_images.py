@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
 
-from concat_cli.methods.zegformer.predictor import (
+from concat_cli.core.infer.crops import (
     binary_masks,
     encode_alike,
     encode_segments,

@@ -346,7 +346,7 @@ def test_the_leavings_of_a_killed_run_are_removed(tmp_path: Path) -> None:
         "import os, signal; from pathlib import Path\n"
         "from concat_cli.core.config import ShapesConfig\n"
         "from concat_cli.core.prepare import shapes as m\n"
-        "m._publish = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "m.protocol.keep_seen = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"m.prepare_shapes(Path({str(out)!r}), ShapesConfig(train=2, dev=1, val=1))\n"
     )
     assert subprocess.run([sys.executable, "-c", kill], check=False).returncode == -9
@@ -481,8 +481,10 @@ def test_drop_and_void_are_two_data_sets(drawn: Path, hidden: Path) -> None:
             prepare_shapes(folder, replace(cfg, unseen_pixels=other))
         assert f"(unseen_pixels '{there}' there, '{other}' asked)" in error.value.what
         source = read_dataset_info(folder).source
-        assert differing_keys(source, replace(cfg, unseen_pixels=other)) == ["unseen_pixels"]
-        assert differing_keys(source, cfg) == []
+        assert differing_keys(source, replace(cfg, unseen_pixels=other)) == {
+            "unseen_pixels": (there, other)
+        }
+        assert differing_keys(source, cfg) == {}
 
 
 def test_a_world_of_earlier_versions_is_known_again(drawn: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ SIZES = {  # list -> (classes, things)
     "cityscapes_19": (19, 8),
     "coco_instances_65": (65, 65),
     "coco_instances_80": (80, 80),
+    "coco_panoptic_133": (133, 80),
     "coco_stuff_171": (171, 80),
     "pascal_context_459": (459, None),
     "pascal_context_59": (59, None),
@@ -97,6 +98,18 @@ def test_coco_stuff() -> None:
     ids = load_class_list("coco_stuff_171").ids
     unused = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
     assert {number - 1 for number in ids} == set(range(182)) - unused
+
+
+def test_coco_panoptic() -> None:
+    """Things first, as in COCO's instances; stuff under COCO-Stuff's ids, merged classes after."""
+    found, stuff = load_class_list("coco_panoptic_133"), load_class_list("coco_stuff_171")
+    assert found.entries[:80] == load_class_list("coco_instances_80").entries
+    assert list(found.ids) == sorted(found.ids)
+    single, merged = found.entries[80:116], found.entries[116:]
+    assert all(stuff.names[stuff.index_of_id[e.id]] == e.name for e in single)
+    assert [e.id for e in merged] == list(range(184, 201))
+    assert all(e.name.endswith("-merged") for e in merged)
+    assert len(load_class_split("coco_panoptic_119_14", found.names)) == 14
 
 
 def test_coco_instances() -> None:

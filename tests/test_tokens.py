@@ -99,11 +99,11 @@ def test_square_boxes():
     assert (square_boxes(masks)[2, 2:] - square_boxes(masks)[2, :2]).tolist() == [1, 1]  # empty
 
 
-def test_masks_may_be_a_tensor_a_list_or_a_segment_map(batch):
+def test_masks_may_be_a_tensor_or_a_segment_map(batch):
     _, segment_map, select = batch
     masks = masks_of(segment_map)
     expected = torch.stack([masks[b, n] for b, n in select.tolist()])
-    for form in (masks, list(masks), segment_map):
+    for form in (masks, segment_map):
         assert torch.equal(gather_masks(form, select), expected)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import alone, free_port, mini_config, scene
+from mini import alone, in_two_processes, mini_config, scene
 from torch import Tensor, nn
 
 from concat_cli.core import losses
@@ -59,23 +58,29 @@ def first_segments(labels: Tensor, count: int) -> Tensor:
     return (labels < 0).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
 
 
-def not_noised(masks: Tensor, valid: Tensor) -> Denoising:
-    return Denoising(F.avg_pool2d(masks.float(), 8), valid)
+def not_noised(_: Any, masks: Tensor, labels: Tensor) -> Denoising:
+    return Denoising(F.avg_pool2d(masks.float(), 8), labels >= 0)
 
 
 def without_negatives(
-    rows: con_module.Rows, temperature: float, count: Count | None = None, bank: Any = None
+    queries: Tensor,
+    tokens: Tensor,
+    valid: Tensor,
+    groups: Tensor,
+    temperature: float,
+    count: Count | None = None,
+    bank: Any = None,
 ) -> Tensor:
     """What is left of InfoNCE: only the number of rows that it is a mean over."""
-    own = rows.valid.sum().float()
+    own = valid.sum().float()
     number = distributed.mean_over_processes(own) if count is None else count.of_whole(own)
-    unlike = 1 - F.cosine_similarity(rows.queries, rows.tokens)
-    return unlike.masked_fill(~rows.valid, 0.0).sum() / number.clamp(min=1e-12)
+    unlike = 1 - F.cosine_similarity(queries, tokens)
+    return unlike.masked_fill(~valid, 0.0).sum() / number.clamp(min=1e-12)
 
 
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(losses, "uncertain_points", grid)
-    patch.setattr(con_module, "noised", not_noised)
+    patch.setattr(con_module.TruthModule, "_denoising", not_noised)
     patch.setattr(con_module, "contrast", without_negatives)
     for module in (con_module, teacher):
         patch.setattr(module, "drawn_segments", first_segments)
@@ -99,14 +104,14 @@ def con(world: Path) -> ImageModule:
     cfg, clip = mini_config(world, *KEYS), load_clip(mini_config(world).clip)
     segmentor = build_segmentor(cfg.model, clip.embed_dim)
     text, teaches = embeddings(clip.embed_dim), Teacher(clip, cfg.align.crops)
-    return ConModule(segmentor, text, trained_on(), cfg.loss, cfg.align, teaches)
+    return ConModule(segmentor, text, trained_on(), cfg, teaches)
 
 
 def warm_up(world: Path) -> ImageModule:
     cfg, clip = mini_config(world, *KEYS), load_clip(mini_config(world).clip)
     segmentor = build_segmentor(cfg.model, clip.embed_dim)
     text, teaches = embeddings(clip.embed_dim), Teacher(clip, cfg.align.crops)
-    return WarmupModule(segmentor, text, trained_on(), cfg.loss, cfg.align, cfg.warmup, teaches)
+    return WarmupModule(segmentor, text, trained_on(), cfg, teaches)
 
 
 def zegformer(world: Path) -> ImageModule:
@@ -245,13 +250,8 @@ def test_the_share_of_void_is_all_that_differs(mini_world, tmp_path, monkeypatch
     assert rows[1]["class"] == pytest.approx(rows[0]["class"], rel=0.02)
 
 
-def work(rank: int, port: int, world: Path, folder: Path) -> None:
+def work(world: Path, folder: Path) -> None:
     """One of two processes with two forwards of 4 images, and with one of 8."""
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-        "RANK": str(rank), "LOCAL_RANK": str(rank),
-    }  # fmt: skip
-    torch.set_num_threads(1)
     _, processes = distributed.join(torch.device("cpu"))
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
@@ -260,13 +260,13 @@ def work(rank: int, port: int, world: Path, folder: Path) -> None:
             torch.manual_seed(0)
             where = folder / f"forwards-of-{size}"
             found[size] = gradients(con(world), samples(), size, where, processes)
-    torch.save(found, folder / f"rank{rank}.pt")
+    torch.save(found, folder / f"rank{processes.rank}.pt")
     distributed.leave()
 
 
 def test_processes_and_forwards_add_up(mini_world, tmp_path, monkeypatch):
     """And the processes exchange gradients once a step, however many forwards it takes."""
-    torch.multiprocessing.spawn(work, (free_port(), mini_world, tmp_path), nprocs=2)
+    in_two_processes(work, mini_world, tmp_path)
     draw_nothing(monkeypatch)
     torch.manual_seed(0)
     whole, _ = gradients(con(mini_world), samples(), 16, tmp_path / "whole")

@@ -315,8 +315,8 @@ def test_denoising_queries_keep_to_their_segments(mini_run):
     cfg = mini_run.cfg
     text = F.normalize(torch.randn(9, 12), dim=-1)
     align = replace(cfg.align, image=0.0, instance=0.0)
-    segmentor = build_segmentor(cfg.model, 12)
-    module = ConModule(segmentor, text, torch.arange(9), replace(cfg.loss, denoising=2), align)
+    cfg = replace(cfg, loss=replace(cfg.loss, denoising=2), align=align)
+    module = ConModule(build_segmentor(cfg.model, 12), text, torch.arange(9), cfg)
     batch = collate([scene([0, 1, 2, 3], 64), scene([4, 5], 64, seed=1)], [0, 1])
     masks, seen = batch.masks(), set()
     whole = module._denoising
@@ -345,8 +345,8 @@ def test_alignment_on_true_masks_may_be_cut_from_the_backbone(mini_run, detach):
     rows, slots = (torch.tensor(x) for x in ([0, 0, 1, 1], [0, 1, 0, 1]))
     tokens = F.normalize(torch.randn(4, 12), dim=-1)
     target = SegmentTokens(rows, slots, torch.ones(4, dtype=torch.bool), tokens)
-    align = replace(cfg.align, detach=detach)
-    module = TruthModule(segmentor, torch.randn(5, 12), torch.arange(5), cfg.loss, align)
+    cfg = replace(cfg, align=replace(cfg.align, detach=detach))
+    module = TruthModule(segmentor, torch.randn(5, 12), torch.arange(5), cfg)
     maps, truth = segmentor.features(batch.images, None), Truth.of(batch, module.to_trained)
     losses = module.truth_losses(maps, truth, target, module.alone(batch))
     losses["truth_align"].backward(retain_graph=True)
@@ -369,8 +369,8 @@ def test_an_image_of_void_alone_gives_finite_losses(mini_run):
     teacher = Teacher(clip, cfg.align.crops)
     segmentor = build_segmentor(cfg.model, clip.embed_dim)
     for module in (
-        ConModule(segmentor, text, indices, cfg.loss, cfg.align, teacher),
-        WarmupModule(segmentor, text, indices, cfg.loss, cfg.align, cfg.warmup, teacher),
+        ConModule(segmentor, text, indices, cfg, teacher),
+        WarmupModule(segmentor, text, indices, cfg, teacher),
     ):
         losses = module(batch, 0)
         torch.stack(list(losses.values())).sum().backward()

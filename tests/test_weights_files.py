@@ -64,6 +64,33 @@ def test_the_model_of_a_training_checkpoint_is_taken_out(tmp_path: Path) -> None
     _same(read_tensors(tmp_path / "light.pth"))
 
 
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "model.", "_orig_mod.module.", "module._orig_mod.", "model.model."]
+)
+def test_what_was_wrapped_around_a_model_goes_off_its_names(tmp_path: Path, prefix: str) -> None:
+    save_file({f"{prefix}{n}": t for n, t in VALUES.items()}, tmp_path / "w.safetensors")
+    _same(read_tensors(tmp_path / "w.safetensors"))
+
+
+def test_a_model_s_own_prefix_stays(tmp_path: Path) -> None:
+    """Mask2Former's names begin with "model." in transformers, with and without its class head."""
+    masks, head = "model.transformer_module.level_embed.weight", "class_predictor.weight"
+    own, alone = {masks: torch.ones(2), head: torch.ones(3)}, {masks: torch.ones(2)}
+    for tensors in (own, alone):
+        for prefix in ("", "model.", "module.model.", "model._orig_mod."):
+            wrapped = {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+            wrapped |= {"criterion.empty_weight": torch.ones(1)} if prefix == "model." else {}
+            save_file(wrapped, tmp_path / "w.safetensors")
+            found = read_tensors(tmp_path / "w.safetensors")
+            _same({n: t for n, t in found.items() if not n.startswith("criterion.")}, tensors)
+    compiled = {"body._orig_mod.conv.weight": torch.ones(2), "head.weight": torch.ones(1)}
+    save_file(compiled, tmp_path / "w.safetensors")
+    assert sorted(read_tensors(tmp_path / "w.safetensors")) == ["body.conv.weight", "head.weight"]
+    half = {"model.a": torch.ones(2), "other.a": torch.ones(1)}
+    save_file(half, tmp_path / "w.safetensors")
+    _same(read_tensors(tmp_path / "w.safetensors"), half)
+
+
 def test_safetensors_whose_length_looks_like_a_pickle(tmp_path: Path) -> None:
     for pad in range(64):  # until the first byte, the header's length, is that of a pickle
         save_file(VALUES, tmp_path / "w.safetensors", {"note": " " * 4 * pad})

@@ -15,15 +15,14 @@ from torch import nn
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.config import InferConfig, ModelConfig
 from concat_cli.core.data.transforms import resize_short
+from concat_cli.core.infer.crops import encode_segments
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.methods.zegformer.config import ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import (
-    Naming,
     ZegFormerPredictor,
     class_scores,
-    encode_segments,
 )
 
 VOCABULARY = Vocabulary(
@@ -76,8 +75,8 @@ def segmentor():
 def make(clip, texts):
     def build(model, vocabulary=VOCABULARY, infer=CFG, **keys):
         way = ZegFormerConfig(**keys)
-        naming = Naming(way, clip, texts[1])
-        return ZegFormerPredictor(model, texts[0], vocabulary, infer, naming=naming)
+        own = {"way": way, "clip": clip, "image_text": texts[1]}
+        return ZegFormerPredictor(model, texts[0], vocabulary, infer, **own)
 
     return build
 
@@ -196,8 +195,8 @@ def test_a_batch_equals_single_pictures(make, segmentor):
 
 
 def test_the_segment_branch_needs_no_clip(segmentor, texts):
-    naming = Naming(ZegFormerConfig(branch="segment"))
-    predictor = ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, naming=naming)
+    way = ZegFormerConfig(branch="segment")
+    predictor = ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, way=way)
     plain = Predictor(segmentor, texts[0], VOCABULARY, CFG)
     assert not predictor.needs_clip_image
     for mine, theirs in zip(predictor.raw(pictures()), plain.raw(pictures()), strict=True):
@@ -211,7 +210,7 @@ def test_the_segment_branch_needs_no_clip(segmentor, texts):
 
 def test_the_other_branches_need_clip(segmentor, texts):
     with pytest.raises(AssertionError):
-        ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, naming=Naming(ZegFormerConfig()))
+        ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, way=ZegFormerConfig())
 
 
 @pytest.mark.parametrize("is_seen", [False, True])
@@ -288,8 +287,8 @@ def test_seen_segments_pass_the_thresholds_of_panoptic_inference(make):
 
 
 def test_clip_text_of_the_image_branch_is_its_own(make, clip, texts, segmentor):
-    naming = Naming(ZegFormerConfig(), clip, texts[1].flip(0))
-    other = ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, naming=naming)
+    own = {"way": ZegFormerConfig(), "clip": clip, "image_text": texts[1].flip(0)}
+    other = ZegFormerPredictor(segmentor, texts[0], VOCABULARY, CFG, **own)
     for a, b in zip(make(segmentor).raw(pictures()), other.raw(pictures()), strict=True):
         assert torch.equal(a.class_logits, b.class_logits)
         torch.testing.assert_close(a.image_logits, b.image_logits.flip(-1))

@@ -12,7 +12,8 @@ from concat_cli.commands.options import Device, DeviceOption, Json
 from concat_cli.console import Cell, Console, relative
 
 if TYPE_CHECKING:
-    from concat_cli.core.evaluate.compare import Comparison, Figures, Row
+    from concat_cli.core.evaluate.compare import Comparison, Difference, Row
+    from concat_cli.core.evaluate.cost import Cost
     from concat_cli.core.evaluate.intervals import Interval
 
 _GROUPS = ("seen", "unseen", "harmonic")
@@ -56,22 +57,30 @@ def compare(
     write_text(out / "compare.md", markdown(found))
     if as_json:
         return console.json(found.to_json())
-    console.table(_COLUMNS, [cells(row, "\n") for row in found.rows])
-    if found.differences:
-        console.table(_difference_columns(found), list(difference_cells(found, "\n")))
+    for columns, rows in tables(found, "\n"):
+        console.table(columns, rows)
     for line in remarks(found):
         console.say(line)
     console.done({"table": relative(out / "compare.md"), "figures": relative(out / "compare.json")})
 
 
-def cells(row: Row, between: str) -> list[Cell]:
-    """A row of the table; `between` a figure and its interval."""
-    cost = row.cost
+def tables(found: Comparison, between: str) -> Iterator[tuple[Sequence[str], list[list[Cell]]]]:
+    """Columns and rows of the runs and of their differences; `between` figure and interval."""
+
+    def figures(row: Row | Difference, sign: str = "") -> list[Cell]:
+        return [
+            _shown(one[group], between, sign) for one in (row.pq, row.miou) for group in _GROUPS
+        ]
+
+    yield _COLUMNS, [[row.label, *figures(row), *_shown_cost(row.cost)] for row in found.rows]
+    if found.differences:
+        columns = f"minus {found.differences[0].minus}", *_COLUMNS[1:7]
+        yield columns, [[one.label, *figures(one, "+")] for one in found.differences]
+
+
+def _shown_cost(cost: Cost) -> list[Cell]:
     speed = cost.images_per_second["semantic"]
     return [
-        row.label,
-        *_figures(row.pq, between),
-        *_figures(row.miou, between),
         f"{cost.parameters / 1e6:.2f}",
         None if speed is None else f"{speed:.3g}",
         None if cost.peak_mib is None else f"{cost.peak_mib:.0f}",
@@ -79,10 +88,12 @@ def cells(row: Row, between: str) -> list[Cell]:
     ]
 
 
-def difference_cells(found: Comparison, between: str) -> Iterator[list[Cell]]:
-    """The rows of the table of differences."""
-    for one in found.differences:
-        yield [one.label, *_figures(one.pq, between, "+"), *_figures(one.miou, between, "+")]
+def _shown(value: Interval | None, between: str, sign: str) -> str | None:
+    """In percent: `48.0 [46.1, 50.2]`."""
+    if value is None:
+        return None
+    whole, low, high = (100 * part for part in (value.value, value.low, value.high))
+    return f"{whole:{sign}.1f}{between}[{low:.1f}, {high:.1f}]"
 
 
 def remarks(found: Comparison) -> Iterator[str]:
@@ -108,33 +119,10 @@ def remarks(found: Comparison) -> Iterator[str]:
 
 def markdown(found: Comparison) -> str:
     """The tables and remarks as Markdown."""
-    blocks = ["\n".join(_table(_COLUMNS, [cells(row, " ") for row in found.rows]))]
-    if found.differences:
-        rows = list(difference_cells(found, " "))
-        blocks.append("\n".join(_table(_difference_columns(found), rows)))
+    blocks: list[str] = []
+    for columns, rows in tables(found, " "):
+        shown = [["-" if c is None else str(c).replace("|", "\\|") for c in row] for row in rows]
+        lines = [f"| {' | '.join(row)} |" for row in (columns, *shown)]
+        blocks.append("\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
     blocks.append("\n".join(f"- {line}" for line in remarks(found)))
     return "\n\n".join(blocks) + "\n"
-
-
-def _difference_columns(found: Comparison) -> tuple[str, ...]:
-    return (f"minus {found.differences[0].minus}", *_COLUMNS[1:7])
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Iterator[str]:
-    yield f"| {' | '.join(columns)} |"
-    yield "|---" * len(columns) + "|"
-    for row in rows:
-        shown = ("-" if cell is None else str(cell).replace("|", "\\|") for cell in row)
-        yield f"| {' | '.join(shown)} |"
-
-
-def _figures(found: Figures, between: str, sign: str = "") -> list[str | None]:
-    return [_shown(found[group], between, sign) for group in _GROUPS]
-
-
-def _shown(value: Interval | None, between: str, sign: str) -> str | None:
-    """In percent: `48.0 [46.1, 50.2]`."""
-    if value is None:
-        return None
-    whole, low, high = (100 * part for part in (value.value, value.low, value.high))
-    return f"{whole:{sign}.1f}{between}[{low:.1f}, {high:.1f}]"

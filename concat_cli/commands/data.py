@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import partial
 from inspect import Parameter, signature
@@ -19,7 +19,6 @@ from concat_cli.core.prepare.recipes import RECIPES
 from concat_cli.core.prepare.source import Recipe
 
 if TYPE_CHECKING:
-    from concat_cli.core.prepare.protocol import Census
     from concat_cli.core.prepare.run import Report
 
 app = typer.Typer(rich_markup_mode="rich", no_args_is_help=True)
@@ -170,8 +169,10 @@ def show(console: Console, report: Report) -> None:
         for name, t in ((name, part.totals) for name, part in report.parts.items())
     ]
     console.table(["part", "images", "segments", "crowd", "void pixels"], rows)
-    for line in (*_protocol(report), *_classes(report), *_bad(report)):
+    for line in (*_protocol(report), *_classes(report)):
         console.say(line)
+    if bad := sum(map(len, report.bad.values())):
+        console.say(f"{bad} faulty images are left out; see {relative(report.out)}/bad.jsonl")
     if report.unchanged:
         console.say("all this was prepared before: nothing is written")
 
@@ -181,14 +182,12 @@ def _protocol(report: Report) -> list[str]:
     taken, unseen = report.taken, len(report.vocabulary) - seen
     lines = [f"{report.class_split}: {seen} seen, {unseen} unseen classes"]
     if "panoptic" not in report.source.tasks:
-        lines.append(
-            f"this truth can score: {', '.join(report.source.tasks)}; PQ would mean nothing"
-        )
+        tasks = ", ".join(report.source.tasks)
+        lines.append(f"this truth can score: {tasks}; PQ would mean nothing")
     if not unseen:
         return lines
     held = sorted(((n, name) for name, n in taken.images_by_class.items() if n), reverse=True)
-    more = ", ..." if len(held) > _SHOWN else ""
-    most = ", ".join(f"{name} {count}" for count, name in held[:_SHOWN]) + more or "none"
+    most = _some([f"{name} {count}" for count, name in held], _SHOWN) or "none"
     if taken.unseen_pixels == "drop":
         lines.append(
             f"drop: {taken.images_dropped} of {taken.images_listed} training images hold an unseen "
@@ -207,39 +206,27 @@ def _classes(report: Report) -> list[str]:
     """Which classes are often, seldom or never there."""
     names, train, val = report.vocabulary.names, report.parts["train"], report.parts["val"]
     seen = sorted(report.vocabulary.seen_indices, key=lambda index: train.segments[index])
-    there = [index for index in seen if train.segments[index]]
+    there = [
+        f"{names[index]} {train.segments[index]} ({train.pixels[index] / sum(train.pixels):.1%})"
+        for index in seen
+        if train.segments[index]
+    ]
     lines: list[str] = []
     if len(there) > 2 * _SHOWN:
-        truth = max(1, sum(train.pixels))
-        said = {
-            index: f"{names[index]} {train.segments[index]} ({train.pixels[index] / truth:.1%})"
-            for index in (*there[:_SHOWN], *there[-_SHOWN:])
-        }
-        often = ", ".join(said[index] for index in reversed(there[-_SHOWN:]))
-        seldom = ", ".join(said[index] for index in there[:_SHOWN])
+        often, seldom = ", ".join(there[: -_SHOWN - 1 : -1]), ", ".join(there[:_SHOWN])
         lines.append(f"segments (pixels) in train: most {often}; fewest {seldom}")
-    lines += _absent("train", [names[index] for index in seen if not train.segments[index]])
-    lines += _absent("val", _without(val, names))
+    for part, counts, classes in (("train", train, seen), ("val", val, range(len(names)))):
+        absent = [names[index] for index in classes if not counts.segments[index]]
+        if absent:
+            some = _some(absent, 2 * _SHOWN)
+            lines.append(f"{len(absent)} classes have no segment in {part}: {some}")
     return lines
 
 
-def _without(part: Census, names: Sequence[str]) -> list[str]:
-    return [name for name, count in zip(names, part.segments, strict=True) if not count]
-
-
-def _absent(part: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 2 * _SHOWN} more" if len(names) > 2 * _SHOWN else ""
-    shown = ", ".join(names[: 2 * _SHOWN])
-    return [f"{len(names)} classes have no segment in {part}: {shown}{more}"]
-
-
-def _bad(report: Report) -> list[str]:
-    count = sum(len(bad) for bad in report.bad.values())
-    return [f"{count} faulty images are left out; see {relative(report.out)}/bad.jsonl"] * bool(
-        count
-    )
+def _some(names: list[str], count: int) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 _COMMANDS = {"shapes": _shapes_command()} | {n: _command(one) for n, one in RECIPES.items()}

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +30,7 @@ OPTIONAL = {  # what it is for, and what pip is given
         "`evaluate --official` compares with it",
         "git+https://github.com/cocodataset/panopticapi.git",
     ),
-    "transformers": ("text towers and tokenizers of some CLIPs; the tests", "transformers"),
+    "transformers": ("some published segmentors and CLIPs; the tests", "concat-seg[hub]"),
     "triton": ("fused kernels on NVIDIA GPUs", "triton"),
 }
 _SIZE = 128  # side of the images of the trial, in pixels
@@ -108,21 +108,21 @@ def examine(data: Path | None = None) -> Report:
 
     data: a prepared data set that must be there. Without it, those in `data/` are listed.
     """
-    sections: dict[str, Callable[[], Iterator[Check]]] = {
-        "machine": _machine,
-        "packages": _packages,
-        "weights": _weights,
-        "data": lambda: _data_sets(data),
-        "splits": _splits,
-        "trial": _trial,
+    sections = {  # generators: nothing is looked at before its turn
+        "machine": _machine(),
+        "packages": _packages(),
+        "weights": _weights(),
+        "data": _data_sets(data),
+        "splits": _splits(),
+        "trial": _trial(),
     }
-    return Report({name: list(_all(name, find)) for name, find in sections.items()})
+    return Report({name: list(_all(name, found)) for name, found in sections.items()})
 
 
-def _all(section: str, find: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+def _all(section: str, found: Iterator[Check]) -> Iterator[Check]:
     """The findings of a section; one more where it ends in an error."""
     try:
-        yield from find()
+        yield from found
     except UserError as error:
         yield Check(section, "failed", error.what, error.hint)
     except Exception as error:  # whatever it is, it is what was looked for
@@ -198,6 +198,7 @@ def _weights() -> Iterator[Check]:
             yield Check(name, "ok", f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest[:16]}")
         else:
             yield Check(name, "failed", f"nothing in {path}", "Install concat again.")
+    yield from _published()
     yield from _cache()
 
 
@@ -231,33 +232,46 @@ def _cache() -> Iterator[Check]:
         )
 
 
+def _published() -> Iterator[Check]:
+    """The published pairs that are here, wholly or in part."""
+    from concat_cli.core.weights_from.fetch import state_of
+    from concat_cli.core.weights_from.published import CLASSES, TRAINED_ON, pairs
+
+    states = {name: state_of(pair.parts) for name, pair in pairs().items()}
+    for name in (name for name in states if states[name] == "here"):
+        what = f"here, trained with the labels of {CLASSES} classes of {TRAINED_ON}"
+        yield Check(f"--weights {name}", "ok", what)
+    if "here" not in states.values():
+        begun = next((name for name in states if states[name]), "photos")
+        todo = f"Only for photos: concat weights get {begun}"
+        yield Check("published weights", "missing", f"none of {len(states)} is here", todo)
+
+
 def _data_sets(data: Path | None) -> Iterator[Check]:
+    """Name, classes and images of prepared data sets, the first image of each part opened."""
+    from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+
     root = Path("data")
     found = sorted(p.parent for deep in ("*", "*/*") for p in root.glob(f"{deep}/dataset.json"))
     for folder in found if data is None else [data]:
-        yield _data_set(folder, "missing" if data is None else "failed")
+        try:
+            info = read_dataset_info(folder)
+            counts: list[str] = []
+            for name, part in info.parts.items():
+                samples = PanopticDataset(part, info.vocabulary)
+                if len(samples):
+                    _ = samples[0]
+                counts.append(f"{name} {len(samples)}")
+        except UserError as error:
+            state = "missing" if data is None else "failed"
+            yield Check(str(folder), state, error.what, error.hint)
+            continue
+        seen, unseen = len(info.vocabulary.seen_indices), len(info.vocabulary.unseen_indices)
+        kinds = f"{seen} seen and {unseen} unseen classes ({info.class_split})"
+        yield Check(str(folder), "ok", f"{info.name}: {kinds}; images: {', '.join(counts)}")
     if data is None and not found:
         what = f"no prepared data set below {root}"
         yield Check("data", "missing", what, "concat prepare-data shapes data/shapes")
-
-
-def _data_set(folder: Path, otherwise: State) -> Check:
-    """Name, classes and images of a prepared data set, the first image of each part opened."""
-    from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-
-    try:
-        info = read_dataset_info(folder)
-        counts: list[str] = []
-        for name, part in info.parts.items():
-            samples = PanopticDataset(part, info.vocabulary)
-            if len(samples):
-                _ = samples[0]
-            counts.append(f"{name} {len(samples)}")
-    except UserError as error:
-        return Check(str(folder), otherwise, error.what, error.hint)
-    seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
-    kinds = f"{seen} seen and {classes - seen} unseen classes ({info.class_split})"
-    return Check(str(folder), "ok", f"{info.name}: {kinds}; images: {', '.join(counts)}")
 
 
 def _splits() -> Iterator[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -46,15 +46,15 @@ class Options:
     tasks: Annotated[
         str | None, typer.Option(help="Of panoptic,semantic,instance. Default: the first two.")
     ] = None
-    panoptic: Annotated[bool, typer.Option("--panoptic", help="The same as --tasks panoptic.")] = (
-        False
-    )
     bootstraps: Annotated[
         int,
         typer.Option(
             "--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images."
         ),
     ] = 0
+    force: Annotated[
+        bool, typer.Option("--force", help="Score a --split whose unseen classes were trained on.")
+    ] = False
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Also try offsets on the seen logits.")
     ] = False
@@ -91,10 +91,7 @@ class Options:
         from concat_cli.core.evaluate.scores import Scoring
 
         own = {one.name for one in fields(Scoring)}
-        found = Scoring(**{name: value for name, value in vars(self).items() if name in own})
-        if not self.panoptic:
-            return found
-        return replace(found, tasks="panoptic" if self.tasks is None else f"panoptic,{self.tasks}")
+        return Scoring(**{name: value for name, value in vars(self).items() if name in own})
 
 
 @with_options(Options)

@@ -53,16 +53,26 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Only show the configuration and what would be done.")
 ]
 WeightsFile = Annotated[
-    Path | None, typer.Option("--weights", help="Weights to use instead of the run's.")
+    Path | None,
+    typer.Option("--weights", help="Other weights than the run's: a file, or of `concat weights`."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
 EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the same
     "": (
-        "concat train-con",
-        "concat train-cat && concat finetune && concat evaluate",
-        "concat predict photo.jpg --vocab classes.txt",
+        "concat weights get photos",
+        'concat predict photo.jpg --classes "dog; cat" --weights photos',
+        "concat train-con && concat train-cat && concat finetune && concat evaluate",
+    ),
+    "weights": (
+        "concat weights",
+        "concat weights get photos",
+    ),
+    "weights get": (
+        "concat weights get photos",
+        "concat weights get photos --to usb",
+        "concat weights get photos --from usb",
     ),
     "prepare-data": (
         "concat prepare-data shapes data/shapes",
@@ -82,13 +92,19 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the sam
         "concat evaluate --name demo --tasks panoptic,semantic,instance --bootstrap 1000",
         "concat evaluate --name demo --calibrate data.root=data/shapes",
         "concat evaluate --weights runs/demo/con/last.safetensors --save scores",
+        "concat evaluate --weights photos data.root=data/ade",
         "concat evaluate --predictions scores/panoptic.json "
         "--truth data/shapes/annotations/panoptic_val.json",
     ),
     "predict": (
+        'concat predict photo.jpg --classes "dog; cat, kitten; grass : stuff" --weights photos',
         "concat predict photo.jpg --vocab classes.txt",
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
+    ),
+    "export": (
+        "concat export mine --name photos",
+        "concat export fitted --weights runs/photos/con --pictures data/shapes/val",
     ),
     "doctor": (
         "concat doctor",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +30,10 @@ if TYPE_CHECKING:
     from concat_cli.core.checkpoint import Weights
     from concat_cli.core.config import Config
     from concat_cli.core.infer.files import PicturePrediction, Predicted
+    from concat_cli.core.vocabulary import Vocabulary
 
 SHOWN = ("infer.size", "infer.max_size", "infer.min_score", "infer.overlap", "infer.seen_offset")
+STDIN = Path("-")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,12 @@ class Options:
     """What to predict, and how."""
 
     inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of pictures.")]
+    classes: Annotated[
+        str | None,
+        typer.Option(help='Names: "dog; cat, kitten; grass : stuff". Default: the weights\' own.'),
+    ] = None
     vocab: Annotated[
-        Path | None, typer.Option(help="Names, a class a line. Default: those of the weights.")
+        Path | None, typer.Option(help="A file of names, a class a line; -: standard input.")
     ] = None
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions")
     min_score: Annotated[
@@ -60,6 +68,22 @@ class Options:
     force: Force = False
     dry_run: DryRun = False
 
+    @property
+    def file(self) -> Path | None:
+        """The vocabulary file, where there is one."""
+        return None if self.vocab == STDIN else self.vocab
+
+    def names(self, known: Vocabulary) -> Vocabulary | None:
+        """The classes asked for; UserError for what names none. Standard input is read here."""
+        from concat_cli.core.vocabulary import parse_classes, parse_vocabulary
+
+        if self.classes is not None:
+            return parse_classes(self.classes, known)
+        if self.vocab is None:
+            return None
+        text = _standard_input() if self.vocab == STDIN else None
+        return parse_vocabulary(self.file or "standard input", known, text=text)
+
     def keys(self) -> list[str]:
         """The overrides; `--min-score` goes last."""
         last = [] if self.min_score is None else [f"infer.min_score={self.min_score}"]
@@ -73,14 +97,16 @@ def predict(asked: Options) -> None:
     from concat_cli.core.runs import find_weights
 
     console = Console(json_only=asked.as_json)
+    if asked.classes is not None and asked.vocab is not None:
+        raise UserError("--classes and --vocab exclude each other.", "Give one of them.")
     paths = expand_inputs(asked.inputs)
-    found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
+    found = find_weights(asked.name, asked.weights, vocabulary=asked.file)
     console.say(f"weights {relative(found.path)} ({found.reason})")
     _check(paths, every=asked.dry_run)
-    from concat_cli.core.checkpoint import load_weights  # torch: mistakes so far are told at once
+    from concat_cli.core.checkpoint import open_weights  # torch: mistakes so far are told at once
     from concat_cli.core.infer.predictor import at_test
 
-    weights = load_weights(found.path)
+    weights = open_weights(found.path)
     cfg = at_test(weights, asked.keys())
     if asked.dry_run:
         return _show_plan(console, asked, paths, weights, cfg)
@@ -125,17 +151,18 @@ def _predicted(
     """Predicts; every process of a `torchrun` takes its share of the pictures."""
     from concat_cli.core.clip.prompts import known_words
     from concat_cli.core.infer.files import predict_paths
-    from concat_cli.core.infer.predictor import Predictor
+    from concat_cli.core.infer.predictor import Predictor, vocabulary_of
 
     device, share = open_share(asked.device.value, console)
+    names = asked.names(vocabulary_of(weights))
     predictor = Predictor.load(
-        weights, asked.vocab, device, overrides=cfg, force=asked.force, progress=console.progress
+        weights, names, device, overrides=cfg, force=asked.force, progress=console.progress
     )
     words = known_words(cfg.clip.model)
     if words is not None:
         console.warn(
-            f"these weights know drawn shapes and {len(words)} words; in a photo they find nothing "
-            "sensible. Train with a real CLIP for that (`-c concat_coco_119_14`)."
+            f"these weights know drawn shapes and {len(words)} words; for photos: "
+            "`concat weights get photos`, then --weights photos"
         )
     return predict_paths(predictor, paths, asked.out, share=share, progress=console.progress)
 
@@ -146,13 +173,16 @@ def _show_plan(
     """What would be predicted; UserError for what would stop it."""
     from concat_cli.core.clip.prompts import check_words, known_words
     from concat_cli.core.config_file import to_dict
-    from concat_cli.core.infer.predictor import named_by
+    from concat_cli.core.infer.predictor import named_by, vocabulary_of
     from concat_cli.core.method import stage_named
+    from concat_cli.core.vocabulary import doubt
 
-    classes, values = named_by(weights, asked.vocab), to_dict(cfg)
+    classes, values = named_by(weights, asked.names(vocabulary_of(weights))), to_dict(cfg)
+    if doubtful := doubt(classes):
+        console.warn(doubtful)
     check_words(classes, known_words(cfg.clip.model), asked.force)
     keys = (key.partition(".") for key in (*SHOWN, *stage_named(weights.stage)[0].at_test))
-    seen, source = len(classes.seen_indices), asked.vocab or "the weights"
+    seen, source = len(classes.seen_indices), _source(asked)
     rows = [
         ("stage", weights.stage),
         ("pictures", str(len(paths))),
@@ -163,6 +193,23 @@ def _show_plan(
     ]
     console.table(["what", "value"], rows)
     console.dry_run()
+
+
+def _source(asked: Options) -> str:
+    if asked.classes is not None:
+        return "--classes"
+    return "standard input" if asked.vocab == STDIN else str(asked.vocab or "the weights")
+
+
+def _standard_input() -> str:
+    """What stands there; UserError where it cannot be read by all who need it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("Several processes cannot share --vocab -.", "Give a file.")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"Standard input is not UTF-8 (byte {error.start})."
+        raise UserError(what, "Send UTF-8 text.") from error
 
 
 def _show(console: Console, predicted: Sequence[PicturePrediction], most: int = 40) -> None:

@@ -85,41 +85,33 @@ def _show_calibration(console: Console, found: Plain) -> None:
     keys = ("seen_pq", "unseen_pq", "hpq", "seen_miou", "unseen_miou", "hiou")
     console.say("offsets on the seen logits, on the same outputs of the model:")
     columns = ["offset", "seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU", "note"]
-    rows: list[list[Cell]] = [
-        [f"{row['offset']:.3g}", *(_percent(row[key]) for key in keys), _marks(row, found)]
-        for row in found["rows"]
-    ]
-    console.table(*filled(columns, rows))
-    if found["dev"] is None:
-        console.say(
-            "oracle: chosen on the scored images themselves, so no result; these weights carry no "
-            "offset that was chosen on dev (finetune.calibrate=true chooses one)"
-        )
-    else:
-        console.say("oracle: chosen on the scored images themselves, so no result")
-
-
-def _marks(row: Plain, found: Plain) -> str:
     marks = {
         "as above": found["plain"],
         "chosen on dev": found["dev"],
         "oracle hPQ": found["oracle_pq"],
         "oracle hIoU": found["oracle_miou"],
     }
-    return ", ".join(name for name, offset in marks.items() if offset == row["offset"])
+    rows: list[list[Cell]] = [
+        [
+            f"{row['offset']:.3g}",
+            *(_percent(row[key]) for key in keys),
+            ", ".join(name for name, offset in marks.items() if offset == row["offset"]),
+        ]
+        for row in found["rows"]
+    ]
+    console.table(*filled(columns, rows))
+    console.say("oracle: chosen on the scored images themselves, so no result")
+    if found["dev"] is None:
+        console.say("no offset was chosen on dev; finetune.calibrate=true chooses one")
 
 
 def _show_diagnostics(console: Console, found: Plain) -> None:
-    console.table(
-        ["true segments", "found by a mask", "of these, named right"],
-        [
-            [
-                group,
-                *(_percent(found[f"{key}{suffix}"]) for key in ("mask_recall", "matched_accuracy")),
-            ]
-            for group, suffix in (("all", ""), ("seen", "_seen"), ("unseen", "_unseen"))
-        ],
-    )
+    keys = ("mask_recall", "matched_accuracy")
+    rows = [
+        [group, *(_percent(found[f"{key}{suffix}"]) for key in keys)]
+        for group, suffix in (("all", ""), ("seen", "_seen"), ("unseen", "_unseen"))
+    ]
+    console.table(["true segments", "found by a mask", "of these, named right"], rows)
 
 
 def _show_protocol(console: Console, protocol: Plain) -> None:
@@ -132,6 +124,11 @@ def _show_protocol(console: Console, protocol: Plain) -> None:
         console.say(
             "restricted: only the reported classes compete and all other truth is void, the easier "
             "protocol; not to be compared with generalised figures"
+        )
+    if protocol.get("unseen_with_labels"):
+        console.say(
+            f"not zero-shot: labels of {protocol['unseen_with_labels']} of the unseen classes were "
+            "trained on"
         )
     overlap = protocol.get("overlap")
     if overlap is not None:

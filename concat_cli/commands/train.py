@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from inspect import Parameter, Signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ from concat_cli.commands.options import (
     Overrides,
     WeightsFile,
     open_run,
+    with_signature,
 )
 from concat_cli.console import Console, duration, relative
 from concat_cli.core.method import Stage, loaded, stages
@@ -29,31 +29,27 @@ from concat_cli.core.method import Stage, loaded, stages
 if TYPE_CHECKING:
     from concat_cli.core.train.loop import StageResult
 
-Vocabulary = Annotated[Path | None, typer.Option(help="Teach these names instead: a class a line.")]
+Vocabulary = Annotated[
+    Path | None, typer.Option("--vocab", help="Teach these names instead: a class a line.")
+]
 Preview = Annotated[
     Path | None, typer.Option(help="Only write pictures of what is learned from to this PNG.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="With --dry-run: every key as well.")]
-
-
-def _parameter(name: str, kind: Any, default: Any = None) -> Parameter:
-    return Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=kind)
-
-
-SHARED = (
-    _parameter("overrides", Overrides),
-    _parameter("config", ConfigFile),
-    _parameter("name", Name),
-    _parameter("device", DeviceOption, Device.auto),
-    _parameter("fresh", Fresh, False),
-    _parameter("dry_run", DryRun, False),
-    _parameter("verbose", Verbose, False),
-)
+SHARED = {  # declaration, default
+    "overrides": (Overrides, None),
+    "config": (ConfigFile, None),
+    "name": (Name, None),
+    "device": (DeviceOption, Device.auto),
+    "fresh": (Fresh, False),
+    "dry_run": (DryRun, False),
+    "verbose": (Verbose, False),
+}
 OWN = {  # of `Stage.options`
-    "weights": _parameter("weights", WeightsFile),
-    "vocabulary": _parameter("vocab", Vocabulary),
-    "force": _parameter("force", Force, False),
-    "preview": _parameter("preview", Preview),
+    "weights": (WeightsFile, None),
+    "vocabulary": (Vocabulary, None),
+    "force": (Force, False),
+    "preview": (Preview, None),
 }
 
 
@@ -63,21 +59,16 @@ def training_commands() -> dict[str, Callable[..., None]]:
 
 
 def _command(stage: Stage) -> Callable[..., None]:
-    """Typer reads the options off the signature, and the help off the docstring."""
-
     def command(**given: Any) -> None:
         _train(stage, given)
 
-    own = [OWN[name] for name in stage.options]
-    command.__dict__["__signature__"] = Signature([*SHARED, *own])
-    command.__doc__ = stage.help
-    return command
+    return with_signature(command, stage.help, SHARED | {name: OWN[name] for name in stage.options})
 
 
 def _train(stage: Stage, given: dict[str, Any]) -> None:
     console = Console()
     cfg, run = open_run(stage.name, given["config"], given["name"], given["overrides"], console)
-    own = {name: given[OWN[name].name] for name in stage.options}
+    own = {name: given[name] for name in stage.options}
     vocabulary, preview = own.get("vocabulary"), own.get("preview")
     if given["dry_run"]:
         from concat_cli.core.config_file import dump_yaml
@@ -114,25 +105,20 @@ def show_result(console: Console, result: StageResult, following: list[str]) -> 
         "weights": relative(result.weights),
         "trained": f"{result.steps} steps in {duration(result.seconds)}",
     }
-    facts |= shown_figures(result.figures)
-    if not result.finished:
-        following = [f"{resume_command()}  # it resumes"]
-    console.done(facts, following)
+    figures = result.figures
+    told = [f"{100 * figures[key]:.1f} {what}" for key, what in FIGURES.items() if key in figures]
+    if told:
+        facts["dev"] = "; ".join(told)
+    console.done(facts, following if result.finished else [f"{resume_command()}  # it resumes"])
 
 
-FIGURES = {  # of a stage's last score -> how it is told; what is not here is not told
+FIGURES = {  # of a stage's last score -> how it is told; all of them are in metrics.jsonl
     "pq": "PQ of seen classes on dev, in percent",
     "miou": "mIoU of seen classes on dev, in percent",
     "ap": "AP of seen classes on dev, in percent",
     "fold_accuracy": "percent of the set-aside classes' queries named right",
     "rest_accuracy": "percent of the other seen classes' queries named right",
 }
-
-
-def shown_figures(figures: dict[str, float]) -> dict[str, object]:
-    """The figures that a reader can use, under "dev"; all of them are in metrics.jsonl."""
-    told = [f"{100 * figures[key]:.1f} {what}" for key, what in FIGURES.items() if key in figures]
-    return {"dev": "; ".join(told)} if told else {}
 
 
 def resume_command() -> str:

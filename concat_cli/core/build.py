@@ -18,7 +18,7 @@ from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.weights_from import start_backbone, start_segmentor
-from concat_cli.core.weights_from.hub import PREFIX, weights_file
+from concat_cli.core.weights_from.hub import at_hand, weights_file
 
 M = TypeVar("M", bound=nn.Module)
 STRIDE_16 = {"fpn": 0, "deformable": 1}  # which level, coarse to fine, tokens are selected from
@@ -55,7 +55,7 @@ def load_backbone(backbone: Backbone, weights: str, name: str, progress: Progres
 
 def check_start(cfg: ModelConfig) -> None:
     """UserError for a file to start from that is not there, before anything expensive is done."""
-    if cfg.init and not cfg.init.startswith(PREFIX):
+    if cfg.init and at_hand(cfg.init):
         weights_file(cfg.init)
     if cfg.backbone_weights not in ("", "timm") and not cfg.init:
         weights_file(cfg.backbone_weights)

@@ -24,13 +24,16 @@ from torch import Tensor
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_bytes
-from concat_cli.core.method import stage_named
+from concat_cli.core.method import loaded, methods, stage_named
+from concat_cli.core.weights_from.hub import at_hand, weights_file
+from concat_cli.core.weights_from.published import PREFIX, WEIGHT_FILES, located
 
 if TYPE_CHECKING:
     from concat_cli.core.clip.encoder import ClipIdentity
 
 FORMAT = 1
 _KEY = "concat"
+_TORCH, _PICKLE = b"PK", b"\x80"  # what their files begin with
 _NEEDED = ("format", "stage", "config", "vocabulary", "trained", "clip")
 
 
@@ -55,6 +58,41 @@ def save_weights(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]
     assert not missing, f"metadata without {missing}"
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(plain, {_KEY: json.dumps(meta, ensure_ascii=False)}))
+
+
+def open_weights(given: Path | str, *, tensors: bool = True) -> Weights:
+    """What `--weights` takes: a file of ours, or what a method opens of somebody else's making.
+
+    given: a file, a folder, the short name of published weights, or `hf-hub:ORG/NAME`. tensors:
+    False where nothing is to be predicted: those of a file of ours are not read then. Nothing is
+    downloaded. UserError for what is not here, damaged or unknown.
+    """
+    source = given.as_posix() if isinstance(given, Path) else given
+    path = _own_file(source)
+    if path is None:
+        for method in reversed(methods()):  # installed ones first: what is built in has a last word
+            found = loaded(method.opens)(source) if method.opens else None
+            if found is not None:
+                return found
+    path = path or Path(source)
+    return load_weights(path) if tensors else Weights({}, read_meta(path), path, "")
+
+
+def _own_file(source: str) -> Path | None:
+    """The file, unless it is of somebody else's making."""
+    path = Path(source)
+    if not path.is_file():
+        if located(source).startswith(PREFIX):
+            path = weights_file(source) if at_hand(source) else None
+        elif path.is_dir():
+            path = path / WEIGHT_FILES[0] if (path / WEIGHT_FILES[0]).is_file() else None
+        else:
+            return path
+        if path is None:
+            return None
+    data = _read(path, header_only=True)
+    other = data.startswith((_TORCH, _PICKLE)) and data[8:9] != b"{"  # where JSON would begin
+    return None if other or _about(path, data) is None else path
 
 
 def load_weights(path: Path) -> Weights:
@@ -130,7 +168,10 @@ def _read(path: Path, header_only: bool = False) -> bytes:
             start = file.read(8)
             return start + file.read(min(int.from_bytes(start, "little"), 1 << 26))
     except FileNotFoundError:
-        hint = "Make weights with `concat train-con`, or leave --weights out."
+        hint = (
+            "Make weights with `concat train-con`, or leave --weights out. `concat weights` lists "
+            "published ones."
+        )
         raise UserError(f"There is no file {path}.", hint) from None
     except OSError as error:
         what = f"Cannot read {path}: {error.strerror}."
@@ -138,16 +179,9 @@ def _read(path: Path, header_only: bool = False) -> bytes:
 
 
 def _meta(path: Path, data: bytes) -> dict[str, Any]:
-    """The metadata in a safetensors header: 8 bytes of length, then JSON."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 + length:
-        raise _damaged(path, "it ends too early, or is of another format")
-    try:
-        header: Any = json.loads(data[8 : 8 + length])
-        meta: dict[str, Any] = dict(json.loads(header.get("__metadata__", {}).get(_KEY, "{}")))
-    except (ValueError, AttributeError, TypeError) as error:
-        raise _damaged(path, "its header is not readable") from error
-    if not meta.keys() >= set(_NEEDED):
+    """The metadata of a file of ours."""
+    meta = _about(path, data)
+    if meta is None or not meta.keys() >= set(_NEEDED):
         raise UserError(
             f"{path} holds tensors, but concat did not write it.",
             "Give weights made by `concat train-con`, `train-cat` or `finetune`.",
@@ -158,6 +192,20 @@ def _meta(path: Path, data: bytes) -> dict[str, Any]:
             f"Use concat {meta.get('version', 'of another version')}.",
         )
     return meta
+
+
+def _about(path: Path, data: bytes) -> dict[str, Any] | None:
+    """Our metadata in a safetensors header (8 bytes of length, then JSON); None where it has none.
+    UserError where there is no such header."""
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 8 + length:
+        raise _damaged(path, "it ends too early, or is of another format")
+    try:
+        header: Any = json.loads(data[8 : 8 + length])
+        ours = header.get("__metadata__", {}).get(_KEY)
+        return None if ours is None else dict(json.loads(ours))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise _damaged(path, "its header is not readable") from error
 
 
 def _damaged(path: Path, why: str) -> UserError:

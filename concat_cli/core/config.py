@@ -41,6 +41,7 @@ DROPPED: dict[str, Any] = {  # keys of former versions, and the one value that i
     "cat.noise_width": "32",
     "cat.refit_projector": "false",
     "clip_zss.synthesizer_ffn": "4",
+    "clip_zss.dense_path": "value",
 }
 RENAMED: dict[str, str] = {  # a short name, or one of former versions -> a key's name now
     "segmentor": "model.segmentor",
@@ -94,7 +95,7 @@ class ClipConfig:
 
     model: str = "tiny"  # "tiny" (built in), an open_clip name, "hf-hub:...", "local-dir:..."
     pretrained: str = ""  # open_clip tag or a weights file (OpenAI's: "...-quickgelu" models)
-    templates: Literal["single", "scene", "imagenet_select"] = "single"  # [PADing: the last]
+    templates: Literal["single", "scene", "imagenet_select", "vild"] = "single"  # `TEMPLATES`
     clean_names: bool = True  # "sky-other-merged" -> "sky" in prompts [ours; PADing: off]
 
 

@@ -12,18 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from scipy.optimize import (  # pyright: ignore[reportMissingTypeStubs]
     linear_sum_assignment,  # pyright: ignore[reportUnknownVariableType]
 )
 from torch import Tensor
+
+from concat_cli.core.config import LossConfig
 
 
 def as_float(values: Tensor) -> Tensor:
@@ -98,23 +98,6 @@ def class_loss(
     return (total / norm.clamp(min=1e-12)).sum()
 
 
-@dataclass(frozen=True)
-class PointSampling:
-    """How points for the mask losses are drawn [Mask2Former: 12544, 3, 0.75]."""
-
-    count: int
-    oversample: float = 3.0
-    importance: float = 0.75
-
-
-def random_points(
-    rows: int, count: int, device: torch.device, generator: torch.Generator | None = None
-) -> Tensor:
-    """Uniform coordinates (rows, count, 2); drawn where the generator lives, then moved."""
-    source = generator.device if generator is not None else device
-    return torch.rand(rows, count, 2, generator=generator, device=source).to(device)
-
-
 def sample_at(maps: Tensor, coords: Tensor) -> Tensor:
     """Bilinear values of maps (B, C, h, w) at coords (B, P, 2): (B, C, P) in fp32."""
     maps = as_float(maps)
@@ -168,11 +151,7 @@ def sample_segments(truth: Tensor, image: Tensor, segment: Tensor, coords: Tenso
 
 @torch.no_grad()
 def uncertain_points(
-    mask_logits: Tensor,
-    count: int,
-    oversample: float,
-    importance: float,
-    generator: torch.Generator | None = None,
+    mask_logits: Tensor, count: int, oversample: float, importance: float
 ) -> Tensor:
     """Coordinates (M, count, 2) for mask_logits (M, h, w), most of them where |logit| is small.
 
@@ -180,12 +159,12 @@ def uncertain_points(
     uniform (PointRend; Mask2Former, sec. 3.3).
     """
     rows, device = mask_logits.shape[0], mask_logits.device
-    candidates = random_points(rows, int(count * oversample), device, generator)
+    candidates = torch.rand(rows, int(count * oversample), 2, device=device)
     uncertain = int(importance * count)
     doubt = -sample_at(mask_logits[:, None], candidates).abs().squeeze(1)  # (M, oversampled)
     best = doubt.topk(uncertain, dim=1, sorted=False).indices  # (M, uncertain)
     chosen = candidates.gather(1, best[..., None].expand(-1, -1, 2))
-    uniform = random_points(rows, count - uncertain, device, generator)
+    uniform = torch.rand(rows, count - uncertain, 2, device=device)
     return torch.cat([chosen, uniform], dim=1)
 
 
@@ -214,12 +193,10 @@ def mask_losses(
     mask_logits: Tensor,
     matched: Tensor,
     truth: Tensor,
-    valid: Tensor,
     num_masks: float | Tensor,
-    points: PointSampling,
-    generator: torch.Generator | None = None,
+    cfg: LossConfig,
 ) -> tuple[Tensor, Tensor]:
-    """BCE and dice, each summed over layers and masks and divided by `num_masks`.
+    """BCE and dice on points, each summed over layers and masks and divided by `num_masks`.
 
     Only matched masks are gathered: the padding of a batch may be several times their number.
 
@@ -227,21 +204,17 @@ def mask_losses(
         mask_logits: (L, B, Q, h, w).
         matched: (L, B, N) query per segment, -1 for none.
         truth: masks (B, N, H, W).
-        valid: (B, N) bool.
         num_masks: segments of the batch, averaged over processes, at least 1.
-        points: how many points and where.
-        generator: source of the random points; by default torch's own.
+        cfg: says how many points and where.
     """
-    layer, image, segment = ((matched >= 0) & valid[None]).nonzero(as_tuple=True)  # (M,) each
+    layer, image, segment = (matched >= 0).nonzero(as_tuple=True)  # (M,) each
     if layer.numel() == 0:
         nothing = mask_logits.sum() * 0.0
         return nothing, nothing
     with full_precision(mask_logits):
         logits = mask_logits[layer, image, matched[layer, image, segment]]  # (M, h, w)
         with torch.no_grad():
-            coords = uncertain_points(
-                logits, points.count, points.oversample, points.importance, generator
-            )
+            coords = uncertain_points(logits, cfg.points, cfg.oversample, cfg.importance)
             wanted = sample_segments(truth, image, segment, coords)
         values = sample_at(logits[:, None], coords).squeeze(1)  # (M, P)
         wanted = wanted.to(values.dtype)
@@ -301,7 +274,6 @@ def match(
     mask_logits: Tensor,
     labels: Tensor,
     truth: Tensor,
-    valid: Tensor,
     weights: tuple[float, float, float],
     coords: Tensor,
 ) -> Tensor:
@@ -312,12 +284,11 @@ def match(
         mask_logits: (L, B, Q, h, w).
         labels: (B, N) class indices; -1 is padding and never matched.
         truth: masks (B, N, H, W).
-        valid: (B, N) bool.
         weights: of class, mask and dice cost [Mask2Former: 2, 5, 5].
         coords: (B, P, 2) points shared by all masks of an image.
     """
     costs = match_costs(class_logits, mask_logits, labels, truth, weights, coords)
-    return assigned(costs, valid & (labels >= 0))
+    return assigned(costs, labels >= 0)
 
 
 def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
@@ -326,20 +297,12 @@ def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
     costs: (L, B, Q, N), those that are not finite count as the worst. wanted: (B, N) bool; -1 for
     the other segments.
     """
-    costs = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST)
-    costs = costs.masked_fill(~wanted[None, :, None], torch.inf)  # one copy carries both
-    return torch.as_tensor(_assign(costs.cpu().double().numpy())).to(wanted.device)
-
-
-def _assign(costs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Optimal query per segment for costs (L, B, Q, N); columns of inf stay at -1."""
-    layers, batch, queries, segments = costs.shape
+    finite = costs.nan_to_num(_WORST, _WORST, _WORST).clamp(max=_WORST).cpu().double().numpy()
+    layers, batch, _, segments = finite.shape
     matched = np.full((layers, batch, segments), -1, dtype=np.int64)
-    if queries == 0 or segments == 0:
-        return matched
+    columns = [np.flatnonzero(own) for own in wanted.cpu().numpy()]
     solve = cast(Any, linear_sum_assignment)
     for layer, image in product(range(layers), range(batch)):
-        (columns,) = np.nonzero(np.isfinite(costs[layer, image, 0]))
-        rows, chosen = solve(costs[layer, image][:, columns])
-        matched[layer, image, columns[chosen]] = rows
-    return matched
+        rows, chosen = solve(finite[layer, image][:, columns[image]])
+        matched[layer, image, columns[image][chosen]] = rows
+    return torch.as_tensor(matched).to(wanted.device)

@@ -236,10 +236,11 @@ def find_weights(
 
     Args:
         name: of the run; None: `shapes`, which need not be there.
-        explicit: a file, or the folder of a stage or a run.
+        explicit: a file, the folder of a stage or a run, or published weights: a short name,
+            `hf-hub:ORG/NAME` or a folder, which are handed through.
         vocabulary: weights that were taught this very file come first.
     """
-    if explicit is not None and not Path(explicit).is_dir():
+    if explicit is not None and (not Path(explicit).is_dir() or _published(Path(explicit))):
         return FoundWeights(Path(explicit), "as asked")
     if explicit is not None:
         run = Run(Path(explicit).name, Path(explicit).parent)
@@ -253,7 +254,11 @@ def find_weights(
             reason += f"; {taught(vocabulary)} was taught other names than {vocabulary} holds now"
         return FoundWeights(found, reason)
     if explicit is not None:
-        raise UserError(f"The folder {run.path} holds no weights.", "Give a .safetensors file.")
+        listed = next(run.path.glob("*.json"), None)  # of `concat weights get NAME --to`
+        hint = "Give a .safetensors file."
+        if listed is not None:
+            hint = f"Take it in first: concat weights get {listed.stem} --from {run.path}"
+        raise UserError(f"The folder {run.path} holds no weights.", hint)
     if name is not None:
         raise UserError(
             f"Run {run.name} has no weights yet (looked in {run.path}).{_known_runs(run)}",
@@ -265,6 +270,14 @@ def find_weights(
             "Train some with `concat train-con`, or give a file with --weights.",
         )
     return FoundWeights(BUILT_IN, f"built in; there is no run in {run.path}")
+
+
+def _published(folder: Path) -> bool:
+    """Whether a folder is a published model's, or only has the name of one."""
+    from concat_cli.core.weights_from.published import WEIGHT_FILES, pairs  # which loads torch
+
+    names = ("config.json", *WEIGHT_FILES)
+    return str(folder) in pairs() or any((folder / name).is_file() for name in names)
 
 
 def _known_runs(run: Run) -> str:

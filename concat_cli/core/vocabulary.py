@@ -179,6 +179,25 @@ def parse_names(names: Sequence[str], known: Vocabulary | None = None) -> Vocabu
     return _vocabulary("The list", _list_items("The list", rows), known, same_name)
 
 
+def parse_classes(text: str, known: Vocabulary | None = None) -> Vocabulary:
+    """The classes of one line: "dog; cat, kitten; grass : stuff"; `known` and errors as in
+    `parse_vocabulary`."""
+    rows = [row for part in re.split(r"[;\r\n]", text) if (row := part.strip())]
+    return _vocabulary("--classes", _list_items("--classes", rows), known, same_name)
+
+
+def doubt(vocabulary: Vocabulary) -> str:
+    """What to say of a list that was perhaps meant otherwise, a single class with many synonyms;
+    empty where there is nothing to say."""
+    count = len(vocabulary.entries[0].synonyms) if len(vocabulary) == 1 else 0
+    if count < 2:
+        return ""
+    return (
+        f"read as 1 class with {count} synonyms; separate classes by ; (--classes), or write one a "
+        "line (--vocab) or an item (Python)"
+    )
+
+
 def written(vocabulary: Vocabulary) -> str:
     """The names, synonyms and kinds in one line, as a vocabulary file would have them."""
     return "; ".join(
@@ -190,7 +209,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"There is no vocabulary file {path}.", _FORM) from None
+        inline = " The names themselves go to --classes, or, in Python, into a list."
+        raise UserError(f"There is no vocabulary file {path}.", _FORM + inline) from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}).",

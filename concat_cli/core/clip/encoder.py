@@ -78,10 +78,11 @@ class Clip(nn.Module):
         """(B, 3, h, w) float in [0, 1], any size, resized to a square -> (B, E)."""
         return self.encode_normalised(self.normalise(self.resize(images)))
 
-    def resize(self, images: Tensor) -> Tensor:
-        """(B, 3, h, w) in [0, 1] -> (B, 3, image_size, image_size), bicubic and antialiased."""
+    def resize(self, images: Tensor, side: int = 0) -> Tensor:
+        """(B, 3, h, w) in [0, 1] -> (B, 3, side, side), bicubic and antialiased; side 0: CLIP's
+        own."""
         assert images.is_floating_point(), "images are floats in [0, 1]"
-        size = (self.image_size, self.image_size)
+        size = (side or self.image_size,) * 2
         if images.shape[-2:] == size:
             return images
         resized = F.interpolate(

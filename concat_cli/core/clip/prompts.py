@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,8 @@ from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
 # "single": CLIP paper, 3.1.4. "scene": Ding et al., CVPR 2022. "imagenet_select": PADing's eight
-# (of open_clip's templates), which Ding et al. take on COCO.
+# (of open_clip's templates), which Ding et al. take on COCO. "vild": the 14 of ViLD's (Gu et al.,
+# ICLR 2022) that FC-CLIP takes.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "single": ("a photo of a {}.",),
     "scene": ("A photo of a {} in the scene",),
@@ -38,6 +40,22 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "art of the {}.",
         "a photo of the small {}.",
         "A photo of a {} in the scene",
+    ),
+    "vild": (
+        "a photo of a {}.",
+        "This is a photo of a {}",
+        "There is a {} in the scene",
+        "There is the {} in the scene",
+        "a photo of a {} in the scene",
+        "a photo of a small {}.",
+        "a photo of a medium {}.",
+        "a photo of a large {}.",
+        "This is a photo of a small {}.",
+        "This is a photo of a medium {}.",
+        "This is a photo of a large {}.",
+        "There is a small {} in the scene.",
+        "There is a medium {} in the scene.",
+        "There is a large {} in the scene.",
     ),
 }
 _SUFFIXES = frozenset({"merged", "other", "stuff"})
@@ -83,19 +101,17 @@ def check_words(
     """
     if known is None:
         return ()
-    unknown: dict[str, None] = {}  # an ordered set
-    for entry in vocabulary.entries:
-        for name in (entry.name, *entry.synonyms):
-            words = re.findall(r"[^\W_]+", clean_name(name).lower())
-            unknown.update(dict.fromkeys(w for w in words if w not in {*known, *_ARTICLES}))
+    names = (name for entry in vocabulary.entries for name in (entry.name, *entry.synonyms))
+    words = (word for name in names for word in re.findall(r"[^\W_]+", clean_name(name).lower()))
+    unknown = tuple(dict.fromkeys(w for w in words if w not in {*known, *_ARTICLES}))
     if unknown and not force:
         raise UserError(
-            f"The built-in CLIP has never seen: {_list(list(unknown))}. It knows drawn shapes and "
+            f"The built-in CLIP has never seen: {_list(unknown)}. It knows drawn shapes and "
             f"{len(known)} words: {', '.join(sorted(known))}.",
-            "Use weights trained with a real CLIP (concat train-con -c "
-            "concat_coco_119_14), or --force to go on all the same.",
+            "For photos: `concat weights get photos`, then --weights photos. "
+            "--force goes on all the same.",
         )
-    return tuple(unknown)
+    return unknown
 
 
 def text_embeddings(
@@ -165,16 +181,12 @@ def _read(path: Path, classes: int, progress: Progress) -> Tensor | None:
     """The cached embeddings; None where there are none or the file is broken."""
     if not path.is_file():
         return None
-    try:
+    with suppress(SafetensorError, OSError, KeyError):
         embeddings = load_file(path)["embeddings"]
-    except (SafetensorError, OSError, KeyError) as error:
-        progress.say(f"Cached text embeddings are computed again: {path} is broken ({error}).")
-        return None
-    fits = embeddings.ndim == 2 and len(embeddings) == classes
-    if not fits or not torch.isfinite(embeddings).all():
-        progress.say(f"Cached text embeddings are computed again: {path} does not fit.")
-        return None
-    return embeddings
+        if embeddings.shape[:-1] == (classes,) and torch.isfinite(embeddings).all():
+            return embeddings
+    progress.say(f"Cached text embeddings are computed again: {path} is broken.")
+    return None
 
 
 def _write(path: Path, embeddings: Tensor, progress: Progress) -> None:
@@ -184,6 +196,6 @@ def _write(path: Path, embeddings: Tensor, progress: Progress) -> None:
         progress.say(f"Text embeddings are not cached: {error.what}")
 
 
-def _list(words: list[str], most: int = 8) -> str:
+def _list(words: Sequence[str], most: int = 8) -> str:
     shown = ", ".join(repr(word) for word in words[:most])
     return shown + (f" and {len(words) - most} more" if len(words) > most else "")

@@ -23,6 +23,7 @@ from concat_cli.core.clip import tiny
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.weights_from import hub, read_tensors
+from concat_cli.core.weights_from.published import how_to_get, pairs
 
 T = TypeVar("T")
 RANDOM = "random"  # ClipConfig.pretrained: random weights on purpose, for tests and dry runs
@@ -68,6 +69,21 @@ def is_cached(cfg: ClipConfig) -> bool:
     """Whether the weights are in the hub's local cache."""
     repository = repository_of(cfg)
     return bool(repository) and hub.cached(repository, WEIGHT_FILES) is not None
+
+
+def check_here(cfg: ClipConfig) -> None:
+    """UserError for a CLIP that would have to be downloaded, with the command that does so."""
+    if cfg.model in tiny.FILES or cfg.pretrained == RANDOM or cfg.model.startswith("local-dir:"):
+        return
+    asked = cfg.model, cfg.pretrained
+    pair = next((p for p in pairs().values() if (p.clip.model, p.clip.pretrained) == asked), None)
+    repository = repository_of(cfg)
+    if repository and not (is_cached(cfg) if pair is None else hub.is_here(pair.clip.part)):
+        raise UserError(
+            f"CLIP {cfg.model} {cfg.pretrained} is not in the cache ({hub.constants.HF_HUB_CACHE})."
+            f" It is a download {hub.size_of(_name(cfg))} ({repository}).",
+            _fetch_hint(cfg) if pair is None else how_to_get(pair.name),
+        )
 
 
 def _name(cfg: ClipConfig) -> str:

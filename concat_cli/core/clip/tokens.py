@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from concat_cli.core.clip.encoder import Clip, ClipIdentity
 from concat_cli.core.files import write_error
 from concat_cli.core.progress import SILENT, Progress
 
-Masks = Tensor | Sequence[Tensor]
 _PIXELS = 1 << 20  # masked pixels in memory at a time, at least one image
 _CROPS = 256  # crops encoded at a time
 _DIGEST = 16  # bytes of a key
@@ -39,11 +38,11 @@ def image_tokens(clip: Clip, images: Tensor, padding: Tensor | None = None) -> T
     return clip.encode_image(torch.cat(views))
 
 
-def segment_tokens(clip: Clip, images: Tensor, masks: Masks, select: Tensor) -> Tensor:
+def segment_tokens(clip: Clip, images: Tensor, masks: Tensor, select: Tensor) -> Tensor:
     """CLS tokens of masked, box-cropped segments, (M, E).
 
-    images (B, 3, H, W) uint8. masks: (B, N, H, W) bool, or B tensors (N_i, H, W), or a segment map
-    (B, H, W) of ints in which segment n has the value n+1. select (M, 2) int64: (image, segment).
+    images (B, 3, H, W) uint8. masks: (B, N, H, W) bool, or a segment map (B, H, W) of ints in which
+    segment n has the value n+1. select (M, 2) int64: (image, segment).
     """
     if not len(select):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
@@ -58,13 +57,9 @@ def segment_tokens(clip: Clip, images: Tensor, masks: Masks, select: Tensor) -> 
     return torch.cat([clip.encode_normalised(part) for part in torch.split(crops, _CROPS)])
 
 
-def gather_masks(masks: Masks, select: Tensor) -> Tensor:
+def gather_masks(masks: Tensor, select: Tensor) -> Tensor:
     """(M, H, W) bool masks of the selected (image, segment) pairs; see `segment_tokens`."""
     image, segment = select.unbind(1)
-    if not isinstance(masks, Tensor):
-        counts = torch.tensor([len(m) for m in masks], device=select.device)
-        starts = counts.cumsum(0) - counts
-        return torch.cat(list(masks))[starts[image] + segment].bool()
     if masks.ndim == 3:
         return masks[image] == (segment + 1)[:, None, None]
     return masks[image, segment].bool()
@@ -140,11 +135,13 @@ class TokenCache:
         self._identity, self._progress = identity, progress
         self._most = most // (4 * embed_dim)  # rows
         self._full = False
-        self._own = self.folder / f"{uuid.uuid4().hex}.keys"
-        self._shards: dict[Path, tuple[np.ndarray, int]] = {}  # (rows, E) float32, and how many
-        self._place: dict[bytes, tuple[Path, int]] = {}  # key -> shard, row
+        self._own = self.folder / f"{uuid.uuid4().hex}.tokens"
+        self._place: dict[bytes, tuple[Path, int]] = {}  # key -> file, row
         for path in sorted(self.folder.glob("*.keys")):
-            self._read_shard(path)
+            data, values = path.read_bytes(), path.with_suffix(".tokens")
+            size = values.stat().st_size if values.is_file() else 0
+            for row in range(min(len(data) // _DIGEST, size // (4 * embed_dim))):  # none torn
+                self._place[data[row * _DIGEST : (row + 1) * _DIGEST]] = (values, row)
 
     def __len__(self) -> int:
         return len(self._place)
@@ -162,7 +159,7 @@ class TokenCache:
         self,
         clip: Clip,
         images: Tensor,
-        masks: Masks,
+        masks: Tensor,
         select: Tensor,
         padding: Tensor | None = None,
     ) -> Tensor:
@@ -181,23 +178,15 @@ class TokenCache:
         self.hits += len(keys) - len(missing)
         rows = np.empty((len(keys), self.embed_dim), np.float32)
         for i in set(range(len(keys))).difference(missing):
-            path, row = self._place[keys[i]]
-            rows[i] = self._rows(path, row)[row]
+            values, row = self._place[keys[i]]
+            rows[i] = np.fromfile(
+                values, np.float32, self.embed_dim, offset=4 * self.embed_dim * row
+            )
         if missing:
             rows[missing] = encode(missing).detach().float().cpu().numpy()
             self._store([keys[i] for i in missing], rows[missing])
         found = torch.from_numpy(rows)  # pyright: ignore[reportUnknownMemberType]
         return found.to(clip.device)
-
-    def _rows(self, path: Path, row: int) -> np.ndarray:
-        """A shard's rows; this process's own is mapped anew when it has grown beyond `row`."""
-        mapped, count = self._shards.get(path, (np.empty(0), 0))
-        if row >= count:
-            values = path.with_suffix(".tokens")
-            count = values.stat().st_size // (4 * self.embed_dim)
-            mapped = np.memmap(values, np.float32, "r", shape=(count, self.embed_dim))
-            self._shards[path] = (mapped, count)
-        return mapped
 
     def _store(self, keys: list[bytes], rows: np.ndarray) -> None:
         room = self._most - len(self)
@@ -214,22 +203,14 @@ class TokenCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._own.with_suffix(".tokens").open("ab") as file:  # before the keys
+            with self._own.open("ab") as file:  # before the keys
                 start = file.tell() // (4 * self.embed_dim)
                 file.write(rows.tobytes())
-            with self._own.open("ab") as file:
+            with self._own.with_suffix(".keys").open("ab") as file:
                 file.write(b"".join(keys))
         except OSError as error:
             raise write_error(self._own, error) from error
         self._place.update({key: (self._own, start + n) for n, key in enumerate(keys)})
-
-    def _read_shard(self, path: Path) -> None:
-        """Takes up a shard's complete rows; a torn last row is left out."""
-        data, width = path.read_bytes(), 4 * self.embed_dim
-        values = path.with_suffix(".tokens")
-        size = values.stat().st_size if values.is_file() else 0
-        for row in range(min(len(data) // _DIGEST, size // width)):
-            self._place[data[row * _DIGEST : (row + 1) * _DIGEST]] = (path, row)
 
 
 def view_keys(images: Tensor, padding: Tensor | None = None) -> list[bytes]:
@@ -240,17 +221,16 @@ def view_keys(images: Tensor, padding: Tensor | None = None) -> list[bytes]:
 
 
 def segment_keys(
-    images: Tensor, masks: Masks, select: Tensor, padding: Tensor | None = None
+    images: Tensor, masks: Tensor, select: Tensor, padding: Tensor | None = None
 ) -> list[bytes]:
     """A digest of each selected segment: its image's pixels and its mask's."""
     views, sizes = view_keys(images, padding), _valid_sizes(images, padding)
     chosen = gather_masks(masks, select.to(images.device)).cpu().numpy()
-    keys: list[bytes] = []
     images_of: list[int] = select[:, 0].cpu().numpy().tolist()
-    for image, mask in zip(images_of, chosen, strict=True):
-        h, w = sizes[image]
-        keys.append(_digest(np.packbits(mask[:h, :w]), views[image]))
-    return keys
+    return [
+        _digest(np.packbits(mask[: sizes[i][0], : sizes[i][1]]), views[i])
+        for i, mask in zip(images_of, chosen, strict=True)
+    ]
 
 
 def _digest(values: np.ndarray, prefix: bytes = b"") -> bytes:

@@ -17,16 +17,26 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Literal
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 CLASSES = Path(__file__).resolve().parents[1] / "classes"
 SPLITS = Path(__file__).resolve().parents[1] / "splits"
-_KEYS = {"unseen", "counts", "allow_missing"}
+
+
+@dataclass(config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+class _Split:
+    """What a file says; see above."""
+
+    unseen: list[str]
+    counts: dict[Literal["seen", "unseen"], int] | None = None
+    allow_missing: bool = False
 
 
 @cache
@@ -60,10 +70,9 @@ def load_class_split(name_or_path: str | Path, category_names: Sequence[str]) ->
     lacks, or its counts do not fit the data.
     """
     path = _find(name_or_path)
-    raw = _read(path)
-    unseen = [str(name) for name in raw["unseen"]]
-    missing = [name for name in unseen if name not in category_names]
-    if missing and not raw.get("allow_missing", False):
+    split = _read(path)
+    missing = [name for name in split.unseen if name not in category_names]
+    if missing and not split.allow_missing:
         close = difflib.get_close_matches(missing[0], category_names, n=1)
         raise UserError(
             f"Class split {path.stem} names classes that the data set does not have: "
@@ -71,8 +80,17 @@ def load_class_split(name_or_path: str | Path, category_names: Sequence[str]) ->
             (f"Did you mean {close[0]!r}? " if close else "")
             + "Choose another --class-split, or say `allow_missing: true` in your own split file.",
         )
-    _check_counts(path, raw, unseen, category_names)
-    found = tuple(name for name in category_names if name in unseen)
+    have = {"seen": len(category_names) - len(split.unseen), "unseen": len(split.unseen)}
+    if split.counts not in (None, have):
+        wanted, found = (
+            " and ".join(f"{count} {kind}" for kind, count in counts.items())
+            for counts in (split.counts, have)
+        )
+        raise UserError(
+            f"Class split {path.stem} is made for {wanted} classes, but this data set has {found}.",
+            "Use the benchmark's data, or copy the split to your own file without `counts`.",
+        )
+    found = tuple(name for name in category_names if name in split.unseen)
     if len(found) == len(category_names):
         raise UserError(f"Class split {path.stem} leaves no seen class.", "Name fewer classes.")
     return found
@@ -89,44 +107,25 @@ def _find(name_or_path: str | Path) -> Path:
     close = difflib.get_close_matches(text, names, n=1, cutoff=0.4)
     raise UserError(
         f"There is no class split {text!r}." + (f" Did you mean {close[0]!r}?" if close else ""),
-        f"The package has {', '.join(names)}; or give the path of a YAML file with `unseen:`, as seen from "
-        f"{Path.cwd()}.",
+        f"The package has {', '.join(names)}; or give the path of a YAML file with `unseen:`, as "
+        f"seen from {Path.cwd()}.",
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> _Split:
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        split = TypeAdapter(_Split).validate_python(yaml.safe_load(path.read_bytes()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"Class split {path} is not as it should be: {place or 'it'}: {first['msg']}.",
+            "Write `unseen:` and below it one `- class name` per line; a split may also have "
+            "`counts` (of seen and unseen) and `allow_missing`.",
+        ) from error
     except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"Cannot read class split {path}: {reason}.", "Mend the file.") from error
-    example = "Write `unseen:` and below it one `- class name` per line."
-    found = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
-    if not isinstance(found.get("unseen"), list):
-        raise UserError(f"Class split {path} has no list `unseen`.", example)
-    unseen: list[Any] = found["unseen"]
-    unknown = sorted(str(key) for key in found.keys() - _KEYS)
-    if unknown:
-        known = ", ".join(sorted(_KEYS))
-        raise UserError(f"Class split {path} has unknown keys {unknown}.", f"Keys are: {known}.")
-    if any(isinstance(name, list | dict) for name in unseen):
-        raise UserError(f"Class split {path} lists something that is no name.", example)
-    if not isinstance(found.get("counts", {}), dict | None):
-        raise UserError(f"`counts` of class split {path} has no seen and unseen.", example)
-    if len(set(map(str, unseen))) < len(unseen):
-        raise UserError(f"Class split {path} names a class twice.", example)
-    return found
-
-
-def _check_counts(
-    path: Path, raw: dict[str, Any], unseen: list[str], category_names: Sequence[str]
-) -> None:
-    counts = raw.get("counts")
-    have = {"seen": len(category_names) - len(unseen), "unseen": len(unseen)}
-    if counts is not None and counts != have:
-        raise UserError(
-            f"Class split {path.stem} is made for {counts.get('seen')} seen and "
-            f"{counts.get('unseen')} "
-            f"unseen classes, but this data set gives {have['seen']} and {have['unseen']}.",
-            "Use the benchmark's data, or copy the split to your own file without `counts`.",
-        )
+    if len(set(split.unseen)) < len(split.unseen):
+        raise UserError(f"Class split {path} names a class twice.", "Name it once.")
+    return split

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, cast
 
@@ -15,15 +16,8 @@ from concat_cli.core.errors import UserError
 
 Truth = Literal["panoptic", "instance"]
 _AGAIN = "Download or write the JSON again."
-_NEEDED = {  # of each entry
-    "images": ("id", "file_name"),
-    "annotations": (),
-    "categories": ("id", "name"),
-}
-_FORMS: dict[Truth, str] = {
-    "panoptic": "Give the file whose annotations hold `segments_info`.",
-    "instance": "Give the file whose annotations hold `segmentation`.",
-}
+_NEEDED = {"images": {"id", "file_name"}, "annotations": set[str](), "categories": {"id", "name"}}
+_MASKS: dict[Truth, str] = {"panoptic": "segments_info", "instance": "segmentation"}
 _BAD = (KeyError, TypeError, ValueError, AttributeError)  # what a strange entry raises
 
 
@@ -76,68 +70,56 @@ def read_coco(
         truth: what its annotations must hold; None takes what they do.
         named: an entry of `images` -> image id and name of the file, where those are not as COCO's.
     """
-    raw = _load(location)
-    if truth is None:
-        truth = _truth(location, raw)
+    raw = read_json(location, _slim)
+    truth = truth or _truth(location, raw)
     _check(location, raw, truth)
-    read = _panoptic_items if truth == "panoptic" else _instance_items
-    return CocoJson(
-        str(location), truth, raw["categories"], read(str(location), raw, named or _named)
-    )
+    items = _items(str(location), raw, truth, named or _named)
+    return CocoJson(str(location), truth, raw["categories"], items)
 
 
-Named = Callable[[dict[str, Any]], tuple[int, str]]
-
-
-def _panoptic_items(where: str, raw: dict[str, Any], named: Named) -> list[Item]:
-    images = {image["id"]: image for image in raw["images"]}
-    items: list[Item] = []
-    for annotation in raw["annotations"]:
+def _items(
+    where: str,
+    raw: dict[str, Any],
+    truth: Truth,
+    named: Callable[[dict[str, Any]], tuple[int, str]],
+) -> list[Item]:
+    images: dict[Any, Item] = {}
+    for image in raw["images"]:
         try:
-            items.append(_panoptic_item(images[annotation["image_id"]], annotation, named))
+            images[image["id"]] = Item(*named(image), size=_size(image))
         except _BAD as error:
-            told = cast("dict[str, Any]", annotation) if isinstance(annotation, dict) else {}
-            image = told.get("image_id", annotation)
+            what = f"{where}: the image {image['id']!r:.80} is not as it should be ({error})."
+            raise UserError(what, _AGAIN) from error
+    items: list[Item] = []
+    segments: dict[Any, list[Segment]] = {key: [] for key in images}
+    for annotation in raw["annotations"]:
+        key = annotation
+        try:
+            if truth == "instance":
+                key, segment = annotation
+                segments[key].append(_sound(segment))
+                continue
+            key = annotation["image_id"]
+            found = tuple(map(_sound, annotation["segments_info"]))
+            name = PurePosixPath(images[key].image).with_suffix(".png").name
+            label = annotation.get("file_name") or name
+            if not _is_text(label):
+                raise ValueError(f"the file name {label!r} is no text")
+            items.append(replace(images[key], label=label, segments=found))
+        except _BAD as error:
             raise UserError(
-                f"{where}: the annotation of image {image!r:.80} is incomplete or names an "
+                f"{where}: the annotation of image {key!r:.80} is incomplete or names an "
                 f"image that is not listed ({error!r:.200}).",
                 _AGAIN,
             ) from error
     if len({item.image_id for item in items}) < len(items):
         raise UserError(f"{where}: an image is annotated twice.", "Write the JSON again.")
-    return items
-
-
-def _panoptic_item(image: Any, annotation: Any, named: Named) -> Item:
-    segments = tuple(map(_sound, annotation["segments_info"]))
-    image_id, name = named(image)
-    label = annotation.get("file_name") or PurePosixPath(name).with_suffix(".png").name
-    if not _is_text(label):
-        raise ValueError(f"the file name {label!r} is no text")
-    return Item(image_id, name, label, size=_size(image), segments=segments)
-
-
-def _instance_items(where: str, raw: dict[str, Any], named: Named) -> list[Item]:
-    segments: dict[int, list[Segment]] = {image["id"]: [] for image in raw["images"]}
-    for annotation in raw["annotations"]:
-        try:
-            image_id, segment = annotation
-            segments[image_id].append(_sound(segment))
-        except _BAD as error:
-            raise UserError(
-                f"{where}: the annotation {annotation!r:.80} is incomplete or names an "
-                "image that is not listed.",
-                _AGAIN,
-            ) from error
-    items: list[Item] = []
-    for image in raw["images"]:
-        try:
-            found = tuple(sorted(segments[image["id"]], key=lambda segment: segment.id))
-            items.append(Item(*named(image), size=_size(image), segments=found))
-        except _BAD as error:
-            what = f"{where}: the image {image['id']!r:.80} is not as it should be ({error})."
-            raise UserError(what, _AGAIN) from error
-    return items
+    if truth == "panoptic":
+        return items
+    return [
+        replace(image, segments=tuple(sorted(segments[key], key=lambda segment: segment.id)))
+        for key, image in images.items()
+    ]
 
 
 def _is_text(value: Any) -> bool:
@@ -156,8 +138,8 @@ def _sound(segment: Any) -> Segment:
 
 def _named(image: Any) -> tuple[int, str]:
     """Id and file name of an image; ValueError where they are of another type."""
-    if not isinstance(image["id"], int | str) or not _is_text(image["file_name"]):
-        raise ValueError("its id is no integer or its file_name no text")
+    if not _is_text(image["file_name"]):
+        raise ValueError("its file_name is no text")
     number = int(image["id"])
     if abs(number) >= 1 << 63:
         raise ValueError("its id has more than 64 bits")
@@ -174,10 +156,13 @@ def _size(image: Any) -> tuple[int, int] | None:
     return height, width
 
 
-def _load(location: Path | str) -> dict[str, Any]:
+def read_json(
+    location: Path | str, hook: Callable[[dict[str, Any]], Any] | None = None
+) -> dict[str, Any]:
+    """The object that a JSON file holds; UserError where it holds none. hook: as of `json.loads`."""
     data = read_file(location)
     try:
-        raw: Any = json.loads(data, object_hook=_slim)
+        raw: Any = json.loads(data, object_hook=hook)
     except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise UserError(f"{location} is not valid JSON ({error}).", _AGAIN) from error
     if not isinstance(raw, dict):
@@ -219,16 +204,13 @@ def _truth(location: Path | str, raw: dict[str, Any]) -> Truth:
 
 def _check(location: Path | str, raw: dict[str, Any], truth: Truth) -> None:
     """UserError where a list or a needed key is missing, or two images or categories are one."""
-    missing = [key for key in _NEEDED if key not in raw]
-    if missing:
-        what = f"{location} is not a COCO {truth} JSON: it has no {' and no '.join(missing)}."
-        raise UserError(what, _FORMS[truth])
     for key, needed in _NEEDED.items():
-        if not isinstance(raw[key], list):
-            raise UserError(f"{location}: `{key}` is no list.", _AGAIN)
+        if not isinstance(raw.get(key), list):
+            what = f"{location} is not a COCO {truth} JSON: it has no {key}, or no list of them."
+            raise UserError(what, f"Give the file whose annotations hold `{_MASKS[truth]}`.")
         for row in raw[key]:
-            if needed and not (isinstance(row, dict) and all(name in row for name in needed)):
-                what = f"{location}: an entry of {key} lacks {' or '.join(needed)}."
+            if needed and not (isinstance(row, dict) and needed <= row.keys()):
+                what = f"{location}: an entry of {key} lacks {' or '.join(sorted(needed))}."
                 raise UserError(what, _AGAIN)
     for category in raw["categories"]:
         id_, name = category["id"], category["name"]
@@ -237,11 +219,8 @@ def _check(location: Path | str, raw: dict[str, Any], truth: Truth) -> None:
             raise UserError(what, "An id is an integer from 0 on, a name is text.")
     if not all(isinstance(image["id"], int | str) for image in raw["images"]):
         raise UserError(f"{location}: the id of an image is neither number nor text.", _AGAIN)
-    if len({image["id"] for image in raw["images"]}) < len(raw["images"]):
-        raise UserError(f"{location}: an image is listed twice.", "Write the JSON again.")
-    for column in ("id", "name"):
-        values = [category[column] for category in raw["categories"]]
-        if len(set(values)) < len(values):
-            twice = next(v for v in values if values.count(v) > 1)
-            what = f"{location}: two categories have the {column} {twice!r:.80}."
-            raise UserError(what, "Each category has an id and a name of its own.")
+    for key, column in (("images", "id"), ("categories", "id"), ("categories", "name")):
+        for value, count in Counter(row[column] for row in raw[key]).most_common(1):
+            if count > 1:
+                what = f"{location}: two {key} have the {column} {value!r:.80}."
+                raise UserError(what, f"Each needs its own {column}: write the JSON again.")

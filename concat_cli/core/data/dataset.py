@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from torch.utils.data import Dataset
 
-from concat_cli.core.data.class_split import class_split_names
-from concat_cli.core.data.coco import read_coco
-from concat_cli.core.data.image_io import TOGETHER, read_image, segment_map
-from concat_cli.core.data.index import AGAIN, Record, Records, read_records
+from concat_cli.core.data.coco import read_coco, read_json
+from concat_cli.core.data.image_io import read_image, segment_map, wrong_size
+from concat_cli.core.data.index import AGAIN, Record, read_records
 from concat_cli.core.data.store import Store, open_store
 from concat_cli.core.errors import UserError
-from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 FORMAT = 3  # what `prepare-data` writes; 2 is read where its labels were COCO panoptic PNGs
 FORMATS = (1, 2, FORMAT)
+_CLASSES = TypeAdapter(tuple[ClassEntry, ...])
 _MAKE = "Make it: `concat prepare-data shapes {0}` or `concat prepare-data coco ROOT --out {0}`."
 
 
@@ -59,20 +61,6 @@ class Part:
     images: Path
     index: Path
     labels: Path
-
-    @cached_property
-    def image_store(self) -> Store:
-        """The images."""
-        return open_store(self.images)
-
-    @cached_property
-    def label_store(self) -> Store:
-        """The id maps."""
-        return open_store(self.labels)
-
-    def records(self, vocabulary: Vocabulary) -> Records:
-        """The images in the order of the index; UserError where it is missing or damaged."""
-        return read_records(self.index, vocabulary)
 
 
 @dataclass(frozen=True)
@@ -110,8 +98,9 @@ def read_dataset_info(root: Path | str) -> DatasetInfo:
     path = root / "dataset.json"
     if not path.is_file():
         raise UserError(f"No prepared data set at {root} (no {path}).", _MAKE.format(root))
-    raw = _read_json(path)
+    raw = read_json(path)
     try:
+        json.dumps(raw, ensure_ascii=False).encode()  # ValueError where it holds half a character
         if raw["format"] not in FORMATS:
             known = ", ".join(map(str, FORMATS))
             what = f"{path} has format {raw['format']}, not one of {known}."
@@ -119,27 +108,41 @@ def read_dataset_info(root: Path | str) -> DatasetInfo:
         coco = raw["format"] == 1
         if raw["format"] == 2 and not all(map(_is_panoptic, raw["parts"].values())):
             what = f"{path} is of an earlier version, whose labels are no longer read as they lie."
-            raise UserError(what, f"Prepare it again: `{_command(raw, root)}`.")
+            raise UserError(what, f"Prepare it again: {_command(raw, root)}.")
         index, labels = ("json", "pngs") if coco else ("index", "labels")
         parts = {
             str(name): Part(root / part["images"], root / part[index], root / part[labels])
             for name, part in raw["parts"].items()
         }
         unseen = [str(name) for name in raw["unseen"]]
-        name, split = str(raw["name"]), str(raw["class_split"])
-        classes = None if coco else _classes(raw["classes"])
-        source = dict(raw.get("source", {}))
-        tasks = DatasetInfo.tasks if coco else tuple(raw["tasks"])
-        protocol = dict(raw.get("protocol", {}) if coco else raw["protocol"])
+        classes = () if coco else _CLASSES.validate_json(json.dumps(raw["classes"]), strict=True)
+        info = DatasetInfo(
+            root,
+            str(raw["name"]),
+            str(raw["class_split"]),
+            Vocabulary(classes),
+            parts,
+            dict(raw.get("source", {})),
+            DatasetInfo.tasks if coco else tuple(raw["tasks"]),
+            dict(raw.get("protocol", {}) if coco else raw["protocol"]),
+        )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a data set ({error!r}).", _MAKE.format(root)) from error
-    _check_parts(path, parts)
-    vocabulary = _categories(parts) if classes is None else classes
+    if not parts:
+        raise UserError(f"{path} lists no parts.", AGAIN)
+    for part in parts.values():
+        if not os.path.isfile(part.index):  # noqa: PTH113 - unlike Path's, False of impossible names
+            raise UserError(f"{path} points to {part.index}, which is missing.", AGAIN)
+    vocabulary = info.vocabulary
+    if coco:  # all JSON files list the same classes
+        smallest = min((part.index for part in parts.values()), key=lambda file: file.stat().st_size)
+        vocabulary = Vocabulary.from_categories(read_coco(smallest, "panoptic").categories)
+    if min(len(vocabulary.index_of_id), len(vocabulary.index_of_name)) < len(vocabulary):
+        raise UserError(f"{path} has two classes of one id or name.", AGAIN)
     unknown = sorted(set(unseen) - set(vocabulary.names))
     if unknown:
         raise UserError(f"{path} names unseen classes that it lacks: {unknown}.", AGAIN)
-    divided = vocabulary.with_unseen(unseen)
-    return DatasetInfo(root, name, split, divided, parts, source, tasks, protocol)
+    return replace(info, vocabulary=vocabulary.with_unseen(unseen))
 
 
 def _is_panoptic(part: Mapping[str, Any]) -> bool:
@@ -148,75 +151,14 @@ def _is_panoptic(part: Mapping[str, Any]) -> bool:
 
 
 def _command(raw: Mapping[str, Any], root: Path) -> str:
-    """The command that prepares a data set of format 2 again, with the same options."""
-    protocol, split, name = raw["protocol"], str(raw["class_split"]), str(raw["name"])
-    year = "2014" if "2014" in raw["parts"]["train"]["images"] else "2017"
-    numbered = ["--classes", str(len(raw["classes"]))]
-    semantic = ["--task", "semantic"] * (raw["tasks"] == ["semantic"])
-    background = ["--background"] * any(row["name"] == "background" for row in raw["classes"])
-    known = {  # name of the data set -> of its command, and its own options
-        "coco": ["coco"],
-        "coco-stuff": ["coco-stuff"],
-        "coco-instances": ["coco-instances", "--year", year, *numbered],
-        "voc": ["voc", *background],
-        "pascal-context-59": ["pascal-context"],
-        "pascal-context-459": ["pascal-context", *numbered],
-        "ade20k-150": ["ade20k", *semantic],
-        "ade20k-847": ["ade20k", *numbered],
-        "cityscapes": ["cityscapes"],
-    }
-    name, *own = known.get(name, ["custom", "--images", "..."])
-    own += ["--class-split", split if split in class_split_names() else f"{split}.yaml"]
-    own += ["--unseen-pixels", protocol["unseen_pixels"]]
-    train, dev = (raw["counts"][part]["images"] for part in ("train", "dev"))
-    own += ["--dev", str(dev)] * (dev < train)  # else dev is a copy of a handful of images
-    own += ["--skip-bad"] * bool(protocol["images_bad"])
-    words = ["concat", "prepare-data", name, str(raw["source"]["root"]), *own, "--out", str(root)]
-    return shlex.join(words)
-
-
-def _classes(rows: list[dict[str, Any]]) -> Vocabulary:
-    """The classes; TypeError or ValueError where one is not as `prepare-data` writes it."""
-    vocabulary = Vocabulary.from_json(rows)
-    for entry in vocabulary.entries:
-        texts = entry.name, *entry.synonyms
-        if type(entry.id) is not int or {type(text) for text in texts} != {str}:
-            raise ValueError(f"class {entry.name!r:.80} has no sound id and names")
-        if entry.kind not in ("thing", "stuff") or type(entry.seen) is not bool:
-            raise ValueError(f"class {entry.name!r:.80} is of no kind, or not said to be seen")
-    for column in (vocabulary.ids, vocabulary.names):
-        if len(set(column)) < len(column):
-            raise ValueError("two classes have one id or name")
-    return vocabulary
-
-
-def _check_parts(path: Path, parts: dict[str, Part]) -> None:
-    if not parts:
-        raise UserError(f"{path} lists no parts.", AGAIN)
-    for part in parts.values():
-        if not os.path.isfile(part.index):  # noqa: PTH113 - unlike Path's, False of impossible names
-            raise UserError(f"{path} points to {part.index}, which is missing.", AGAIN)
-
-
-def _categories(parts: dict[str, Part]) -> Vocabulary:
-    """Classes from the smallest of the parts' JSON files (all list the same categories)."""
-    smallest = min((part.index for part in parts.values()), key=lambda p: p.stat().st_size)
-    return Vocabulary.from_categories(read_coco(smallest, "panoptic").categories)
-
-
-def read_sample(part: Part, record: Record, keep_crowd: bool = False) -> Sample:
-    """Decodes one image and its segments; crowd segments become void unless `keep_crowd`."""
-    file = part.image_store.file(record.file_name)
-    image = read_image(file)
-    numbers = segment_map(part.label_store.file(record.label_name), record, part.index)
-    if image.shape[:2] != numbers.shape:
-        raise UserError(
-            f"{file} is {image.shape[1]} x {image.shape[0]} pixels, but "
-            f"its label is {numbers.shape[1]} x {numbers.shape[0]}.",
-            TOGETHER,
-        )
-    sample = Sample(image, numbers, record.labels, record.crowd, record.image_id, record.file_name)
-    return sample if keep_crowd else keep_segments(sample, ~record.crowd)
+    """The command that prepares a data set of format 2 again."""
+    name, number = re.findall(r"(?s)^(.*?)(?:-(\d+))?$", str(raw["name"]))[0]
+    known = "coco coco-stuff coco-instances voc pascal-context ade20k cityscapes".split()
+    words = ["concat", "prepare-data", name if name in known else "custom", str(raw["source"]["root"])]
+    words += ["--classes", number] if number else []
+    words += ["--class-split", str(raw["class_split"]), "--out", str(root)]
+    words += ["--unseen-pixels", str(raw["protocol"]["unseen_pixels"])]
+    return f"`{shlex.join(words)}`, with the other options that it was made with"
 
 
 def keep_segments(sample: Sample, keep: np.ndarray) -> Sample:
@@ -246,7 +188,7 @@ class PanopticDataset(Dataset[Sample]):
     ) -> None:
         self.part = part
         self.vocabulary = vocabulary
-        self.records = part.records(vocabulary)
+        self.records = read_records(part.index, vocabulary)
         self._keep_crowd = keep_crowd
         self._cache: dict[int, Sample] | None = {} if cache else None
 
@@ -259,27 +201,27 @@ class PanopticDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         if self._cache is None:
-            return read_sample(self.part, self.records[index], self._keep_crowd)
+            return self._read(self.records[index])
         if index not in self._cache:
-            sample = read_sample(self.part, self.records[index], self._keep_crowd)
+            sample = self._read(self.records[index])
             small = np.min_scalar_type(len(sample.labels))  # uint8 up to 255 segments
             self._cache[index] = replace(sample, segment_map=sample.segment_map.astype(small))
         sample = self._cache[index]
         return replace(sample, segment_map=sample.segment_map.astype(np.int32))
 
+    @cached_property
+    def _stores(self) -> tuple[Store, Store]:
+        """The images and the id maps."""
+        return open_store(self.part.images), open_store(self.part.labels)
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_bytes())
-        json.dumps(raw, ensure_ascii=False).encode()  # ValueError where it holds half a character
-    except FileNotFoundError as error:
-        raise UserError(f"No file {path}.", "Check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}).", "Get it, or write it, again."
-        ) from error
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds a {type(raw).__name__}, not a JSON object.")
-    return cast("dict[str, Any]", raw)
+    def _read(self, record: Record) -> Sample:
+        images, labels = self._stores
+        file = images.file(record.file_name)
+        image = read_image(file)
+        numbers = segment_map(labels.file(record.label_name), record, self.part.index)
+        if image.shape[:2] != numbers.shape:
+            raise wrong_size(file, image.shape, numbers.shape, "its label is")
+        sample = Sample(
+            image, numbers, record.labels, record.crowd, record.image_id, record.file_name
+        )
+        return sample if self._keep_crowd else keep_segments(sample, ~record.crowd)

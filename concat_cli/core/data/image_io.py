@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-from contextlib import closing
 import io
 import struct
 import warnings
 import zlib
+from contextlib import closing
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps

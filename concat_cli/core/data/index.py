@@ -213,7 +213,5 @@ def _map(path: Path) -> bytes | mmap.mmap:
         with path.open("rb") as file:
             empty = file.seek(0, 2) == 0  # which cannot be mapped
             return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise UserError(f"No index {path}.", AGAIN) from error
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.", "Check its rights.") from error
+        raise UserError(f"Cannot read {path}: {error.strerror}.", AGAIN) from error

@@ -4,9 +4,8 @@ A location is a folder, "x.zip", or "x.zip!folder/inside"; names inside it use "
 "x.zip!y.zip!folder" a zip lies in another: that is read, too, but in one pass from its beginning,
 so it is unpacked when a data set is prepared.
 
-Members are read by any thread or process, and never more of them than they say: the archive is
-opened anew for each (some 20 microseconds), so that no file position is shared; its directory is
-read once a process.
+Members are read by any thread or process, and never more of them than they say. Each process opens
+an archive itself, as forked ones would share its position, and keeps it until the file changes.
 """
 
 from __future__ import annotations
@@ -15,37 +14,21 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 from concat_cli.core.errors import UserError
 
 LARGEST = 1 << 30  # bytes of a member when unpacked; no image or label comes near
 SUSPICIOUS = 64 << 20  # from here on a member must not be packed by more than RATIO
 RATIO = 1000  # deflate can do 1032, but no image of that size comes near
-_HEADER = 30  # bytes of a member's own header before its name
-_UTF8 = 1 << 11  # flag: the name is not of code page 437
 _AGAIN = "Download the archive again."
 _DAMAGED = (  # what reading a zip raises where it is damaged
     OSError, EOFError, ValueError, IndexError, OverflowError, NotImplementedError, struct.error,
     zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
-
-
-class Entry(NamedTuple):
-    """What a zip's directory says of one member; `name` as it is written there."""
-
-    name: str
-    offset: int
-    packed: int
-    size: int
-    method: int
-    crc: int
-    flags: int
 
 
 @dataclass(frozen=True)
@@ -61,48 +44,42 @@ class ZipMember:
     def read(self) -> bytes:
         """The unpacked content; UserError where it is missing, damaged or absurdly large."""
         entry = self.entry()
-        if entry.size > LARGEST:
+        if entry.file_size > LARGEST:
             raise self._absurd(entry)
         try:
-            with _opened(self.archive) as file:
-                file.seek(_start(file, entry))
-                data = file.read(entry.packed)
-            if entry.method != zipfile.ZIP_STORED:  # a lying size costs no memory
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, entry.size + 1)
+            with self.opened() as file:
+                data = file.read(entry.file_size)  # a lying size costs no memory
+            if len(data) != entry.file_size:
+                raise EOFError(f"it ends after {len(data)} bytes")
         except _DAMAGED as error:
             raise UserError(f"Cannot read {self}: it is damaged ({error}).", _AGAIN) from error
-        if len(data) != entry.size or zlib.crc32(data) != entry.crc:
-            raise UserError(f"{self} is damaged: its checksum is wrong.", _AGAIN)
         return data
 
-    @contextmanager
-    def opened(self) -> Generator[IO[bytes]]:
+    def opened(self) -> IO[bytes]:
         """The member as a file, read from its beginning and never beyond its size."""
-        self.entry()
-        with _opened(self.archive) as outer, zipfile.ZipFile(outer) as file:
-            with file.open(self.member) as inner:
-                yield inner
+        return _opened(self.archive).open(self.entry())
 
-    def entry(self) -> Entry:
+    def entry(self) -> zipfile.ZipInfo:
         """What the archive says of it; UserError where it is missing or cannot be meant."""
         entry = directory(self.archive).get(self.member)
         if entry is None:
             raise UserError(f"{self.archive} has no member {self.member}.", _AGAIN)
-        if entry.flags & 1:
+        if entry.flag_bits & 1:
             raise UserError(f"{self} is encrypted.", "Unpack the archive with its password first.")
-        if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise UserError(
-                f"{self} is packed by a method (number {entry.method}) that is not read in place.",
+                f"{self} is packed by a method (number {entry.compress_type}) that is not read in "
+                "place.",
                 "Unpack the archive and give the folder.",
             )
-        if entry.size > SUSPICIOUS and entry.size > RATIO * max(1, entry.packed):
+        if entry.file_size > max(SUSPICIOUS, RATIO * entry.compress_size):
             raise self._absurd(entry)
         return entry
 
-    def _absurd(self, entry: Entry) -> UserError:
+    def _absurd(self, entry: zipfile.ZipInfo) -> UserError:
         return UserError(
-            f"{self} says that it unpacks to {entry.size:,} bytes from {entry.packed:,}: "
-            "no image or label does.",
+            f"{self} says that it unpacks to {entry.file_size:,} bytes from "
+            f"{entry.compress_size:,}: no image or label does.",
             "Do not trust this archive.",
         )
 
@@ -141,7 +118,7 @@ class Store:
         file = self.file(name)
         if isinstance(file, ZipMember):
             entry = directory(file.archive).get(file.member)
-            return None if entry is None else (entry.size, entry.crc)
+            return None if entry is None else (entry.file_size, entry.CRC)
         try:
             found = file.stat()
         except OSError:
@@ -168,8 +145,7 @@ def open_store(location: Path | str) -> Store:
         raise UserError(f"There is no folder {text}.", "Check the path.")
     if not archive_exists(archive):
         raise UserError(f"There is no archive {archive}.", "Check the path.")
-    directory(archive)  # says at once where it is no zip
-    if inside and f"{inside}/" not in folders(archive):
+    if not _has_folder(archive, inside):
         raise UserError(f"{archive} has no folder {inside}.", "Check the archive and the name.")
     return Store(archive, f"{inside}/" if inside else "")
 
@@ -195,9 +171,7 @@ def location_exists(location: Path | str) -> bool:
     if Path(location).is_dir():
         return True
     archive, inside = split_location(location)
-    if archive is None or not archive_exists(archive):
-        return False
-    return not inside or f"{inside}/" in folders(archive)
+    return archive is not None and archive_exists(archive) and _has_folder(archive, inside)
 
 
 def archive_exists(archive: Archive) -> bool:
@@ -243,39 +217,26 @@ def is_safe(name: str) -> bool:
     return bool(name) and "\\" not in name and ":" not in parts[0] and not {"", ".."} & set(parts)
 
 
-def directory(archive: Archive) -> dict[str, Entry]:
-    """Member name -> where it is; kept until the archive changes."""
-    return _read_directory(archive, *_stamp(archive))
+def directory(archive: Archive) -> dict[str, zipfile.ZipInfo]:
+    """Member name -> what the archive says of it; UserError where it is no zip."""
+    return _opened(archive).NameToInfo
 
 
-def folders(archive: Archive) -> frozenset[str]:
-    """Every folder of an archive, with its closing slash."""
-    return _read_folders(archive, *_stamp(archive))
+def _has_folder(archive: Archive, folder: str) -> bool:
+    names = directory(archive)  # says where it is no zip
+    return not folder or any(name.startswith(f"{folder}/") for name in names)
 
 
-def _stamp(archive: Archive) -> tuple[int, int]:
-    """(bytes, time of the last change in ns) of the file on disk; UserError where it is missing."""
-    while isinstance(archive, ZipMember):
-        archive = archive.archive
+def _opened(archive: Archive) -> zipfile.ZipFile:
+    """The archive, open in this process; UserError where it is missing or no zip."""
+    path = archive
+    while isinstance(path, ZipMember):
+        path = path.archive
     try:
-        found = archive.stat()
-    except OSError as error:
-        raise UserError(f"Cannot read {archive}: {error.strerror}.", "Check the path.") from error
-    return found.st_size, found.st_mtime_ns
-
-
-@lru_cache(maxsize=16)
-def _read_directory(archive: Archive, size: int, changed: int) -> dict[str, Entry]:
-    try:
-        with _opened(archive) as opened, zipfile.ZipFile(opened) as file:
-            return {
-                i.filename: Entry(
-                    i.orig_filename, i.header_offset, i.compress_size, i.file_size,
-                    i.compress_type, i.CRC, i.flag_bits,
-                )
-                for i in file.infolist()
-                if not i.is_dir()
-            }  # fmt: skip
+        found = path.stat()
+        return _open(archive, os.getpid(), found.st_size, found.st_mtime_ns)
+    except FileNotFoundError as error:
+        raise UserError(f"There is no archive {path}.", "Check the path.") from error
     except _DAMAGED as error:
         raise UserError(
             f"{archive} is no complete zip ({error}).", "Finish or repeat its download."
@@ -283,34 +244,12 @@ def _read_directory(archive: Archive, size: int, changed: int) -> dict[str, Entr
 
 
 @lru_cache(maxsize=16)
-def _read_folders(archive: Archive, size: int, changed: int) -> frozenset[str]:
-    found: set[str] = set()
-    for name in _read_directory(archive, size, changed):
-        end = name.rfind("/") + 1
-        while end and name[:end] not in found:
-            found.add(name[:end])
-            end = name.rfind("/", 0, end - 1) + 1
-    return frozenset(found)
-
-
-@contextmanager
-def _opened(archive: Archive) -> Generator[IO[bytes]]:
-    """An archive as a file that can be read from any place."""
-    with archive.open("rb") if isinstance(archive, Path) else archive.opened() as file:
-        yield file
-
-
-def _start(file: IO[bytes], entry: Entry) -> int:
-    """Where the packed bytes of a member begin: behind its own header, which names it too."""
-    file.seek(entry.offset)
-    header = file.read(_HEADER)
-    if len(header) < _HEADER or header[:4] != b"PK\x03\x04":
-        raise EOFError("no header where the directory says")
-    length, extra = struct.unpack("<HH", header[26:])
-    name = file.read(length).decode("utf-8" if entry.flags & _UTF8 else "cp437", "replace")
-    if name != entry.name:
-        raise EOFError(f"the header where the directory says is that of {name}")
-    return entry.offset + _HEADER + length + extra
+def _open(archive: Archive, process: int, size: int, changed: int) -> zipfile.ZipFile:
+    """Opens an archive; the other arguments tell when that must be done anew."""
+    opened = zipfile.ZipFile(archive if isinstance(archive, Path) else archive.opened())
+    for name in [name for name in opened.NameToInfo if name.endswith("/")]:
+        del opened.NameToInfo[name]  # folders
+    return opened
 
 
 def _walk(folder: Path, prefix: str) -> list[str]:

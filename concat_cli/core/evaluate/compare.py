@@ -19,17 +19,18 @@ from concat_cli.core.evaluate.intervals import (
     Borders,
     Interval,
     Mean,
-    SparseCounts,
     mean_iou,
     mean_pq,
     paired_differences,
 )
+from concat_cli.core.evaluate.quality import FloatArray
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import PART, Subject, evaluate_weights, open_subject
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import RUNS, find_weights
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.weights_from.published import pairs
 
 Figures = dict[str, Interval | None]  # in 0-1 by group: seen, unseen, harmonic
 _KEYS = re.compile(r"[:,](?=\w+\.\w+=)")  # stands before each override
@@ -95,8 +96,8 @@ class Comparison:
 
 
 def parse_entry(text: str, root: Path = RUNS) -> Entry:
-    """`[LABEL=]RUN[:KEY=VALUE,...]`; RUN is a name below `root`, or a path to weights or to the
-    folder of a run or stage. UserError where there are no weights."""
+    """`[LABEL=]RUN[:KEY=VALUE,...]`; RUN is a name below `root`, a path to weights or to the folder
+    of a run or stage, or published weights. UserError where there are no weights."""
     run, *overrides = _KEYS.split(text)
     label = text
     if "=" in run and not Path(run).exists():
@@ -104,6 +105,7 @@ def parse_entry(text: str, root: Path = RUNS) -> Entry:
         label = label.strip()
     as_path = Path(run)
     is_path = as_path.is_file() or as_path.suffix == ".safetensors" or len(as_path.parts) > 1
+    is_path = is_path or (run in pairs() and not (root / run).exists())
     if not is_path and (":" in run or ":" in label.removesuffix(text)):
         raise UserError(
             f"'{text}' does not read as a run with overrides.",
@@ -146,8 +148,8 @@ def compare_runs(
         repeats=bootstraps,
         rows=tuple(rows),
         differences=tuple(
-            _difference((rows[i].label, reports[i]), (rows[0].label, reports[0]), info.vocabulary)
-            for i in range(1, len(rows))
+            _difference(row.label, report, rows[0].label, reports[0], info.vocabulary)
+            for row, report in zip(rows[1:], reports[1:], strict=True)
         ),
         notes=tuple(_notes(rows, subjects)),
     )
@@ -177,23 +179,20 @@ def _row(entry: Entry, report: Report, cost: Cost) -> Row:
 
 
 def _difference(
-    ours: tuple[str, Report], theirs: tuple[str, Report], vocabulary: Vocabulary
+    label: str, report: Report, minus: str, first: Report, vocabulary: Vocabulary
 ) -> Difference:
-    (label, mine), (minus, first) = ours, theirs
     split = vocabulary.seen_indices, vocabulary.unseen_indices
-    assert mine.intervals and mine.counts and first.counts
-    repeats, images = mine.intervals.repeats, mine.images
+    assert report.intervals and report.counts and first.counts
+    repeats = report.intervals.repeats
 
-    def of(one: SparseCounts | None, other: SparseCounts | None, mean: Mean) -> Figures:
-        if one is None or other is None:
+    def of(ours: FloatArray | None, theirs: FloatArray | None, mean: Mean) -> Figures:
+        if ours is None or theirs is None:
             return dict.fromkeys(GROUPS)
-        counts = [one.dense(images)], [other.dense(images)]
-        return paired_differences(*counts, mean, [split], repeats)
+        return paired_differences([ours], [theirs], mean, [split], repeats)
 
-    a, b = mine.counts, first.counts
-    return Difference(
-        label, minus, of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
-    )
+    a, b = report.counts, first.counts
+    pq, miou = of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
+    return Difference(label, minus, pq, miou)
 
 
 def _comparable(entries: Sequence[Entry]) -> list[Subject]:
@@ -238,12 +237,12 @@ def _digest(info: DatasetInfo, part: str) -> str:
 def _notes(rows: Sequence[Row], subjects: Sequence[Subject]) -> list[str]:
     """In what the runs differ apart from the method, a line for each."""
     known = {"transductive": "known in training", "inductive": "unknown before the test"}
-    clips = [one.weights.meta["clip"] for one in subjects]
+    clips = [_clip_of(one) for one in subjects]
     trained = [_trained_on(one) for one in subjects]
     facts = {  # what tells runs apart, and how it is shown
         "trained on different scenes or labels": trained,
         "names of unseen classes": [(r.mode, known.get(r.mode or "", "not told")) for r in rows],
-        "CLIP": [(c["sha256"], f"{c['model']} {c['pretrained']}".strip()) for c in clips],
+        "CLIP": clips,
         "short side at test": [(one.cfg.infer.size, one.cfg.infer.size) for one in subjects],
         "offset on seen classes": [
             (f"{one.cfg.infer.seen_offset:.3g}", f"{one.cfg.infer.seen_offset:.3g}")
@@ -257,9 +256,20 @@ def _notes(rows: Sequence[Row], subjects: Sequence[Subject]) -> list[str]:
     ]
 
 
+def _clip_of(one: Subject) -> tuple[str, str]:
+    """What tells the CLIP from others, and how it is shown; that of a pair is by name alone."""
+    trained, asked = one.weights.meta["clip"], one.cfg.clip
+    shown = f"{trained['model']} {trained['pretrained']}".strip()
+    if not trained["sha256"]:
+        shown = f"{asked.model} {asked.pretrained}".strip()
+    return trained["sha256"] or shown, shown
+
+
 def _trained_on(one: Subject) -> tuple[str, str]:
     """The training part that the weights' configuration names, as it is there now: what tells it
     from others, and how it is shown."""
+    if not one.own.data.root:  # published weights
+        return (told := one.weights.meta["data"]["name"]), told
     root = Path(one.own.data.root)
     if not (root / "dataset.json").is_file():
         return str(root), f"{root} (not here any more)"

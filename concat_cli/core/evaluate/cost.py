@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -58,8 +57,7 @@ class Cost:
 def measure_cost(weights: Path, overrides: Sequence[str] = (), device: str = "auto") -> Cost:
     """The cost of weights on images of val of their data set, measured in a fresh process.
 
-    Arguments as of `evaluate_weights`; the process runs with this one's environment. UserError
-    where it dies, for want of memory above all.
+    Arguments as of `evaluate_weights`. UserError where the process dies.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), _silence) as pool:
         try:
@@ -80,8 +78,8 @@ def _silence() -> None:
 
 def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
     """The cost, measured in this process."""
+    before = resident("VmRSS")
     chosen, _ = choose_device(device)
-    memory = PeakMemory(chosen)
     subject = open_subject(weights, overrides)
     predictor = Predictor.load(
         subject.weights, subject.info.vocabulary, chosen, overrides=subject.cfg, force=True
@@ -89,12 +87,21 @@ def cost_here(weights: Path, overrides: Sequence[str], device: str) -> Cost:
     samples = subject.dataset()
     images = [samples[i].image for i in range(min(IMAGES, len(samples)))]
     del subject, samples
-    memory.start()
+    gc.collect()
+    gpu = chosen.type == "cuda"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats(chosen)
+    with suppress(OSError):  # not Linux, or not ours to write
+        _RESET.write_text("5")  # proc(5): the peak of the resident set becomes what it is now
+    speed, most = images_per_second(predictor, images), resident("VmHWM")
+    peak = None if most is None or before is None else most - before
+    if gpu:
+        peak = torch.cuda.max_memory_allocated(chosen) / 2**20
     return Cost(
         predictor.parameters,
         predictor.needs_clip_image,
-        images_per_second(predictor, images),
-        memory.mib(),
+        speed,
+        None if peak is None else round(peak, 1),
         str(chosen),
         torch.get_num_threads(),
     )
@@ -132,38 +139,9 @@ def _time(predictor: Predictor, image: Image) -> dict[str, float]:
     return found
 
 
-class PeakMemory:
-    """The highest memory of this process or of its GPU; made before anything is loaded."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._before = resident(peak=False)
-
-    def start(self) -> None:
-        """Forgets the peak of what was needed to load, where the system can."""
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-        with suppress(OSError):  # not Linux, or not ours to write
-            _RESET.write_text("5")  # proc(5): the peak of the resident set becomes what it is now
-
-    def mib(self) -> float | None:
-        """MiB since `start`; None where the system does not tell."""
-        if self._device.type == "cuda":
-            return round(torch.cuda.max_memory_allocated(self._device) / 2**20, 1)
-        peak = resident(peak=True)
-        return None if peak is None or self._before is None else round(peak - self._before, 1)
-
-
-def resident(peak: bool) -> float | None:
-    """MiB of memory that the process holds, or held at most; where the former is not told (not
-    Linux), both are the latter."""
-    with suppress(OSError, StopIteration):
-        name, lines = "VmHWM:" if peak else "VmRSS:", _STATUS.read_text().splitlines()
-        return int(next(line for line in lines if line.startswith(name)).split()[1]) / 2**10
-    with suppress(ImportError):  # Windows
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used / (2**20 if sys.platform == "darwin" else 2**10)
+def resident(key: str) -> float | None:
+    """MiB of this process as Linux tells it: VmRSS now, VmHWM at most; None elsewhere."""
+    with suppress(OSError):
+        lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+        return int(lines[key].split()[0]) / 2**10
     return None

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,10 +53,6 @@ class _Annotation(_Row):
     file_name: str | None = None
     segments_info: list[_Segment]
 
-    def labels(self, vocabulary: Vocabulary) -> NDArray[np.int64]:
-        """(N,) class indices of the segments."""
-        return np.array([vocabulary.index_of_id[s.category_id] for s in self.segments_info], int)
-
 
 class _Category(_Row):
     id: int
@@ -72,13 +68,9 @@ class _Image(_Row):
 
 class _Predictions(_Row):
     annotations: list[_Annotation]
-    categories: list[_Category] | None = None
+    categories: list[_Category] = []
 
-    def names(self) -> dict[int, str]:
-        """Names by category id, none where the JSON says nothing of them."""
-        return {one.id: one.name for one in self.categories or ()}
-
-    def said(self) -> set[int]:
+    def used(self) -> set[int]:
         """The category ids of all segments."""
         return {s.category_id for one in self.annotations for s in one.segments_info}
 
@@ -120,17 +112,39 @@ def evaluate_files(
             name or file; None: as the truth's `dataset.json` says, a folder above it; without one,
             classes are not divided.
     """
-    _check_asked(scoring)
+    if scoring.tasks or scoring.calibrate or scoring.diagnostics or scoring.candidates != "all":
+        raise UserError(
+            "--tasks, --candidates, --calibrate and --diagnostics need weights; files hold "
+            "panoptic segments, from which PQ and mIoU are counted.",
+            "Leave them out, or score --weights.",
+        )
+    if scoring.official and find_spec("panopticapi") is None:
+        raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
     start = time.perf_counter()
-    found, real = _given(predictions), _given(truth)
-    said, told = _read(found, _Predictions), _read(real, _Truth)
-    vocabulary = Vocabulary.from_categories(one.model_dump() for one in told.categories or ())
+    found, said = _read(predictions, _Predictions)
+    real, told = _read(truth, _Truth)
+    vocabulary = Vocabulary.from_categories(one.model_dump() for one in told.categories)
     if unseen is None:
         class_split, unseen = _unseen_of(real.json, class_split, vocabulary, progress)
-    vocabulary = _divided(vocabulary, unseen, scoring.split)
+    if unseen is None and scoring.split != "all":
+        what = f"Nobody says which classes are {scoring.split}."
+        raise UserError(what, "Give --class-split, or leave --split out.")
+    missing = set(unseen or ()).difference(vocabulary.names)
+    if missing:
+        what = (
+            f"The truth has no class {', '.join(map(repr, sorted(missing)))} that could be unseen."
+        )
+        raise UserError(what, "Name classes of the truth's `categories`.")
+    vocabulary = vocabulary.with_unseen(unseen or ())
     _check_categories(found.json, said, real.json, told)
     truths, preds = _by_image(real, told), _by_image(found, said)
-    _check_images(found.json, preds, real.json, truths)
+    lacking = [image_id for image_id in truths if image_id not in preds]
+    if lacking:
+        raise UserError(
+            f"{found.json} has no prediction for {len(lacking)} of the {len(truths)} images of "
+            f"{real.json}, such as image {lacking[0]}.",
+            "Predict every image; one without segments has an empty `segments_info`.",
+        )
     extra = [image_id for image_id in preds if image_id not in truths]
     if extra:
         progress.say(
@@ -144,7 +158,10 @@ def evaluate_files(
         one = truths[image_id]
         crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
         of_truth, of_pred = (
-            (_read_map(files, each, sizes.get(image_id)), each.labels(vocabulary))
+            (
+                _read_map(files, each, sizes.get(image_id)),
+                np.array([vocabulary.index_of_id[s.category_id] for s in each.segments_info], int),
+            )
             for files, each in ((real, one), (found, preds[image_id]))
         )
         tally.add_panoptic(number, of_pred, (*of_truth, crowd))
@@ -171,42 +188,23 @@ def evaluate_files(
     return report
 
 
-def _check_asked(scoring: Scoring) -> None:
-    if scoring.tasks or scoring.calibrate or scoring.diagnostics or scoring.candidates != "all":
+def _read(given: PanopticFiles | Path | str, kind: type[J]) -> tuple[PanopticFiles, J]:
+    """A panoptic JSON; UserError where it is none, and where it or its folder is missing."""
+    files = given if isinstance(given, PanopticFiles) else PanopticFiles(Path(given))
+    if not files.json.is_file():
+        raise UserError(f"There is no file {files.json}.", "Check the path.")
+    if not files.pngs.is_dir():
         raise UserError(
-            "--tasks, --candidates, --calibrate and --diagnostics need weights; files hold "
-            "panoptic segments, from which PQ and mIoU are counted.",
-            "Leave them out, or score --weights.",
-        )
-    if scoring.official:
-        check_official(None)
-
-
-def _given(files: PanopticFiles | Path | str) -> PanopticFiles:
-    """The JSON and its PNG folder; UserError where one is missing."""
-    found = files if isinstance(files, PanopticFiles) else PanopticFiles(Path(files))
-    if not found.json.is_file():
-        raise UserError(f"There is no file {found.json}.", "Check the path.")
-    if not found.pngs.is_dir():
-        raise UserError(
-            f"There is no folder {found.pngs} with the PNGs of {found.json}.",
+            f"There is no folder {files.pngs} with the PNGs of {files.json}.",
             "Name it with --predictions-dir or --truth-dir.",
         )
-    return found
-
-
-def _read(files: PanopticFiles, kind: type[J]) -> J:
-    """A panoptic JSON; UserError where it is none."""
     try:
-        return kind.model_validate_json(files.json.read_bytes())
+        return files, kind.model_validate_json(files.json.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
         what = f"{files.json} is no COCO panoptic JSON: {place}: {first['msg']}"
         raise UserError(what, FORMAT_HINT) from error
-    except OSError as error:
-        what = f"Cannot read {files.json}: {error.strerror}."
-        raise UserError(what, "Check its rights.") from error
 
 
 def _unseen_of(
@@ -219,31 +217,15 @@ def _unseen_of(
     if class_split is not None:
         return class_split, load_class_split(class_split, list(vocabulary.names))
     path = truth.absolute().parent.parent / "dataset.json"
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         raw = json.loads(path.read_text(encoding="utf-8"))
-        unseen, name = tuple(map(str, raw["unseen"])), str(raw["class_split"])
-    except (OSError, ValueError, KeyError, TypeError):
-        unseen, name = None, None
-    if unseen is None or not set(unseen) <= set(vocabulary.names):
-        progress.say("no --class-split: classes are not divided")
-        return None, None
-    place = os.path.relpath(path)
-    progress.say(f"no --class-split: classes are divided as in {place} ({name})")
-    return name, unseen
-
-
-def _divided(vocabulary: Vocabulary, unseen: Collection[str] | None, split: str) -> Vocabulary:
-    """The classes with seen and unseen; UserError where the truth lacks one, or none are told."""
-    if unseen is None and split != "all":
-        what = f"Nobody says which classes are {split}."
-        raise UserError(what, "Give --class-split, or leave --split out.")
-    missing = [name for name in unseen or () if name not in vocabulary.index_of_name]
-    if missing:
-        raise UserError(
-            f"The truth has no class {', '.join(map(repr, missing))} that could be unseen.",
-            "Name classes of the truth's `categories`.",
-        )
-    return vocabulary.with_unseen(unseen or ())
+        name, unseen = str(raw["class_split"]), tuple(map(str, raw["unseen"]))
+        if set(unseen) <= set(vocabulary.names):
+            place = os.path.relpath(path)
+            progress.say(f"no --class-split: classes are divided as in {place} ({name})")
+            return name, unseen
+    progress.say("no --class-split: classes are not divided")
+    return None, None
 
 
 def _by_image(files: PanopticFiles, content: _Predictions) -> dict[ImageId, _Annotation]:
@@ -262,47 +244,34 @@ def _by_image(files: PanopticFiles, content: _Predictions) -> dict[ImageId, _Ann
 
 def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth) -> None:
     """UserError where the files mean different classes, or there is nothing to score."""
-    names, own, real = told.names(), said.names(), told.said()
-    if not len(told.categories or ()) == len(names) == len(set(names.values())):
+    names = {one.id: one.name for one in told.categories}
+    if not len(told.categories) == len(names) == len(set(names.values())):
         raise UserError(f"{truth}: two categories have one id or one name.", FORMAT_HINT)
-    for category, name in own.items():
-        if names.get(category, name) != name:
+    for one in said.categories:
+        if names.get(one.id, one.name) != one.name:
             raise UserError(
-                f"Category {category} is {name!r} in {path}, but {names[category]!r} in {truth}.",
+                f"Category {one.id} is {one.name!r} in {path}, but {names[one.id]!r} in {truth}.",
                 "Predict with the truth's classes; or take `categories` out of the predictions, if "
                 "the ids are right and only the names differ.",
             )
-    for file, ids in ((truth, real), (path, said.said())):
+    for file, ids in ((truth, told.used()), (path, said.used())):
         unknown = sorted(ids - names.keys())
         if unknown:
-            which = "None" if len(unknown) == len(ids) else "Not every"
             raise UserError(
-                f"{which} category id of {file} is among the categories of {truth}: it lacks "
-                f"{', '.join(map(str, unknown[:5]))}.",
+                f"{len(unknown)} of {len(ids)} category ids of {file} are not among the categories "
+                f"of {truth}, such as {unknown[0]}.",
                 "Write the data set's category ids, not class indices.",
             )
-    if not real:
+    if not told.used():
         raise UserError(
             f"None of the images of {truth} has a segment: there is no truth.",
             "Give the JSON of the labels; lists of test images have none.",
         )
-    if said.said() and not said.said() & real and not own:
+    if said.used() and not said.used() & told.used() and not said.categories:
         raise UserError(
             f"No category id of {path} occurs in the segments of {truth}: PQ would be 0.",
             "Write the data set's category ids, not class indices; or add the `categories` that "
             "you mean to the predictions.",
-        )
-
-
-def _check_images(
-    path: Path, preds: Collection[ImageId], truth: Path, truths: Collection[ImageId]
-) -> None:
-    missing = [image_id for image_id in truths if image_id not in preds]
-    if missing:
-        raise UserError(
-            f"{path} has no prediction for {len(missing)} of the {len(truths)} images of {truth}, "
-            f"such as image {missing[0]}.",
-            "Predict every image; one without segments has an empty `segments_info`.",
         )
 
 
@@ -337,14 +306,6 @@ def _read_map(
             TOGETHER,
         )
     return np.concatenate([[0], order + 1]).astype(np.int32)[place]
-
-
-def check_official(tasks: Sequence[str] | None) -> None:
-    """UserError before any work if panopticapi is not installed or has nothing to score."""
-    if tasks is not None and "panoptic" not in tasks:
-        raise UserError("--official scores panoptic segments.", "Add panoptic to --tasks.")
-    if find_spec("panopticapi") is None:
-        raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
 
 
 def ask_official(report: Report, predictions: PanopticFiles, truth: PanopticFiles) -> str:

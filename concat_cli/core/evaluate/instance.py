@@ -1,16 +1,15 @@
 """Average precision and recall of instances, streaming: pycocotools judges image by image.
 
-Only what `COCOeval.accumulate` looks at is kept, in a few bytes for each detection: scores, which
-are matched, which are ignored. The result equals that of one COCOeval over the whole data set.
+Only what `COCOeval.accumulate` looks at is kept: scores, which are matched, which are ignored. The
+result equals that of one COCOeval over the whole data set.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
@@ -73,22 +72,15 @@ def true_instances(
     return found
 
 
-@dataclass
-class _ClassState:
-    """A class over all images: for each image its id, detections and truths; then flat values."""
-
-    shapes: array[int] = field(default_factory=lambda: array("q"))
-    scores: array[float] = field(default_factory=lambda: array("d"))
-    matched: bytearray = field(default_factory=bytearray)  # (A, T, D) bits of each image
-    ignored: bytearray = field(default_factory=bytearray)
-    left_out: bytearray = field(default_factory=bytearray)  # (A, G) bytes of each image
-
-
 class InstanceScore:
-    """Adds images one by one; `state` is all there is, and those of several processes merge."""
+    """Adds images one by one, and those of several processes merge.
+
+    state: all there is, by class and image what COCOeval found: scores (D,), matched and ignored
+    detections (A, T, D), truths that do not count (A, G).
+    """
 
     def __init__(self) -> None:
-        self.state: dict[int, _ClassState] = {}
+        self.state: dict[int, dict[int, tuple[NDArray[Any], ...]]] = {}
 
     def add(
         self,
@@ -109,36 +101,26 @@ class InstanceScore:
             judge._dts[image_id, label].append(
                 {"id": number, "area": one.area, "score": one.score, "segmentation": one.rle}
             )
+        params = judge.params
         for label in sorted({c for _, c in (*judge._gts, *judge._dts)}):
-            self._judge(judge, image_id, label)
-
-    def _judge(self, judge: Any, image_id: int, label: int) -> None:
-        most = judge.params.maxDets[-1]
-        judge.ious[image_id, label] = judge.computeIoU(image_id, label)
-        areas = [judge.evaluateImg(image_id, label, area, most) for area in judge.params.areaRng]
-        state = self.state.setdefault(label, _ClassState())
-        scores = areas[0]["dtScores"]
-        state.shapes.extend((image_id, len(scores), len(areas[0]["gtIds"])))
-        state.scores.extend(scores)
-        state.matched += np.packbits([a["dtMatches"] > 0 for a in areas]).tobytes()
-        state.ignored += np.packbits([a["dtIgnore"] for a in areas]).tobytes()
-        state.left_out += np.array([a["gtIgnore"] for a in areas], np.uint8).tobytes()
+            key = image_id, label
+            judge.ious[key] = judge.computeIoU(*key)
+            areas = [judge.evaluateImg(*key, area, params.maxDets[-1]) for area in params.areaRng]
+            self.state.setdefault(label, {})[image_id] = (
+                np.array(areas[0]["dtScores"]),
+                np.stack([a["dtMatches"] > 0 for a in areas]),
+                np.stack([a["dtIgnore"] for a in areas]).astype(bool),
+                np.array([a["gtIgnore"] for a in areas], bool),
+            )
 
     def merge(self, other: InstanceScore) -> None:
         """Adds the images of another process."""
-        for label, theirs in other.state.items():
-            mine = self.state.setdefault(label, _ClassState())
-            for name in vars(mine):
-                setattr(mine, name, getattr(mine, name) + getattr(theirs, name))
-
-    def nbytes(self) -> int:
-        """Bytes that are kept."""
-        parts = (value for one in self.state.values() for value in vars(one).values())
-        return sum(len(part) * getattr(part, "itemsize", 1) for part in parts)
+        for label, images in other.state.items():
+            self.state.setdefault(label, {}).update(images)
 
     def result(self) -> InstanceResult:
         """The figures of every class that the truth holds."""
-        found = {label: _accumulated(one) for label, one in self.state.items()}
+        found = {label: _accumulated(images) for label, images in self.state.items()}
         return InstanceResult({c: curves for c, curves in found.items() if curves is not None})
 
 
@@ -169,38 +151,17 @@ def _mean_of_real(values: NDArray[np.float64]) -> float | None:
     return float(real.mean()) if len(real) else None
 
 
-def _accumulated(state: _ClassState) -> Curves | None:
+def _accumulated(images: Mapping[int, tuple[NDArray[Any], ...]]) -> Curves | None:
     """COCOeval's curves of one class; None where no true instance of it counts."""
     judge: Any = COCOeval(iouType="segm")
-    areas = len(judge.params.areaRng)
-    images = _images(state, areas, len(judge.params.iouThrs))
     judge.params.catIds, judge.params.imgIds = [0], list(range(len(images)))
     judge._paramsEval = judge.params
-    judge.evalImgs = [image[area] for area in range(areas) for image in images]
+    judge.evalImgs = [
+        {"dtScores": scores, "dtMatches": matched[a], "dtIgnore": ignored[a], "gtIgnore": left[a]}
+        for a in range(len(judge.params.areaRng))
+        for _, (scores, matched, ignored, left) in sorted(images.items())
+    ]
     with _PRINTS, contextlib.redirect_stdout(io.StringIO()):
         judge.accumulate()
     precision, recall = judge.eval["precision"][:, :, 0, :, -1], judge.eval["recall"][:, 0, :, -1]
     return None if precision[0, 0, 0] < 0 else (precision, recall)
-
-
-def _images(state: _ClassState, areas: int, thresholds: int) -> list[list[dict[str, Any]]]:
-    """What COCOeval found in each image, by id, within each range of sizes."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    bits = scores = truths = 0
-    for image_id, d, g in np.array(state.shapes).reshape(-1, 3).tolist():
-        count = areas * thresholds * d
-        size = -(-count // 8)
-        matched, ignored = (
-            np.unpackbits(np.frombuffer(flags, np.uint8, size, bits), count=count)
-            .reshape(areas, thresholds, d)
-            .astype(bool)
-            for flags in (state.matched, state.ignored)
-        )
-        left_out = np.frombuffer(state.left_out, np.uint8, areas * g, truths).reshape(areas, g)
-        told = np.array(state.scores[scores : scores + d])
-        found[image_id] = [
-            {"dtScores": told, "dtMatches": matched[a], "dtIgnore": ignored[a], "gtIgnore": one}
-            for a, one in enumerate(left_out)
-        ]
-        bits, scores, truths = bits + size, scores + d, truths + areas * g
-    return [found[image_id] for image_id in sorted(found)]

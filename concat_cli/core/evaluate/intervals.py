@@ -2,19 +2,15 @@
 
 The bootstrap of Efron (1979) over images, with percentiles: it says how much a figure hangs on
 which images were there, and nothing of other training runs. It is a matrix product of how often
-each image was drawn and its counts, which are kept small: only classes that occur in an image.
+each image was drawn and its counts.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from concat_cli.core.evaluate.quality import FloatArray
 from concat_cli.core.vocabulary import Vocabulary
@@ -27,66 +23,22 @@ ClassSplit = tuple[Sequence[int], Sequence[int]]  # class indices: seen, unseen
 Borders = tuple[float, float]
 
 
-class SparseCounts:
-    """`columns` figures for each image and class; about 35 bytes for a class in an image."""
-
-    def __init__(self, columns: int, classes: int) -> None:
-        self.columns, self.classes = columns, classes
-        self._where = array("q")  # image number * classes + class
-        self._values = array("d")  # `columns` of them for each of `_where`
-
-    def add(self, image: int, counts: NDArray[np.number]) -> None:
-        """The figures (columns, K) of an image, by its number."""
-        found = np.flatnonzero(counts.any(0))
-        self._where.frombytes((image * self.classes + found).astype(np.int64).tobytes())
-        held: FloatArray = np.ascontiguousarray(counts[:, found].T, np.float64)
-        self._values.frombytes(held.tobytes())
-
-    def merge(self, other: SparseCounts) -> None:
-        """Adds the images of another process."""
-        assert (self.columns, self.classes) == (other.columns, other.classes)
-        self._where.extend(other._where)
-        self._values.extend(other._values)
-
-    def matrix(self, images: int) -> Any:
-        """The figures of M images, a sparse (columns * K, M) `csr_array`."""
-        where, values = np.frombuffer(self._where, np.int64), np.frombuffer(self._values)
-        number, classes = np.divmod(where, self.classes)
-        rows = np.arange(self.columns) * self.classes + classes[:, None]  # (n, columns)
-        place = (rows.ravel(), number.repeat(self.columns))
-        return csr_array((values, place), shape=(self.columns * self.classes, images))
-
-    def dense(self, images: int) -> FloatArray:
-        """(M, columns, K)."""
-        found: FloatArray = np.ascontiguousarray(self.matrix(images).toarray().T)
-        return found.reshape(images, self.columns, self.classes)
-
-    def nbytes(self) -> int:
-        """Bytes of memory."""
-        return len(self._where) * self._where.itemsize + len(self._values) * self._values.itemsize
-
-
 @dataclass
 class ImageCounts:
-    """Counts of every image by class; None where they are not kept.
+    """What each of M images adds to the counts of K classes, None where it is not kept.
 
-    panoptic: summed IoU, TP, FP, FN. semantic: right, true and named pixels.
+    panoptic (M, 4, K): IoU, TP, FP, FN; semantic (M, 3, K): right, true and named pixels.
     """
 
     images: int
-    panoptic: SparseCounts | None = None
-    semantic: SparseCounts | None = None
+    panoptic: FloatArray | None = None
+    semantic: FloatArray | None = None
 
     def merge(self, other: ImageCounts) -> None:
         """Adds the images of another process, of which the same is kept."""
         for mine, theirs in ((self.panoptic, other.panoptic), (self.semantic, other.semantic)):
             if mine is not None and theirs is not None:
-                mine.merge(theirs)
-
-    def dense_panoptic(self) -> FloatArray:
-        """(M, 4, K), what differences are computed with."""
-        assert self.panoptic is not None, "panoptic quality was not scored"
-        return self.panoptic.dense(self.images)
+                mine += theirs
 
 
 @dataclass(frozen=True)
@@ -118,15 +70,8 @@ def draws(images: int, repeats: int, seed: int) -> Iterator[FloatArray]:
         yield rng.multinomial(images, share, size=rows).astype(np.float64)
 
 
-def resampled(counts: SparseCounts, images: int, repeats: int, seed: int) -> FloatArray:
-    """(repeats, columns, K): the summed counts of `repeats` sets of images drawn again."""
-    matrix = counts.matrix(images)  # (columns * K, M)
-    blocks: list[FloatArray] = [(matrix @ weights.T).T for weights in draws(images, repeats, seed)]
-    return np.concatenate(blocks).reshape(repeats, counts.columns, counts.classes)
-
-
 def resample(counts: FloatArray, repeats: int, seed: int) -> FloatArray:
-    """The same of dense counts: (M, C, K) -> (repeats, C, K)."""
+    """The summed counts of `repeats` sets of images drawn again: (M, C, K) -> (repeats, C, K)."""
     flat = counts.reshape(len(counts), -1)
     blocks = [weights @ flat for weights in draws(len(counts), repeats, seed)]
     return np.concatenate(blocks).reshape(repeats, *counts.shape[1:])
@@ -172,10 +117,10 @@ def bootstrap(
     """
     split = vocabulary.seen_indices, vocabulary.unseen_indices
 
-    def of(kept: SparseCounts | None, mean: Mean) -> dict[str, Borders | None]:
+    def of(kept: FloatArray | None, mean: Mean) -> dict[str, Borders | None]:
         if kept is None:
             return dict.fromkeys(("all", *GROUPS))
-        again = resampled(kept, counts.images, repeats, seed)
+        again = resample(kept, repeats, seed)
         means = {"all": mean(again, range(len(vocabulary))), **group_means(again, mean, split)}
         return {name: percentiles(values) for name, values in means.items()}
 

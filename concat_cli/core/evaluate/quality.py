@@ -104,10 +104,6 @@ class PanopticScore:
         self.counts += own
         return own
 
-    def merge(self, other: PanopticScore) -> None:
-        """Adds the counts of another part of the images."""
-        self.counts += other.counts
-
     def result(self) -> ClassQualities:
         """Qualities of every class so far."""
         iou, tp, fp, fn = (self.counts[row].copy() for row in range(4))
@@ -173,10 +169,6 @@ class SemanticScore:
         matrix = np.bincount(pairs, minlength=self.matrix.size).reshape(self.matrix.shape)
         self.matrix += matrix
         return _by_class(matrix)
-
-    def merge(self, other: SemanticScore) -> None:
-        """Adds the counts of another part of the images."""
-        self.matrix += other.matrix
 
     def iou(self) -> FloatArray:
         """(K,) intersection over union; nan where the truth never holds the class."""
@@ -251,10 +243,6 @@ class MaskScore:
         classes = self.counts.shape[1]
         for row, chosen in enumerate((~crowd, fits, fits & (named[query] == labels))):
             self.counts[row] += np.bincount(labels[chosen], minlength=classes)
-
-    def merge(self, other: MaskScore) -> None:
-        """Adds the counts of another part of the images."""
-        self.counts += other.counts
 
     def result(self, vocabulary: Vocabulary) -> dict[str, float | None]:
         """Recall of masks and accuracy of the fitting ones, for all, seen and unseen classes."""

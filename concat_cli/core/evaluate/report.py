@@ -143,9 +143,8 @@ def make_report(
     if scoring.bootstraps:
         drawn = bootstrap(tally.each, vocabulary, scoring.bootstraps)
         drawn = replace(drawn, pq=shown(drawn.pq), miou=shown(drawn.miou))
-    facts = {"split": split, "candidates": len(vocabulary), "tasks": list(tasks)}
     return Report(
-        protocol=facts | protocol,
+        protocol={"split": split, "candidates": len(vocabulary), "tasks": list(tasks)} | protocol,
         panoptic=shown(_means(members | kinds, tally.panoptic.result().mean, HarmonicQuality)),
         semantic=shown(_means(members, tally.semantic.quality, HarmonicIou)),
         instance=shown(_means(members, instance.quality, HarmonicAp)),
@@ -165,12 +164,10 @@ def _means(
 ) -> dict[str, Q | H | None]:
     """The mean of each group, and the harmonic means of the seen and unseen ones."""
     means = {name: mean(classes) for name, classes in members.items()}
-    seen, unseen = means["seen"], means["unseen"]
-    if seen is None or unseen is None:
-        return {**means, "harmonic": None}
+    pair = means["seen"], means["unseen"]
     names = [one.name for one in fields(both)]
-    figures = (float(harmonic(getattr(seen, name), getattr(unseen, name))) for name in names)
-    return {**means, "harmonic": both(*figures)}
+    figures = (float(harmonic(*(getattr(one, name) for one in pair))) for name in names)
+    return {**means, "harmonic": None if None in pair else both(*figures)}
 
 
 def _per_class(

@@ -28,7 +28,7 @@ from concat_cli.core.evaluate.scores import (
     calibration,
 )
 from concat_cli.core.infer.files import Saver, segment_entries
-from concat_cli.core.infer.postprocess import PanopticResult, bounding_boxes
+from concat_cli.core.infer.postprocess import PanopticResult
 from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
@@ -66,7 +66,10 @@ def evaluate_model(
     whole, tally = (
         Tally(len(dataset.vocabulary), count, tasks, keep, sweep.offsets) for _ in range(2)
     )
-    scorer = Scorer(predictor, dataset.vocabulary, scoring, tally, share.rank)
+    saver = None
+    if scoring.save is not None:
+        saver = Saver(scoring.save, predictor.vocabulary, share.rank)
+    scorer = Scorer(predictor, dataset.vocabulary, scoring, tasks, tally, saver)
     mine = share.of(count)
     try:
         samples = _samples(dataset, mine, workers)
@@ -78,41 +81,38 @@ def evaluate_model(
             if not chunk:
                 break
             scorer.add([number for number, _ in chunk], [sample for _, sample in chunk])
-        parts = share.gather(scorer.finished())
+        if scorer.check is not None:
+            scorer.check.judge()
+        parts = share.gather((tally, None if saver is None else saver.state()))
         for other, _ in parts:
             whole.merge(other)
-        if share.rank == 0:
-            scorer.finish_files([saved for _, saved in parts])
+        if saver is not None and share.rank == 0:
+            saver.finish(saved for _, saved in parts)
     except BaseException:
-        scorer.abandon_files()
+        if saver is not None:
+            saver.abandon()
         raise
-    told = _protocol(predictor, scoring, tasks) | dict(protocol or {})
     plain = predictor.cfg.seen_offset
+    facts: dict[str, Any] = {
+        "setting": "restricted" if scoring.candidates == "split" else "generalised",
+        "mode": None,
+        "seen_offset": plain,
+        "min_score": predictor.cfg.min_score,
+        "overlap_threshold": predictor.cfg.overlap,
+    }
+    if "semantic" in tasks:
+        facts["semantic_from"] = predictor.semantic_from
+    if "instance" in tasks:
+        facts["instance_truth"] = "panoptic segments"
     return make_report(
         whole,
         dataset.vocabulary,
         scoring,
         tasks,
-        protocol=told | {"candidates": len(predictor.vocabulary)},
+        protocol=facts | dict(protocol or {}) | {"candidates": len(predictor.vocabulary)},
         seconds=whole.clock | {"total": time.perf_counter() - start},
         calibration=calibration(whole, dataset.vocabulary, plain, sweep.dev),
     )
-
-
-def _protocol(predictor: Predictor, scoring: Scoring, tasks: Collection[str]) -> dict[str, Any]:
-    """Generalised: every class of the vocabulary competes for every segment."""
-    base: dict[str, Any] = {
-        "setting": "restricted" if scoring.candidates == "split" else "generalised",
-        "mode": None,
-        "seen_offset": predictor.cfg.seen_offset,
-        "min_score": predictor.cfg.min_score,
-        "overlap_threshold": predictor.cfg.overlap,
-    }
-    if "semantic" in tasks:
-        base["semantic_from"] = predictor.semantic_from
-    if "instance" in tasks:
-        base["instance_truth"] = "panoptic segments"
-    return base
 
 
 class Scorer:
@@ -123,15 +123,14 @@ class Scorer:
         predictor: Predictor,
         vocabulary: Vocabulary,
         scoring: Scoring,
+        tasks: Collection[str],
         tally: Tally,
-        rank: int,
+        saver: Saver | None,
     ) -> None:
         self.predictor, self.vocabulary, self.scoring = predictor, vocabulary, scoring
-        self.tally, self.tasks = tally, scoring.task_names() or USUAL
+        self.tasks, self.tally, self.saver = tasks, tally, saver
         self.to_truth = truth_indices(predictor.vocabulary, vocabulary)
-        self.check = TruthCheck(self.tasks) if scoring.check else None
-        places = ((scoring.save, predictor.vocabulary), (scoring.save_truth, vocabulary))
-        self.savers = [None if out is None else Saver(out, names, rank) for out, names in places]
+        self.check = TruthCheck(tasks) if scoring.check else None
 
     def add(self, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
         """Predicts and scores a few images, given with their numbers in the data set."""
@@ -173,38 +172,32 @@ class Scorer:
                     semantic.add(self.to_truth[one], class_map(sample.segment_map, sample.labels))
 
     def _score_panoptic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
-        saver, truth_saver = self.savers
         results = self.predictor.panoptic(raw)
         for number, sample, result in zip(numbers, samples, results, strict=True):
             self.tally.add_panoptic(number, self._segments(result), truth_of(sample))
-            image = sample.image_id, sample.file_name
-            if saver is not None:
+            if self.saver is not None:
                 entries = segment_entries(result.segments, self.predictor.vocabulary)
-                saver.panoptic(*image, result.panoptic_map, entries)
-            if truth_saver is not None:
-                entries = true_entries(sample, self.vocabulary)
-                truth_saver.panoptic(*image, sample.segment_map, entries)
+                image = sample.image_id, sample.file_name
+                self.saver.panoptic(*image, result.panoptic_map, entries)
 
     def _segments(self, found: PanopticResult) -> tuple[IntArray, IntArray]:
         labels = [segment.class_index for segment in found.segments]
         return found.panoptic_map, self.to_truth[np.array(labels, np.int64)]
 
     def _score_semantic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
-        saver, _ = self.savers
         maps = self.predictor.semantic(raw)
         for number, sample, found in zip(numbers, samples, maps, strict=True):
             truth = class_map(sample.segment_map, sample.labels)
             self.tally.add_semantic(number, self.to_truth[found], truth)
-            if saver is not None:
-                saver.semantic(sample.file_name, found)
+            if self.saver is not None:
+                self.saver.semantic(sample.file_name, found)
 
     def _score_instances(self, raw: Raw, samples: Sequence[Sample]) -> None:
-        saver, _ = self.savers
         for sample, found in zip(samples, self.predictor.instances(raw), strict=True):
             truth = true_instances(*truth_of(sample), self.vocabulary.is_thing)
             self.tally.instance.add(sample.image_id, found, truth, self.to_truth)
-            if saver is not None:
-                saver.instances(sample.image_id, found)
+            if self.saver is not None:
+                self.saver.instances(sample.image_id, found)
 
     def _score_masks(self, raw: RawOutput, samples: Sequence[Sample]) -> None:
         named = self.predictor.probabilities(raw, self.predictor.cfg.seen_offset)
@@ -216,24 +209,6 @@ class Scorer:
                 sample.labels,
                 sample.crowd,
             )
-
-    def finished(self) -> tuple[Tally, list[Any]]:
-        """What this process counted and saved, picklable; UserError where there was no truth."""
-        if self.check is not None:
-            self.check.judge()
-        return self.tally, [None if saver is None else saver.state() for saver in self.savers]
-
-    def finish_files(self, parts: Sequence[list[Any]]) -> None:
-        """Writes the JSON files of everything that all processes saved."""
-        for number, saver in enumerate(self.savers):
-            if saver is not None:
-                saver.finish(part[number] for part in parts)
-
-    def abandon_files(self) -> None:
-        """Deletes temporary files after an error."""
-        for saver in self.savers:
-            if saver is not None:
-                saver.abandon()
 
 
 def truth_indices(candidates: Vocabulary, vocabulary: Vocabulary) -> NDArray[np.int64]:
@@ -253,25 +228,6 @@ def truth_indices(candidates: Vocabulary, vocabulary: Vocabulary) -> NDArray[np.
 def truth_of(sample: Sample) -> tuple[IntArray, IntArray, BoolArray]:
     """The map of true segments, and what they are."""
     return sample.segment_map, sample.labels, sample.crowd
-
-
-def true_entries(sample: Sample, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """`segments_info` of a sample's truth, segment i with the id i+1."""
-    boxes = bounding_boxes(sample.segment_map, len(sample.labels)).tolist()
-    areas = np.bincount(sample.segment_map.ravel(), minlength=len(sample.labels) + 1)[1:]
-    return [
-        {
-            "id": number,
-            "category_id": vocabulary.ids[label],
-            "area": int(area),
-            "bbox": box,
-            "iscrowd": int(crowd),
-        }
-        for number, (label, area, box, crowd) in enumerate(
-            zip(sample.labels, areas, boxes, sample.crowd, strict=True), 1
-        )
-        if area
-    ]
 
 
 def _samples(dataset: PanopticDataset, indices: Sequence[int], workers: int) -> Iterator[Sample]:

@@ -12,7 +12,7 @@ import numpy as np
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceScore
-from concat_cli.core.evaluate.intervals import ImageCounts, SparseCounts, harmonic
+from concat_cli.core.evaluate.intervals import ImageCounts, harmonic
 from concat_cli.core.evaluate.quality import (
     BoolArray,
     IntArray,
@@ -41,11 +41,12 @@ class Scoring:
     bootstraps: how often the images are drawn again for 95% intervals; 0: no intervals.
     calibrate: also try offsets on the seen logits, on the same outputs of the model.
     diagnostics: also find how many true segments get a mask, and of these the right name.
-    official: also ask panopticapi; UserError where it disagrees.
-    save: a folder for the predictions. save_truth: one for the truth, as COCO panoptic files.
+    official: of files, also ask panopticapi; UserError where it disagrees.
+    save: a folder for the predictions.
     limit: only the first so many images.
     counts: keep the counts of every image in `Report.counts`.
     check: UserError where the truth is next to nothing.
+    force: also report a split whose unseen classes the weights were trained on.
     """
 
     split: Split = "all"
@@ -56,10 +57,10 @@ class Scoring:
     diagnostics: bool = False
     official: bool = False
     save: Path | None = None
-    save_truth: Path | None = None
     limit: int | None = None
     counts: bool = False
     check: bool = True
+    force: bool = False
 
     def task_names(self) -> tuple[str, ...] | None:
         """The tasks that were asked for; UserError for others, and for none."""
@@ -97,8 +98,8 @@ class Tally:
         self.sweep = {one: (PanopticScore(classes), SemanticScore(classes)) for one in offsets}
         self.each = ImageCounts(
             images,
-            SparseCounts(4, classes) if keep and "panoptic" in tasks else None,
-            SparseCounts(3, classes) if keep and "semantic" in tasks else None,
+            np.zeros((images, 4, classes)) if keep and "panoptic" in tasks else None,
+            np.zeros((images, 3, classes)) if keep and "semantic" in tasks else None,
         )
         self.clock = {"load": 0.0, "model": 0.0, "post": 0.0}
 
@@ -111,23 +112,23 @@ class Tally:
         """Segments of an image by its number: map and labels, and crowd of the true ones."""
         own = self.panoptic.add(*found, *truth)
         if self.each.panoptic is not None:
-            self.each.panoptic.add(number, own)
+            self.each.panoptic[number] = own
 
     def add_semantic(self, number: int, found: IntArray, truth: IntArray) -> None:
         """Class maps (H, W) of an image by its number, -1 where there is none."""
         own = self.semantic.add(found, truth)
         if self.each.semantic is not None:
-            self.each.semantic.add(number, own)
+            self.each.semantic[number] = own
 
     def merge(self, other: Tally) -> None:
         """Adds what another process counted; seconds are those of the slowest."""
-        self.panoptic.merge(other.panoptic)
-        self.semantic.merge(other.semantic)
+        self.panoptic.counts += other.panoptic.counts
+        self.semantic.matrix += other.semantic.matrix
         self.instance.merge(other.instance)
-        self.masks.merge(other.masks)
+        self.masks.counts += other.masks.counts
         for offset, (panoptic, semantic) in other.sweep.items():
-            self.sweep[offset][0].merge(panoptic)
-            self.sweep[offset][1].merge(semantic)
+            self.sweep[offset][0].counts += panoptic.counts
+            self.sweep[offset][1].matrix += semantic.matrix
         self.each.merge(other.each)
         self.clock = {name: max(value, other.clock[name]) for name, value in self.clock.items()}
 
@@ -228,17 +229,12 @@ class TruthCheck:
 
     def judge(self) -> None:
         """UserError where the images so far hold no truth, or next to none."""
-        if self.images and not self.segments:
-            raise UserError(
-                f"None of the {self.images} images has any truth.",
-                "Its labels may be void throughout (ids off by one, or of another class list): "
-                "look at them, and prepare the data set again.",
-            )
         share = self.void / max(1, self.pixels)
-        if share > MOST_VOID and set(self.tasks) != {"instance"}:
+        too_little = share > MOST_VOID and set(self.tasks) != {"instance"}
+        if self.images and (too_little or not self.segments):
             raise UserError(
-                f"{100 * share:.1f}% of the true pixels of {self.images} images are void, over "
-                f"{100 * MOST_VOID:.0f}%: the figures would say nothing.",
+                f"{100 * share:.1f}% of the true pixels of {self.images} images are void, with "
+                f"{self.segments} segments: the figures would say nothing.",
                 "Labels that are off by one or of another class list do that: look at them and "
                 "prepare the data set again; or score single objects with --tasks instance.",
             )

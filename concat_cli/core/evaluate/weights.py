@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import Weights, load_weights, read_meta
+from concat_cli.core.checkpoint import Weights, open_weights
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import override
 from concat_cli.core.data.dataset import DatasetInfo, PanopticDataset, read_dataset_info
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.files import (
-    PanopticFiles,
-    ask_official,
-    check_official,
-    evaluate_files,
-)
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.run import USUAL, evaluate_model
 from concat_cli.core.evaluate.scores import NO_SWEEP, PLAIN, Scoring, Sweep, sweep_offsets
@@ -34,39 +26,6 @@ from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import Vocabulary, same_name
 
 PART = "val"
-
-
-def evaluate(
-    weights: Path | str | None = None,
-    *,
-    data: Path | str | None = None,
-    predictions: PanopticFiles | Path | str | None = None,
-    truth: PanopticFiles | Path | str | None = None,
-    overrides: Sequence[str] = (),
-    scoring: Scoring = PLAIN,
-    device: torch.device | str = "auto",
-    progress: Progress = SILENT,
-) -> Report:
-    """The figures, in 0-1, of weights on the val part of a prepared data set, or of predictions.
-
-    Args:
-        weights: a file; None: the built-in ones.
-        data: the folder of the data set; None: the one that the weights were trained on.
-        predictions, truth: COCO panoptic JSONs that are scored instead; their PNGs are in the
-            folder named like each without its ending, else give `PanopticFiles`.
-        overrides: `section.key=value`, on top of the configuration that the weights carry.
-        scoring: which figures, of which classes; see `Scoring`.
-
-    UserError for files that are missing, damaged or do not belong together, and for what these
-    weights or this truth cannot be scored for.
-    """
-    if predictions is None and truth is None:
-        keys = overrides if data is None else (f"data.root={data}", *overrides)
-        path = BUILT_IN if weights is None else Path(weights)
-        return evaluate_weights(path, keys, scoring, device=device, progress=progress)
-    if predictions is None or truth is None:
-        raise UserError("--predictions and --truth belong together.", "Give both.")
-    return evaluate_files(predictions, truth, scoring, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -97,17 +56,19 @@ class Subject:
                 "--diagnostics looks at segments, and these weights tell none of a class apart.",
                 "Leave it out.",
             )
-        if scoring.official and "panoptic" not in chosen:
-            raise UserError(
-                "--official scores panoptic segments, which the truth, these weights or --tasks "
-                "leave out.",
-                "Leave --official out.",
-            )
         return chosen
 
     def candidates(self, scoring: Scoring) -> Vocabulary:
-        """The classes that compete."""
+        """The classes that compete; UserError for a split that is none with these weights."""
         vocabulary, split = self.info.vocabulary, scoring.split
+        leaked = self.leaked()
+        if split != "all" and leaked and not scoring.force:
+            raise UserError(
+                f"These weights were trained with labels of {len(leaked)} of the unseen classes, "
+                f"like {leaked[0]}: there is no --split for them on this data set.",
+                "Leave --split out: the report tells the leak. --force scores it all the same, for "
+                "no zero-shot table.",
+            )
         if scoring.candidates == "all":
             return vocabulary
         if split == "all":
@@ -121,6 +82,10 @@ class Subject:
             raise UserError(f"The data set has no {split} classes.", "Leave --split out.")
         return Vocabulary(chosen)
 
+    def leaked(self) -> list[str]:
+        """The unseen classes that the weights were trained on with labels."""
+        return unseen_among(self.info, self.weights.meta["trained"])
+
     def dataset(self) -> PanopticDataset:
         """The images that are scored."""
         return PanopticDataset(self.info.part(PART), self.info.vocabulary, keep_crowd=True)
@@ -128,9 +93,13 @@ class Subject:
 
 def open_subject(weights: Path, overrides: Sequence[str] = (), *, tensors: bool = True) -> Subject:
     """Reads weights, without their tensors if nothing is to be predicted, and `dataset.json`."""
-    read = load_weights(weights) if tensors else Weights({}, read_meta(weights), weights, "")
+    read = open_weights(weights, tensors=tensors)
     own = config_of(read)
     cfg = override(own, overrides)
+    if not cfg.data.root:
+        raise UserError(
+            f"{weights} has no data set of its own.", "Say what to score it on: data.root=data/ade"
+        )
     info = read_dataset_info(Path(cfg.data.root))
     made_for = {same_name(name) for name in vocabulary_of(read).names}
     foreign = made_for != {same_name(name) for name in info.vocabulary.names}
@@ -141,7 +110,7 @@ def open_subject(weights: Path, overrides: Sequence[str] = (), *, tensors: bool 
 
 
 def evaluate_weights(
-    weights: Path,
+    weights: Path | str = BUILT_IN,
     overrides: Sequence[str] = (),
     scoring: Scoring = PLAIN,
     *,
@@ -149,45 +118,44 @@ def evaluate_weights(
     share: Share = ALONE,
     progress: Progress = SILENT,
 ) -> Report:
-    """Scores weights with the configuration that they carry, with `overrides` on top.
+    """The figures, in 0-1, of weights on the val part of a prepared data set.
 
     On the classes that the weights were made for, seen and unseen are as the data set has them; on
     another list of classes, by the names that the weights were trained on.
+
+    Args:
+        overrides: `section.key=value`, on top of the configuration that the weights carry;
+            `data.root` is the data set, by default the one that they were trained on.
+        scoring: which figures, of which classes; see `Scoring`.
+
+    UserError for files that are missing or damaged, and for what these weights or this truth cannot
+    be scored for.
     """
     if scoring.official:
-        check_official(scoring.task_names())
-    subject = open_subject(weights, overrides)
-    cfg, tasks = subject.cfg, subject.tasks(scoring)
+        raise UserError(
+            "--official compares files, not weights.",
+            "Write them with --save, then score these with --predictions and --truth.",
+        )
+    subject = open_subject(Path(weights), overrides)
+    tasks = subject.tasks(scoring)
     predictor = Predictor.load(
         subject.weights,
         subject.candidates(scoring),
         device,
-        overrides=cfg,
+        overrides=subject.cfg,
         force=True,
         progress=progress,
     )
-    protocol = _protocol(subject, progress)
-    sweep = _sweep(subject, predictor, scoring) if scoring.calibrate else NO_SWEEP
-    with ExitStack() as stack:
-        if scoring.official:  # the truth as it was scored, whatever format it is kept in
-            own = stack.enter_context(TemporaryDirectory())
-            truth = Path(share.gather(own)[0])  # one folder for all processes
-            save = scoring.save or truth / "predictions"
-            scoring = replace(scoring, save=save, save_truth=truth)
-        report = evaluate_model(
-            predictor,
-            subject.dataset(),
-            replace(scoring, tasks=tasks),
-            sweep=sweep,
-            protocol=protocol,
-            workers=cfg.data.workers,
-            share=share,
-            progress=progress,
-        )
-        if scoring.official and scoring.save and scoring.save_truth and share.rank == 0:
-            pair = (scoring.save / "panoptic.json", scoring.save_truth / "panoptic.json")
-            progress.say(ask_official(report, *map(PanopticFiles, pair)))
-    return report
+    return evaluate_model(
+        predictor,
+        subject.dataset(),
+        replace(scoring, tasks=tasks),
+        sweep=_sweep(subject, predictor, scoring) if scoring.calibrate else NO_SWEEP,
+        protocol=_protocol(subject, progress),
+        workers=subject.cfg.data.workers,
+        share=share,
+        progress=progress,
+    )
 
 
 def tasks_of(
@@ -220,7 +188,7 @@ def tasks_of(
 def _protocol(subject: Subject, progress: Progress) -> dict[str, Any]:
     """What the report says of the weights and of the data set."""
     weights, info = subject.weights, subject.info
-    leaked = unseen_among(info, weights.meta["trained"])
+    leaked = subject.leaked()
     if leaked:
         progress.say(
             f"these weights were trained with labels of unseen classes: {'; '.join(leaked)}"

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import Weights, check_clip, load_weights
+from concat_cli.core.checkpoint import Weights, check_clip, open_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import cached_texts, check_words, class_texts, known_words
+from concat_cli.core.clip.source import check_here
 from concat_cli.core.config import Config, InferConfig
 from concat_cli.core.config_file import diff, from_dict, override, to_dict
 from concat_cli.core.data.transforms import resize_short
@@ -40,7 +41,14 @@ from concat_cli.core.infer.postprocess import (
 from concat_cli.core.method import TASKS, loaded, stage_named
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
-from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, same_name
+from concat_cli.core.vocabulary import (
+    Vocabulary,
+    doubt,
+    parse_names,
+    parse_vocabulary,
+    same_name,
+)
+from concat_cli.core.weights_from.hub import without_waiting
 
 DIVISOR = 32  # the coarsest stride of a model
 Names = Vocabulary | Path | str | Sequence[str]
@@ -165,7 +173,8 @@ class Predictor:
         """The predictor of weights of any method; UserError for what cannot be read or named.
 
         Args:
-            weights: a file; None: the built-in ones.
+            weights: a file or folder, the short name of published weights (`concat weights` lists
+                them), `hf-hub:ORG/NAME`; None: the built-in ones. Nothing is downloaded.
             vocabulary: a file, or names like `["cat, kitten", "sky : stuff"]`; None: the classes of
                 the data set that the weights were trained on.
             overrides: keys that say how to predict (`["infer.size=640"]`); of a whole
@@ -175,7 +184,7 @@ class Predictor:
             cache_dir: where text embeddings are kept between runs.
         """
         if not isinstance(weights, Weights):
-            weights = load_weights(Path(weights) if weights is not None else BUILT_IN)
+            weights = open_weights(BUILT_IN if weights is None else weights)
         method, _ = stage_named(weights.stage)
         cfg = at_test(weights, overrides)
         place = _device(device, progress)
@@ -184,6 +193,9 @@ class Predictor:
             dtype, reason = choose_precision(precision, place)
             progress.say(f"precision {dtype or torch.float32} ({reason})")
         classes = named_by(weights, vocabulary)
+        if vocabulary is not None and (doubtful := doubt(classes)):
+            progress.say(doubtful)
+        progress.say(told(classes))
         unknown = check_words(classes, known_words(cfg.clip.model), force)
         if unknown:
             progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
@@ -243,7 +255,7 @@ class Predictor:
         groups: dict[Size, list[int]] = defaultdict(list)
         for position, image in enumerate(resized):
             height, width = image.shape[:2]
-            groups[-(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR].append(position)
+            groups[self._padded(height, width)].append(position)
         for padded, members in groups.items():
             for first in range(0, len(members), self.cfg.batch):
                 positions = members[first : first + self.cfg.batch]
@@ -302,6 +314,10 @@ class Predictor:
         assert isinstance(raw, RawOutput)
         return raw, self.probabilities(raw, self.cfg.seen_offset if offset is None else offset)
 
+    def _padded(self, height: int, width: int) -> Size:
+        """What a picture of this size is padded to."""
+        return -(-height // DIVISOR) * DIVISOR, -(-width // DIVISOR) * DIVISOR
+
     def _batch(self, images: list[np.ndarray], padded: Size) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, H, W) uint8 on the device, and where they are padding, if anywhere."""
         batch = torch.zeros(len(images), 3, *padded, dtype=torch.uint8)
@@ -343,14 +359,15 @@ class Loading:
     force: bool = False
     _clip: Clip | None = field(default=None, init=False, repr=False)
 
-    def text(self, templates: tuple[str, ...] = ()) -> Tensor:
-        """(K, E) normalised embeddings of the vocabulary, of the configured templates or others.
+    def text(self, templates: tuple[str, ...] = (), vocabulary: Vocabulary | None = None) -> Tensor:
+        """(K, E) normalised embeddings of the vocabulary or another one, of the configured
+        templates or others.
 
         They come from the cache; CLIP's text tower is loaded where they are not all there.
         """
         found = cached_texts(
             self.weights.meta["clip"]["sha256"] or self.clip(image_tower=True).identity.sha256,
-            class_texts(self.vocabulary, self.cfg.clip, templates),
+            class_texts(vocabulary or self.vocabulary, self.cfg.clip, templates),
             lambda: self.clip(image_tower=False),
             self.cache_dir,
             self.progress,
@@ -358,9 +375,12 @@ class Loading:
         return found.to(self.device)
 
     def clip(self, image_tower: bool) -> Clip:
-        """The CLIP of the weights, loaded once; UserError where another one lies in its place."""
+        """The CLIP of the weights, loaded once; UserError where it is not here, or another one lies
+        in its place."""
         if self._clip is None or (image_tower and not self._clip.has_image_tower):
-            self._clip = load_clip(self.cfg.clip, self.device, image_tower=image_tower)
+            check_here(self.cfg.clip)
+            with without_waiting(all_cached=True):  # to predict fetches nothing
+                self._clip = load_clip(self.cfg.clip, self.device, image_tower=image_tower)
             check_clip(self.weights, self._clip.identity)
         return self._clip
 
@@ -418,8 +438,17 @@ def named_by(weights: Weights, vocabulary: Names | None = None) -> Vocabulary:
     if isinstance(vocabulary, (str, Path)):
         vocabulary = parse_vocabulary(Path(vocabulary), known)
     elif vocabulary is not None and not isinstance(vocabulary, Vocabulary):
-        vocabulary = parse_vocabulary("names", known, text="\n".join(vocabulary))
+        vocabulary = parse_names(vocabulary, known)
     return seen_by(known if vocabulary is None else vocabulary, weights)
+
+
+def told(classes: Vocabulary) -> str:
+    """How many classes there are, and of what kinds."""
+    things, seen = sum(classes.is_thing), len(classes.seen_indices)
+    return (
+        f"names {len(classes)} {'class' if len(classes) == 1 else 'classes'} (things {things}, "
+        f"stuff {len(classes) - things}; trained with labels: {seen})"
+    )
 
 
 def vocabulary_of(weights: Weights) -> Vocabulary:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,16 +45,6 @@ class ResidualBlock(nn.Module):
         return zero_padding(F.relu(self.second(hidden) + self.shortcut(features)), padding)
 
 
-class ResidualStage(nn.ModuleList):
-    """The blocks of one resolution."""
-
-    def forward(self, features: Tensor, padding: Tensor | None) -> Tensor:
-        """(B, C, h, w) -> (B, C', h', w'); padding is at the output's resolution."""
-        for block in self:
-            features = block(features, padding)
-        return features
-
-
 class SmallBackbone(nn.Module):
     """A residual CNN of about 2 million parameters, built for 128x128 on a CPU [ours]."""
 
@@ -73,7 +63,7 @@ class SmallBackbone(nn.Module):
             strides = [1 if stage == 0 else 2] + [1] * (count - 1)
             widths = [inputs] + [outputs] * (count - 1)
             self.stages.append(
-                ResidualStage(
+                nn.ModuleList(
                     ResidualBlock(i, outputs, s) for i, s in zip(widths, strides, strict=True)
                 )
             )
@@ -89,9 +79,10 @@ class SmallBackbone(nn.Module):
             at_stride = resize_padding(padding, (height // stride, width // stride))
             features = zero_padding(F.relu(layer(features)), at_stride)
         maps: list[Tensor] = []
-        for stride, stage in zip(STRIDES, self.stages, strict=True):
+        for stride, stage in zip(STRIDES, cast("list[nn.ModuleList]", self.stages), strict=True):
             at_stride = resize_padding(padding, (height // stride, width // stride))
-            features = stage(features, at_stride)
+            for block in stage:
+                features = block(features, at_stride)
             maps.append(features)
         return maps
 
@@ -106,10 +97,8 @@ def _timm_model(name: str, pretrained: bool, **options: Any) -> Any:
             f"There is no backbone '{name}': it is neither 'small' nor a timm model.", hint
         )
     try:
-        if not pretrained:
-            return timm.create_model(name, pretrained=False, **options)
-        with without_waiting():
-            return timm.create_model(name, pretrained=True, **options)
+        with without_waiting(all_cached=not pretrained):
+            return timm.create_model(name, pretrained=pretrained, **options)
     except (OSError, RuntimeError, ValueError, UnpicklingError, SafetensorError) as error:
         if not pretrained:
             raise UserError(f"timm cannot build '{name}': {error}", hint) from error

@@ -92,10 +92,7 @@ class LabelReader:
     def _categories(self, raw: np.ndarray, file: File) -> np.ndarray:
         """(H, W) raw values -> int32 category id + 1, 0 = void."""
         table = self._lookup
-        last = len(table) - 1
-        small = raw.dtype.kind == "u" and np.iinfo(raw.dtype).max < last
-        inside: np.ndarray = raw if small else np.clip(raw, -1, last)
-        found = table[inside]
+        found = table[np.clip(raw, -1, len(table) - 1)]
         if (found < 0).any():
             value: int = raw[found < 0].tolist()[0]
             raise UserError(
@@ -124,17 +121,15 @@ def read_raw(file: File, pixels: Pixels, size: tuple[int, int]) -> np.ndarray:
     if pixels == "ade_rg":
         red, green = _read_rg(file, size)
         return red // 10 * 256 + green if red.shape == size else red
-    values = _read_picture(file, size, _GREY, "map of class values", _INDEX)
+    hint = "A label map is grey or of a palette, 8 or 16 bit; the value is the class."
+    values = _read_picture(file, size, _GREY, "a map of class values", hint)
     return values.astype(np.uint8) if values.dtype == bool else values
-
-
-_INDEX = "A label map is grey or of a palette, 8 or 16 bit; the value is the class."
-_CHANNELS = "Its red and green channels hold the class."
 
 
 def _read_rg(file: File, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The red and the green plane, (H, W) int32."""
-    planes = _read_picture(file, size, ("RGB", "RGBA"), "RGB label map", _CHANNELS)
+    hint = "Its red and green channels hold the class."
+    planes = _read_picture(file, size, ("RGB", "RGBA"), "an RGB label map", hint)
     if planes.shape[:2] != size:
         return planes, planes
     return planes[..., 0].astype(np.int32), planes[..., 1].astype(np.int32)
@@ -147,9 +142,7 @@ def _read_picture(
         with closing(open_image(file)) as image:
             if image.mode not in modes:
                 raise UserError(
-                    f"{file} is a {image.format} of mode {image.mode}, not a"
-                    f"{'n' * what.startswith('RGB')} {what}.",
-                    hint,
+                    f"{file} is a {image.format} of mode {image.mode}, not {what}.", hint
                 )
             if (image.height, image.width) != size:
                 return unread((image.height, image.width))
@@ -161,11 +154,7 @@ def _read_picture(
 # MATLAB's files: "MAT-File Format", version 5, MathWorks: elements of a type, a length and data.
 _MATRIX, _COMPRESSED = 14, 15
 _BEGIN = (6, 5, 1)  # types of a matrix's first elements: flags, shape, name
-_CLASSES = (
-    "nothing", "cell", "struct", "object", "char", "sparse", "double", "single", "int8", "uint8",
-    "int16", "uint16", "int32", "uint32", "int64", "uint64", "function",
-)  # fmt: skip
-_FIRST_NUMBER, _LAST_NUMBER = _CLASSES.index("double"), _CLASSES.index("uint64")
+_NUMBERS = range(6, 16)  # the kinds of arrays that hold numbers: double, ..., uint64
 _COMPLEX = 0x0800
 _VALUES = {
     1: "i1",
@@ -182,7 +171,10 @@ _VALUES = {
 
 
 def _read_mat(file: File, size: tuple[int, int]) -> np.ndarray:
-    """The matrix `LabelMap` of a MATLAB file, of which no more is unpacked than its image needs."""
+    """The matrix `LabelMap` of a MATLAB file, of which no more is unpacked than its image needs.
+
+    Not by SciPy, which ends the whole process over some damaged files.
+    """
     hint = f"A label file holds a matrix of numbers named {MAT_NAME}."
     data = read_bytes(file)
     others: list[str] = []
@@ -199,31 +191,19 @@ def _read_mat(file: File, size: tuple[int, int]) -> np.ndarray:
                 continue
             (bits,) = struct.unpack_from(f"{order}I", flags)
             dims = struct.unpack(f"{order}{len(shape) // 4}i", shape)
-            number = _FIRST_NUMBER <= bits & 0xFF <= _LAST_NUMBER and not bits & _COMPLEX
-            if not number or len(dims) != 2:
-                found = _CLASSES[min(int(bits) & 0xFF, len(_CLASSES) - 1)]
-                raise UserError(f"{MAT_NAME} of {file} is a {found} of shape {dims}.", hint)
+            if bits & 0xFF not in _NUMBERS or bits & _COMPLEX or len(dims) != 2:
+                raise UserError(f"{MAT_NAME} of {file} is no matrix of numbers.", hint)
             if dims != size:
                 return unread(dims)
-            kind, values = next(elements)
-            count = size[0] * size[1]
-            return _whole(np.frombuffer(values, order + _VALUES[kind], count), file, hint).reshape(
-                size, order="F"
-            )
+            kind, content = next(elements)
+            values = np.frombuffer(content, order + _VALUES[kind], size[0] * size[1])
+            whole = values.astype(np.int64) if values.dtype.kind == "f" else values
+            if not np.array_equal(whole, values):
+                raise UserError(f"{MAT_NAME} of {file} holds fractions.", hint)
+            return whole.reshape(size, order="F")
     except (ValueError, KeyError, struct.error, zlib.error) as error:
         raise broken(file, error) from error
     raise UserError(f"{file} holds no {MAT_NAME}, but {', '.join(others) or 'nothing'}.", hint)
-
-
-def _whole(values: np.ndarray, file: File, hint: str) -> np.ndarray:
-    """The values as integers; UserError where they are none."""
-    if values.dtype.kind != "f":
-        return values
-    with np.errstate(invalid="ignore"):
-        whole = values.astype(np.int64)
-    if not np.array_equal(whole, values):
-        raise UserError(f"{MAT_NAME} of {file} holds fractions.", hint)
-    return whole
 
 
 def _variables(data: bytes, order: str, most: int) -> Iterator[bytes]:
@@ -276,14 +256,17 @@ def painted(
                 f"read ({error}).",
                 "Write the JSON again.",
             ) from error
-        found.append((not segment.crowd, -rle_area(counts, size), number, counts))
+        found.append((not segment.crowd, -int(coco_mask.area(_rle(counts, size))), number, counts))
     return [(number, counts) for _, _, number, counts in sorted(found)]
 
 
 def decode_rle(counts: str, size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of compressed run lengths."""
-    rle: Any = {"size": list(size), "counts": counts.encode()}
-    return coco_mask.decode(rle).astype(bool)
+    return coco_mask.decode(_rle(counts, size)).astype(bool)
+
+
+def _rle(counts: str, size: tuple[int, int]) -> Any:
+    return {"size": list(size), "counts": counts.encode()}
 
 
 def encode_rle(rle: Any, size: tuple[int, int]) -> str:
@@ -300,23 +283,19 @@ def encode_rle(rle: Any, size: tuple[int, int]) -> str:
         return merged["counts"].decode()
     if tuple(rle["size"]) != size:
         raise ValueError(f"run lengths are of size {rle['size']}, the image is {list(size)}")
-    if isinstance(rle["counts"], list):
-        if any(type(count) is not int or count < 0 for count in rle["counts"]):
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        if any(type(count) is not int or count < 0 for count in cast("list[Any]", counts)):
             raise ValueError("run lengths are no integers from 0 on")
-        if sum(rle["counts"]) != size[0] * size[1]:
-            raise ValueError("run lengths do not fill the image")
-        whole = cast("dict[str, bytes]", coco_mask.frPyObjects(rle, *size))
-        return whole["counts"].decode()
-    counts = str(rle["counts"])
-    if _length(counts) != size[0] * size[1]:
+        length = sum(cast("list[int]", counts))
+    else:
+        length = _length(str(counts))
+    if length != size[0] * size[1]:
         raise ValueError("run lengths do not fill the image")
-    return counts
-
-
-def rle_area(counts: str, size: tuple[int, int]) -> int:
-    """Pixels of a mask."""
-    rle: Any = {"size": list(size), "counts": counts.encode()}
-    return int(coco_mask.area(rle))
+    if isinstance(counts, list):
+        packed = cast("dict[str, bytes]", coco_mask.frPyObjects(rle, *size))
+        return packed["counts"].decode()
+    return str(counts)
 
 
 def _refuse_absurd(polygons: list[Any], size: tuple[int, int]) -> None:

@@ -32,17 +32,20 @@ def processes_for(jobs: int, asked: int | None, progress: Progress) -> int:
 
 @contextmanager
 def mapper(
-    work: Callable[[Job], Result], processes: int, setup: Callable[[], None] | None = None
+    work: Callable[[Job], Result],
+    processes: int,
+    setup: Callable[[], None] | None = None,
+    chunk: int = 1,
 ) -> Generator[Callable[[Sequence[Job]], Iterator[Result]]]:
     """`work` over jobs, results in their order: here, or in so many processes, each of which calls
-    `setup` first."""
+    `setup` first and gets a chunk of jobs at a time."""
     if processes <= 1:
         yield lambda jobs: map(work, jobs)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, _begin, (setup,)) as pool:
         try:
-            yield lambda jobs: pool.map(work, jobs)
+            yield lambda jobs: pool.map(work, jobs, chunksize=chunk)
         except BrokenProcessPool as error:
             raise UserError(
                 "A process was ended from outside or could not start.",

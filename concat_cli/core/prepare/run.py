@@ -32,7 +32,7 @@ from concat_cli.core.prepare.protocol import (
 )
 from concat_cli.core.prepare.recipes import RECIPES
 from concat_cli.core.prepare.source import PartName, Source, SourcePart, UnseenPixels
-from concat_cli.core.prepare.verify import Bad, Checker, Verified, Work, verify
+from concat_cli.core.prepare.verify import Bad, Checker, verify
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -120,11 +120,11 @@ def prepare(
     unseen = load_class_split(split, source.vocabulary.names)
     vocabulary = source.vocabulary.with_unseen(unseen)
     parts = _unpacked(_both(source, root, options.one_part, progress), out, progress)
-    verified = _verify(parts, vocabulary, out, options, progress)
-    kept, taken = keep_seen(verified["train"].rows, vocabulary, options.unseen_pixels)
+    checked, bad = _verify(parts, vocabulary, out, options, progress)
+    kept, taken = keep_seen(checked["train"], vocabulary, options.unseen_pixels)
     refuse_empty(kept, taken, parts["train"].where)
     train, dev = cut_dev(kept, DEV_SHARE, options.dev, progress)
-    rows = {"train": train, "dev": dev, "val": verified["val"].rows}
+    rows = {"train": train, "dev": dev, "val": checked["val"]}
     report = Report(
         out,
         source,
@@ -132,7 +132,7 @@ def prepare(
         vocabulary,
         taken,
         parts={part: census(listed, vocabulary) for part, listed in rows.items()},
-        bad={part: found.bad for part, found in verified.items()},
+        bad=bad,
     )
     written = _write(out, _header(report, root, parts), rows, report.bad)
     return replace(report, unchanged=not written)
@@ -207,10 +207,12 @@ def _unpacked(parts: Parts, out: Path, progress: Progress) -> Parts:
 def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:
     """A zip taken out of the one that it lies in; what is there already is left as it is."""
     entry = archive.entry()
-    path = folder / f"{Path(archive.member).stem}-{entry.crc:08x}.zip"
+    path = folder / f"{Path(archive.member).stem}-{entry.CRC:08x}.zip"
     if path.is_file():
         return path
-    progress.say(f"unpacking {archive.member} ({entry.size / 1e6:,.1f} MB) from {archive.archive}")
+    progress.say(
+        f"unpacking {archive.member} ({entry.file_size / 1e6:,.1f} MB) from {archive.archive}"
+    )
     with files.atomic_path(path) as temp, archive.opened() as packed, temp.open("wb") as file:
         shutil.copyfileobj(packed, file, 1 << 20)
     return path
@@ -218,14 +220,14 @@ def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:
 
 def _verify(
     parts: Parts, vocabulary: Vocabulary, out: Path, options: Options, progress: Progress
-) -> dict[PartName, Verified]:
-    """Both parts checked; a part that serves as both only once. UserError where no image of a part
-    is left."""
-    verified: dict[PartName, Verified] = {}
-    work = Work(progress, options.skip_bad, options.processes)
+) -> tuple[dict[PartName, list[Row]], dict[PartName, list[Bad]]]:
+    """The rows of both parts, and their bad images; a part that serves as both is checked once.
+    UserError where no image of a part is left."""
+    rows: dict[PartName, list[Row]] = {}
+    bad: dict[PartName, list[Bad]] = {"train": [], "val": []}
     for name, part in parts.items():
         if name == "val" and part is parts["train"]:
-            verified[name] = Verified(verified["train"].rows, [])
+            rows[name] = rows["train"]
             continue
         items = list(part.items)
         if len({item.image_id for item in items}) < len(items):
@@ -233,14 +235,16 @@ def _verify(
                 f"{part.where}: two images have the same id.", "Each image needs an id."
             )
         checker = checker_of(part, vocabulary, out / "labels" / name, options.decode)
-        found = verify(name, checker, items, out / "checked" / f"{name}.jsonl", work)
-        if not found.rows:
+        ledger = out / "checked" / f"{name}.jsonl"
+        rows[name], bad[name] = verify(
+            name, checker, items, ledger, progress, options.skip_bad, options.processes
+        )
+        if not rows[name]:
             raise UserError(
-                f"No image of {name} is left ({part.where}): {len(found.bad)} are faulty or gone.",
+                f"No image of {name} is left ({part.where}): {len(bad[name])} are faulty or gone.",
                 f"Look at {part.images}.",
             )
-        verified[name] = found
-    return verified
+    return rows, bad
 
 
 def checker_of(
@@ -313,7 +317,9 @@ def _write(
             files.write_text(new / BAD, text)
         names.append("dataset.json")
         files.write_json(new / names[-1], header, indent=1)
-        if all(_same(new / name, out / name) for name in names):
+        if all(
+            (out / name).is_file() and filecmp.cmp(new / name, out / name, False) for name in names
+        ):
             return False
         for name in ("dataset.json", BAD):  # an old header must not meet new lists
             (out / name).unlink(missing_ok=True)
@@ -325,7 +331,3 @@ def _write(
     finally:
         shutil.rmtree(new, ignore_errors=True)
     return True
-
-
-def _same(one: Path, two: Path) -> bool:
-    return two.is_file() and filecmp.cmp(one, two, shallow=False)

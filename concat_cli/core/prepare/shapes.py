@@ -9,8 +9,8 @@ import shutil
 import socket
 from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from itertools import chain
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.config import ShapesConfig
+from concat_cli.core.data.coco import read_json
 from concat_cli.core.data.index import Row
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare import protocol
@@ -38,23 +39,8 @@ from concat_cli.core.progress import SILENT, Progress
 WORLD = 1  # raised when the same seed draws other pixels
 PARTS = ("train", "dev", "val")
 # of a world whose dataset.json does not tell: drawn before this could be chosen, or as by default
-UNTOLD = {"unseen_pixels": ShapesConfig.unseen_pixels}
+_UNTOLD = {"unseen_pixels": ShapesConfig.unseen_pixels}
 _CHUNK = 25  # scenes that a process draws at a time
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Scenes of one part that one process draws."""
-
-    folder: Path
-    part: str
-    seed: int
-    size: int
-    allowed: tuple[int, ...]  # classes that are drawn
-    told: tuple[int, ...]  # of these the classes whose segments are written; others become void
-    first: int  # index of the first scene
-    count: int
-    first_id: int  # image id of the part's scene 0
 
 
 def prepare_shapes(
@@ -72,14 +58,17 @@ def prepare_shapes(
     if cfg.seed < 0 or cfg.seed >= SEED_BOUND:
         raise UserError(f"shapes.seed is {cfg.seed}.", f"Take one of 0..{SEED_BOUND - 1}.")
     split, unseen = unseen_split(cfg.unseen, cfg.unseen_seed)
-    header = _header(cfg, split, unseen)
     try:
-        if _is_done(out, header):
+        if _is_done(out, cfg):
             progress.say(f"{out} already holds this data set: nothing to draw.")
             return
         with _workspace(out) as folder:
             taken = _draw_parts(folder, cfg, unseen, progress, processes)
-            _publish(folder, out, header, taken)
+            if not _is_done(out, cfg):  # else another process was faster with the same
+                for name in (*PARTS, "annotations"):
+                    (folder / name).rename(out / name)
+                header = _header(cfg) | {"protocol": protocol.to_json(taken)}
+                files.write_json(out / "dataset.json", header, indent=1)  # makes it a data set
     except OSError as error:
         raise files.write_error(out, error) from error
     progress.say(
@@ -89,24 +78,23 @@ def prepare_shapes(
     )
 
 
-def differing_keys(source: dict[str, Any], cfg: ShapesConfig) -> list[str]:
+def differing_keys(source: dict[str, Any], cfg: ShapesConfig) -> dict[str, tuple[Any, Any]]:
     """Keys of `cfg` that are otherwise in `source`, which is what a built-in world's dataset.json
-    tells of its making; keys that it does not tell are left out."""
-    there = UNTOLD | source
-    asked = UNTOLD | _source(cfg, *unseen_split(cfg.unseen, cfg.unseen_seed))
-    return [key for key in asdict(cfg) if key in there and there[key] != asked[key]]
+    tells of its making -> (value there, value asked); keys that it does not tell are left out."""
+    there, asked = _UNTOLD | source, _UNTOLD | _header(cfg)["source"]
+    return {
+        key: (there[key], asked[key])
+        for key in asdict(cfg)
+        if key in there and there[key] != asked[key]
+    }
 
 
-def _source(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str, Any]:
-    """What the data set was drawn from."""
+def _header(cfg: ShapesConfig) -> dict[str, Any]:
+    """The content of dataset.json, but for `protocol`, which is known once all is drawn."""
+    split, unseen = unseen_split(cfg.unseen, cfg.unseen_seed)
     source = {"world": WORLD} | asdict(cfg)
     if split == "custom":
         source["unseen"] = "; ".join(unseen)  # in class order, however it was written
-    return {key: value for key, value in source.items() if value != UNTOLD.get(key)}
-
-
-def _header(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str, Any]:
-    """The content of dataset.json, but for `protocol`, which is known once all is drawn."""
     annotations = {part: f"annotations/panoptic_{part}" for part in PARTS}
     return {
         "format": 1,
@@ -117,12 +105,12 @@ def _header(cfg: ShapesConfig, split: str, unseen: tuple[str, ...]) -> dict[str,
             part: {"images": part, "json": f"{path}.json", "pngs": path}
             for part, path in annotations.items()
         },
-        "source": _source(cfg, split, unseen),
+        "source": {key: value for key, value in source.items() if value != _UNTOLD.get(key)},
     }
 
 
-def _is_done(out: Path, header: dict[str, Any]) -> bool:
-    """Whether `out` holds the finished data set of `header`; UserError if it holds another."""
+def _is_done(out: Path, cfg: ShapesConfig) -> bool:
+    """Whether `out` holds the finished data set of `cfg`; UserError if it holds another."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder.", "Choose another folder.")
     path = out / "dataset.json"
@@ -133,24 +121,16 @@ def _is_done(out: Path, header: dict[str, Any]) -> bool:
                 "Choose another folder, or empty this one.",
             )
         return False
-    try:
-        raw: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON.", "Choose another folder.") from error
-    found = cast("dict[str, Any]", raw) if isinstance(raw, dict) else {}
+    found, header = read_json(path), _header(cfg)
     if {**found, "protocol": None} == {**header, "protocol": None}:
         return True
     given = found.get("source")
     if not isinstance(given, dict) or found.get("name") != header["name"]:
         raise UserError(f"{out} holds another data set.", "Choose another folder.")
-    source = UNTOLD | cast("dict[str, Any]", given)
-    differing = [
-        f"{key} {source.get(key)!r} there, {value!r} asked"
-        for key, value in (UNTOLD | header["source"]).items()
-        if source.get(key) != value
-    ]
+    differing = differing_keys(cast("dict[str, Any]", given), cfg)
+    facts = [f"{key} {there!r} there, {asked!r} asked" for key, (there, asked) in differing.items()]
     raise UserError(
-        f"{out} holds another data set ({'; '.join(differing)}).",
+        f"{out} holds another data set ({'; '.join(facts) or 'of another version'}).",
         f"Choose another folder, or remove this data set first: rm -r {out}",
     )
 
@@ -177,24 +157,14 @@ def _workspace(out: Path) -> Generator[Path]:
 
 def _alive(pid: str) -> bool:
     """Whether a process of this machine still runs; True where that cannot be told."""
-    if os.name != "posix" or not pid.isdecimal():
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
+    if os.name == "posix" and pid.isdecimal():
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            pass
     return True
-
-
-def _publish(folder: Path, out: Path, header: dict[str, Any], taken: protocol.Taken) -> None:
-    """Moves the finished parts into place; dataset.json, which makes it a data set, is last."""
-    if _is_done(out, header):  # another process was faster with the same
-        return
-    for name in (*PARTS, "annotations"):
-        (folder / name).rename(out / name)
-    files.write_json(out / "dataset.json", header | {"protocol": protocol.to_json(taken)}, indent=1)
 
 
 def _draw_parts(
@@ -205,50 +175,45 @@ def _draw_parts(
     processes: int | None,
 ) -> protocol.Taken:
     """Draws and writes all parts; returns what is void in train and dev."""
-    everything, seen = tuple(range(len(CLASSES))), seen_indices(unseen)
-    drawn = seen if cfg.unseen_pixels == "drop" else everything
     counts = {"train": cfg.train, "dev": cfg.dev, "val": cfg.val}
     processes = processes_for(sum(counts.values()) // (4 * _CHUNK) + 1, processes, progress)
     first_id = 1
     listed: list[Row] = []
-    with mapper(_draw_chunk, processes) as draw:
+    draw_one = partial(_draw, folder, cfg, seen_indices(unseen))
+    with mapper(draw_one, processes, chunk=_CHUNK) as draw:
         for part, count in counts.items():
             pngs = folder / "annotations" / f"panoptic_{part}"
             pngs.mkdir(parents=True)
             (folder / part).mkdir()
-            allowed, told = (everything, everything) if part == "val" else (drawn, seen)
-            whole = _Job(folder, part, cfg.seed, cfg.size, allowed, told, 0, count, first_id)
-            jobs = [
-                replace(whole, first=i, count=min(_CHUNK, count - i))
-                for i in range(0, count, _CHUNK)
-            ]
-            scenes = chain.from_iterable(draw(jobs))
-            scenes = list(progress.track(scenes, f"drawing {part}", count))
-            annotations = [annotation for annotation, _ in scenes]
+            jobs = [(part, index, first_id + index) for index in range(count)]
+            scenes = list(progress.track(draw(jobs), f"drawing {part}", count))
             listed += [row for _, row in scenes if part != "val"]
-            table = panoptic_json(part, cfg.size, annotations)
+            table = panoptic_json(part, cfg.size, [annotation for annotation, _ in scenes])
             pngs.with_suffix(".json").write_text(json.dumps(table), encoding="utf-8")
             first_id += count
     return protocol.keep_seen(listed, CLASSES.with_unseen(unseen), cfg.unseen_pixels)[1]
 
 
-def _draw_chunk(job: _Job) -> list[tuple[dict[str, Any], Row]]:
-    """Draws and writes a job's scenes; the COCO annotation of each, and what it truly holds."""
-    rows: list[tuple[dict[str, Any], Row]] = []
-    for index in range(job.first, job.first + job.count):
-        scene = draw_scene(scene_seed(job.part, job.seed, index), job.size, job.allowed)
-        image_id = job.first_id + index
-        name = f"{image_id:012d}.png"
-        row = row_of(scene, image_id, name)
-        scene = without(scene, set(job.allowed) - set(job.told))
-        ids = segment_ids(scene, image_id)
-        code = np.append(0, ids).astype(np.uint32)[scene.segment_map]
-        planes = np.stack([code & 255, code >> 8 & 255, code >> 16], axis=-1).astype(np.uint8)
-        _write_png(job.folder / job.part / name, scene.image)
-        _write_png(job.folder / "annotations" / f"panoptic_{job.part}" / name, planes)
-        segments = list(segments_info(scene, ids))
-        rows.append(({"image_id": image_id, "file_name": name, "segments_info": segments}, row))
-    return rows
+def _draw(
+    folder: Path, cfg: ShapesConfig, seen: tuple[int, ...], job: tuple[str, int, int]
+) -> tuple[dict[str, Any], Row]:
+    """Draws and writes the scene of a part, index and image id; its COCO annotation, and what it
+    truly holds. Segments that are not of `seen` are written as void, but in val."""
+    part, index, image_id = job
+    everything = range(len(CLASSES))
+    told = everything if part == "val" else seen
+    drawn = seen if cfg.unseen_pixels == "drop" and part != "val" else everything
+    scene = draw_scene(scene_seed(part, cfg.seed, index), cfg.size, drawn)
+    name = f"{image_id:012d}.png"
+    row = row_of(scene, image_id, name)
+    scene = without(scene, set(drawn) - set(told))
+    ids = segment_ids(scene, image_id)
+    code = np.append(0, ids).astype(np.uint32)[scene.segment_map]
+    planes = np.stack([code & 255, code >> 8 & 255, code >> 16], axis=-1).astype(np.uint8)
+    _write_png(folder / part / name, scene.image)
+    _write_png(folder / "annotations" / f"panoptic_{part}" / name, planes)
+    segments = list(segments_info(scene, ids))
+    return {"image_id": image_id, "file_name": name, "segments_info": segments}, row
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
@@ -260,14 +225,14 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 def row_of(scene: Scene, image_id: int, name: str) -> Row:
     """All segments of a scene, numbered from 1."""
-    numbers = range(1, len(scene.labels) + 1)
-    counted = np.bincount(scene.segment_map.ravel(), minlength=len(numbers) + 1)[1:]
     labels: list[int] = scene.labels.tolist()
+    numbers = list(range(1, len(labels) + 1))
+    areas: list[int] = np.bincount(scene.segment_map.ravel(), minlength=len(labels) + 1)[
+        1:
+    ].tolist()
     categories = [CLASSES.ids[label] for label in labels]
     height, width = scene.segment_map.shape
-    crowd = [0] * len(numbers)
-    areas: list[int] = counted.tolist()
-    return Row(image_id, name, name, height, width, [*numbers], categories, crowd, areas)
+    return Row(image_id, name, name, height, width, numbers, categories, [0] * len(labels), areas)
 
 
 def without(scene: Scene, hidden: Collection[int]) -> Scene:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -77,7 +78,8 @@ class Checker:
     def row(self, item: Item) -> Row:
         """The row of an image that is as it should be; UserError naming what is not."""
         image, *labels = self.files(item)
-        size = _decoded_size(image) if self.decode else check_image(image)
+        height, width = read_image(image).shape[:2] if self.decode else check_image(image)
+        size = height, width
         if item.size is not None and size != item.size:
             raise wrong_size(image, size, item.size, f"{self.listed_in} says")
         if self.format.kind == "panoptic":
@@ -152,20 +154,14 @@ class Checker:
             row.areas.append(area)
 
 
-def _decoded_size(file: File) -> tuple[int, int]:
-    height, width, _ = read_image(file).shape
-    return height, width
-
-
 def _check_annotations(item: Item, where: str) -> None:
     """UserError where an annotation is there twice."""
-    ids = [segment.id for segment in item.segments or ()]
-    if len(set(ids)) < len(ids):
-        twice = next(number for number in ids if ids.count(number) > 1)
-        raise UserError(
-            f"{where}: image {item.image_id} has several annotations of the id {twice}.",
-            "Each annotation needs an id of its own.",
-        )
+    for number, count in Counter(segment.id for segment in item.segments or ()).most_common(1):
+        if count > 1:
+            raise UserError(
+                f"{where}: image {item.image_id} has several annotations of the id {number}.",
+                "Each annotation needs an id of its own.",
+            )
 
 
 @dataclass(frozen=True)
@@ -177,69 +173,60 @@ class Bad:
     reason: str
 
 
-@dataclass(frozen=True)
-class Verified:
-    """The rows of the good images in the order of the items, and the bad ones."""
-
-    rows: list[Row]
-    bad: list[Bad]
-
-
-@dataclass(frozen=True)
-class Work:
-    """How the images are checked: by so many processes (None: one a CPU), and whether faulty ones
-    are left out."""
-
-    progress: Progress
-    skip_bad: bool = False
-    processes: int | None = None
-
-
 def verify(
-    part: str, checker: Checker, items: Sequence[Item], ledger_path: Path, work: Work
-) -> Verified:
-    """Checks each image that the ledger does not know as it is now.
+    part: str,
+    checker: Checker,
+    items: Sequence[Item],
+    ledger: Path,
+    progress: Progress,
+    skip_bad: bool = False,
+    processes: int | None = None,
+) -> tuple[list[Row], list[Bad]]:
+    """Checks each image that the ledger, a file, does not know as it is now; the rows of the good
+    images in the order of the items, and the bad ones.
 
     UserError naming the first faulty images unless they are to be skipped.
     """
     stamps = [checker.stamps(item) for item in items]
-    if not work.skip_bad:
+    if not skip_bad:
         _refuse_missing(checker, items, stamps)
     keys = [checker.key(item, stamp) for item, stamp in zip(items, stamps, strict=True)]
-    ledger = Ledger(ledger_path, checker)
-    rows = ledger.read(items, keys)
+    known = {row.id: (key, row) for key, row in _checked_before(ledger, checker)}
+    rows: list[Row | None] = [None] * len(items)
+    for place, (item, key) in enumerate(zip(items, keys, strict=True)):
+        before, row = known.get(item.image_id, (None, None))
+        rows[place] = row if before == key else None
     todo = [place for place, row in enumerate(rows) if row is None]
-    known = len(items) - len(todo)
-    if known and todo:
-        work.progress.say(f"{part}: {known} of {len(items)} images were checked before")
-    bad: dict[int, Bad] = {}
-    chunks = [todo[i : i + CHUNK] for i in range(0, len(todo), CHUNK)]
-    jobs = [(checker, places, [items[place] for place in places]) for places in chunks]
-    if jobs:
-        count = processes_for(len(jobs) // 2, work.processes, work.progress)
-        with mapper(_check, count) as check, ledger.open(keys, rows):
-            results = (result for chunk in check(jobs) for result in chunk)
-            for place, result in work.progress.track(results, f"checking {part}", len(todo)):
+    if 0 < len(todo) < len(items):
+        before = len(items) - len(todo)
+        progress.say(f"{part}: {before} of {len(items)} images were checked before")
+    bad: list[Bad] = []
+    if todo:
+        count = processes_for(len(todo) // (2 * CHUNK), processes, progress)
+        lines = [_line(key, row) for key, row in zip(keys, rows, strict=True) if row is not None]
+        header = json.dumps({"facts": checker.facts(), "decode": checker.decode}) + "\n"
+        files.write_text(ledger, "".join([header, *lines]))
+        with (
+            mapper(partial(_check, checker), count, chunk=CHUNK) as check,
+            _appending(ledger) as file,
+        ):
+            results = zip(todo, check([items[place] for place in todo]), strict=True)
+            for place, result in progress.track(results, f"checking {part}", len(todo)):
                 if isinstance(result, Bad):
-                    bad[place] = result
+                    bad.append(result)
                 else:
                     rows[place] = result
-                    ledger.add(checker.key(items[place], stamps[place]), result)
-    found = [bad[place] for place in sorted(bad)]
-    if found and not work.skip_bad:
-        raise _faulty(found, len(items))
-    return Verified([row for row in rows if row is not None], found)
+                    file.write(_line(checker.key(items[place], stamps[place]), result))
+    if bad and not skip_bad:
+        raise _faulty(bad, len(items))
+    return [row for row in rows if row is not None], bad
 
 
-def _check(job: tuple[Checker, list[int], list[Item]]) -> list[tuple[int, Row | Bad]]:
-    checker, places, items = job
-    results: list[tuple[int, Row | Bad]] = []
-    for place, item in zip(places, items, strict=True):
-        try:
-            results.append((place, checker.row(item)))
-        except UserError as error:
-            results.append((place, Bad(item.image_id, item.image, error.what)))
-    return results
+def _check(checker: Checker, item: Item) -> Row | Bad:
+    try:
+        return checker.row(item)
+    except UserError as error:
+        return Bad(item.image_id, item.image, error.what)
 
 
 def _refuse_missing(
@@ -269,65 +256,36 @@ def _faulty(bad: list[Bad], total: int) -> UserError:
     return UserError("\n".join([f"{len(bad)} of {total} images are faulty:", *lines, *more]), _HINT)
 
 
-class Ledger:
-    """The rows that a checker has made, each with what it was made from.
+@contextmanager
+def _appending(ledger: Path) -> Generator[TextIO]:
+    try:
+        with ledger.open("a", encoding="utf-8", newline="\n", buffering=1) as file:
+            yield file
+    except OSError as error:
+        raise files.write_error(ledger, error) from error
 
-    A ledger of another format, or of a check that did not decode the images, counts as empty.
-    """
 
-    def __init__(self, path: Path, checker: Checker) -> None:
-        self.path = path
-        self._facts, self._decode = checker.facts(), checker.decode
-        self._file: TextIO | None = None
-
-    def read(self, items: Sequence[Item], keys: Sequence[Key]) -> list[Row | None]:
-        """The rows of items whose key is as it was; None for others."""
-        known = {row.id: (key, row) for key, row in self._lines()}
-        found = [known.get(item.image_id) for item in items]
-        return [
-            entry[1] if entry is not None and entry[0] == key else None
-            for entry, key in zip(found, keys, strict=True)
-        ]
-
-    @contextmanager
-    def open(self, keys: Sequence[Key], rows: Sequence[Row | None]) -> Generator[Ledger]:
-        """Ready to `add`, with the rows that are known."""
-        known = [_line(key, row) for key, row in zip(keys, rows, strict=True) if row is not None]
-        header = json.dumps({"facts": self._facts, "decode": self._decode}) + "\n"
-        files.write_text(self.path, "".join([header, *known]))
-        try:
-            with self.path.open("a", encoding="utf-8", newline="\n", buffering=1) as self._file:
-                yield self
-        except OSError as error:
-            raise files.write_error(self.path, error) from error
-
-    def add(self, key: Key, row: Row) -> None:
-        """Keeps a row."""
-        assert self._file is not None, "open it first"
-        self._file.write(_line(key, row))
-
-    def _lines(self) -> Iterator[tuple[Key, Row]]:
-        """The whole lines after the first, if that is one of the same check."""
-        try:
-            with self.path.open("rb") as file:
-                header = json.loads(file.readline())
-                if header["facts"] != self._facts or self._decode > header["decode"]:
-                    return
-                for line in file:
-                    if line.endswith(b"\n"):
-                        value = json.loads(line)
-                        row = row_of(value["row"])
-                        if value["sum"] != _sum(row.line()):
-                            raise ValueError("a line was changed")
-                        yield value["key"], row
-        except FileNotFoundError:
-            return
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return  # damaged: what was read is right, the rest is checked again
-        except OSError as error:
-            raise UserError(
-                f"Cannot read {self.path}: {error.strerror}.", "Check its rights."
-            ) from error
+def _checked_before(ledger: Path, checker: Checker) -> Iterator[tuple[Key, Row]]:
+    """The whole lines of a ledger, each with what its row was made from; none of one of another
+    format, or of a check that did not decode the images."""
+    try:
+        with ledger.open("rb") as file:
+            header = json.loads(file.readline())
+            if header["facts"] != checker.facts() or checker.decode > header["decode"]:
+                return
+            for line in file:
+                if line.endswith(b"\n"):
+                    value = json.loads(line)
+                    row = row_of(value["row"])
+                    if value["sum"] != _sum(row.line()):
+                        raise ValueError("a line was changed")
+                    yield value["key"], row
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return  # damaged: what was read is right, the rest is checked again
+    except OSError as error:
+        raise UserError(f"Cannot read {ledger}: {error.strerror}.", "Check its rights.") from error
 
 
 def _line(key: Key, row: Row) -> str:

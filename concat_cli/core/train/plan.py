@@ -154,7 +154,7 @@ def start_facts(model: ModelConfig, built: nn.Module, backbone: Backbone) -> Pla
 def _start(model: ModelConfig, built: nn.Module, backbone: Backbone) -> str:
     if model.init:
         if not hub.at_hand(model.init):
-            size = hub.size_of(model.init.removeprefix(hub.PREFIX))
+            size = hub.size_of(hub.located(model.init).removeprefix(hub.PREFIX))
             return f"{model.init}: a download {size}"
         return start_segmentor(built, model.init, asdict(model)).lines()[0]
     if model.backbone_weights != "timm":

@@ -20,7 +20,7 @@ from concat_cli.core.config_file import to_dict
 from concat_cli.core.data.dataset import DatasetInfo, read_dataset_info
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.shapes import UNTOLD, differing_keys, prepare_shapes
+from concat_cli.core.prepare.shapes import differing_keys, prepare_shapes
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import Processes, join, wait
@@ -123,16 +123,15 @@ def open_data(cfg: Config, processes: Processes, progress: Progress) -> DatasetI
 
 def check_world(cfg: Config, info: DatasetInfo) -> None:
     """UserError where the built-in world at `data.root` was drawn with other `shapes.*` values."""
-    source = info.source
-    if not draws_shapes(cfg) or "world" not in source:
+    if not draws_shapes(cfg) or "world" not in info.source:
         return
-    keys = differing_keys(source, cfg.shapes)
-    source = UNTOLD | source
-    if keys:
+    differing = differing_keys(info.source, cfg.shapes)
+    if differing:
         found = "; ".join(
-            f"shapes.{key} is {source[key]!r}, not {getattr(cfg.shapes, key)!r}" for key in keys
+            f"shapes.{key} is {value!r}, not {getattr(cfg.shapes, key)!r}"
+            for key, (value, _) in differing.items()
         )
-        there = " ".join(shlex.quote(f"shapes.{key}={source[key]}") for key in keys)
+        there = " ".join(shlex.quote(f"shapes.{key}={pair[0]}") for key, pair in differing.items())
         raise UserError(
             f"The scenes in {info.root} are not those of the configuration: {found}.",
             f"Give {there} to train on them, or another folder, like "

@@ -149,8 +149,11 @@ class TokenBank(nn.Module):
 
     @torch.no_grad()
     def push(self, tokens: Tensor, groups: Tensor, valid: Tensor) -> None:
-        """Appends the valid rows of tokens (M, E) with groups (M,) and drops the oldest."""
-        if self.size == 0:
+        """Appends the valid rows of tokens (M, E) with groups (M,) and drops the oldest.
+
+        In evaluation mode, and with a size of 0, nothing changes.
+        """
+        if self.size == 0 or not self.training:
             return
         held = torch.cat([self.valid, valid])
         # A stable sort moves unused rows to the front and keeps the order of the others.
@@ -259,15 +262,24 @@ class ImageModule(nn.Module):
         text: (K, E) embeddings of the classes that may be trained on, and of no other.
         to_trained: (all classes,) index among those K of each class of the data set, -1 where the
             class must not be trained on: its pixels are void.
+        teacher: where losses need one.
     """
 
     text: Tensor
     to_trained: Tensor
 
-    def __init__(self, text: Tensor, to_trained: Tensor) -> None:
+    def __init__(self, text: Tensor, to_trained: Tensor, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.register_buffer("text", text, persistent=False)
         self.register_buffer("to_trained", to_trained, persistent=False)
+        self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
+
+    @property
+    def teacher(self) -> Teacher:
+        """The one that it was made with."""
+        (teacher,) = self._teacher
+        assert teacher is not None, "these losses need a teacher"
+        return teacher
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What the losses of a batch are means over, by name: (); see `Task.counts`."""
@@ -333,45 +345,34 @@ class Teacher:
         return SegmentTokens(image, segment, valid, tokens)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """queries, tokens (M, E), paired by row; valid (M,) bool; groups (M,) int64: nothing of a row's
-    own group (classes, image ids; -1: none) is among its negatives. M is equal in all processes."""
-
-    queries: Tensor
-    tokens: Tensor
-    valid: Tensor
-    groups: Tensor
-
-
 def contrast(
-    rows: Rows, temperature: float, count: Count | None = None, bank: TokenBank | None = None
+    queries: Tensor,
+    tokens: Tensor,
+    valid: Tensor,
+    groups: Tensor,
+    temperature: float,
+    count: Count | None = None,
+    bank: TokenBank | None = None,
 ) -> Tensor:
     """InfoNCE against the tokens of every process and of the bank, which is fed afterwards.
 
-    count: of rows, where the forwards of a step may differ in them. The negatives are those of the
-    forward at hand: a batch that is split over several has fewer of its own.
+    The negatives are those of the forward at hand: a batch that is split over several has fewer of
+    its own. First arguments as of `info_nce`, M equal in all processes.
+
+    count: of rows, where the forwards of a step may differ in them.
     """
-    every = gathered(rows.tokens, rows.groups, rows.valid)
-    negatives = every.without_rows(process_rank() * len(rows.tokens), len(rows.tokens))
-    own = rows.valid.sum().float()
+    every = gathered(tokens, groups, valid)
+    negatives = every.without_rows(process_rank() * len(tokens), len(tokens))
+    own = valid.sum().float()
     number = mean_over_processes(own) if count is None else count.of_whole(own)
     if bank is not None:
         negatives = negatives.joined(bank.negatives())
-    loss = info_nce(
-        rows.queries, rows.tokens, rows.valid, temperature, rows.groups, negatives, number
-    )
+    loss = info_nce(queries, tokens, valid, temperature, groups, negatives, number)
     if bank is not None:
-        feed(bank, every)
+        bank.push(every.tokens, every.groups, every.valid)
     return loss
 
 
 def gathered(tokens: Tensor, groups: Tensor, valid: Tensor) -> Negatives:
     """The rows of every process, in rank order; their number is equal everywhere."""
     return Negatives(gather_rows(tokens), gather_rows(groups), gather_rows(valid))
-
-
-def feed(bank: TokenBank, every: Negatives) -> None:
-    """Puts the tokens of every process into the bank, in training."""
-    if bank.training:
-        bank.push(every.tokens, every.groups, every.valid)

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.weights_from.hub import short, weights_file
-from concat_cli.core.weights_from.names import CLASS_HEAD, Renamed, rename, rename_backbone
+from concat_cli.core.weights_from.names import (
+    CLASS_HEAD,
+    Renamed,
+    rename,
+    rename_backbone,
+    unwrapped,
+)
 
 _ZIP = b"PK\x03\x04"  # torch.save since 1.6
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before: its magic number
@@ -33,10 +39,13 @@ _DAMAGED = (
     RuntimeError, OSError, MemoryError, SafetensorError,
 )  # fmt: skip
 _WHY = {CLASS_HEAD: "classes are told by text here"}
-_DEPTHS: dict[tuple[int, ...], str] = {
-    (3, 4, 6, 3): "resnet50",
-    (3, 4, 23, 3): "resnet101",
-    (3, 8, 36, 3): "resnet152",
+RESNETS: dict[str, tuple[bool, tuple[int, ...]]] = {  # timm's: bottlenecks or not, and depths
+    "resnet18": (False, (2, 2, 2, 2)),
+    "resnet34": (False, (3, 4, 6, 3)),
+    "resnet26": (True, (2, 2, 2, 2)),
+    "resnet50": (True, (3, 4, 6, 3)),
+    "resnet101": (True, (3, 4, 23, 3)),
+    "resnet152": (True, (3, 8, 36, 3)),
 }
 _SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 _SIDES = {7: 224, 12: 384}  # of the images Swins were trained on, by the side of their windows
@@ -92,7 +101,8 @@ class ArrayUnpickler(pickle.Unpickler):
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors, torch or detectron2 file by name, on the CPU.
 
-    The model is taken out of a training checkpoint ("model", "state_dict"), "module." prefixes go.
+    The model is taken out of a training checkpoint ("model", "state_dict"); what was wrapped around
+    it ("module.", "_orig_mod.", "model.") goes off the names.
     UserError where the file is missing, damaged, holds no tensors, or would run code.
     """
     path = Path(path)
@@ -115,9 +125,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = dict(_tensors(_model_in(found)))
     if not tensors:
         raise UserError(f"{path} holds no tensors by name.", "Give a file of model weights.")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
+    return unwrapped(tensors)
 
 
 def _reader(path: Path) -> Callable[[Path], Any]:
@@ -215,23 +223,35 @@ def start_segmentor(
         config: values of the model's keys; UserError names those that would fit the file.
         prefix: of the keys in that message.
     """
-    path = weights_file(source)
-    try:
-        renamed = rename(read_tensors(path))
-        if renamed is None or "query_decoder.level_embedding" not in renamed.tensors:
-            raise UserError(
-                f"{source} holds no Mask2Former, neither by the names of transformers nor of "
-                "detectron2.",
-                f"For the weights of a backbone alone: {prefix}backbone_weights.",
-            )
-        fitting = fitting_keys(renamed.tensors)
-    except KeyError as error:
-        raise _incomplete(source, str(error.args[0])) from error
+    whole = mask2former_in(source, read_tensors(weights_file(source, download=True)))
+    if whole is None:
+        raise UserError(
+            f"{source} holds no Mask2Former, neither by the names of transformers nor of "
+            "detectron2.",
+            f"For the weights of a backbone alone: {prefix}backbone_weights.",
+        )
+    renamed, fitting = whole
     _check_fit(source, fitting, config, prefix)
     return fill_segmentor(segmentor, source, renamed)
 
 
-def fitting_keys(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def mask2former_in(
+    source: str, tensors: Mapping[str, Tensor]
+) -> tuple[Renamed, dict[str, Any]] | None:
+    """A Mask2Former under our names, and the values of the model's keys that it was made with.
+
+    None where the tensors are no Mask2Former's; UserError where a part of it is missing.
+    """
+    try:
+        renamed = rename(tensors)
+        if renamed is None or "query_decoder.level_embedding" not in renamed.tensors:
+            return None
+        return renamed, _fitting_keys(renamed.tensors)
+    except KeyError as error:
+        raise _incomplete(source, str(error.args[0])) from error
+
+
+def _fitting_keys(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The values of the model's keys that a Mask2Former under our names was made with."""
     encoder, decoder = "pixel_decoder.layers.", "query_decoder.layers."
     keys: dict[str, Any] = {"backbone": backbone_of(tensors), "pixel_decoder": "deformable"}
@@ -255,8 +275,10 @@ def backbone_of(tensors: Mapping[str, Tensor]) -> str:
         size = _SWINS.get((width, _count(tensors, "backbone.body.layers.2.blocks.")))
         side = _SIDES.get(window)
         return f"swin_{size}_patch4_window{window}_{side}" if size and side else ""
-    depths = tuple(_count(tensors, f"backbone.body.body.layer{i}.") for i in range(1, 5))
-    return _DEPTHS.get(depths, "")
+    body = "backbone.body.body.layer"
+    depths = tuple(_count(tensors, f"{body}{i}.") for i in range(1, 5))
+    shape = f"{body}1.0.conv3.weight" in tensors, depths
+    return next((name for name, known in RESNETS.items() if known == shape), "")
 
 
 def _check_fit(

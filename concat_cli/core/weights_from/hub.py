@@ -6,12 +6,14 @@ file. So the hub is tried once, shortly, and they are told that there is no netw
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from huggingface_hub import (
@@ -21,24 +23,29 @@ from huggingface_hub import (
 )
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.weights_from.published import (
+    PREFIX,
+    WEIGHT_FILES,
+    Part,
+    how_to_get,
+    in_words,
+    located,
+    segmentor_part,
+)
 
-PREFIX = "hf-hub:"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of transformers, best first
 _WAIT = 4.0  # seconds
-# Approximate sizes of common downloads in GB: parameters x 4 bytes.
+# Approximate sizes of common downloads in GB: parameters x 4 bytes. Segmentors are in the list of
+# published ones.
 SIZES: dict[str, float] = {
     "RN50": 0.41, "RN101": 0.48, "RN50x4": 0.71, "RN50x16": 1.16, "RN50x64": 2.49,
-    "ViT-B-32": 0.61, "ViT-B-16": 0.60, "ViT-L-14": 1.71, "ViT-L-14-336": 1.71, "ViT-H-14": 3.94,
+    "ViT-B-32": 0.61, "ViT-B-16": 0.60, "ViT-B-16-SigLIP": 0.81, "ViT-L-14": 1.71,
+    "ViT-L-14-336": 1.71, "ViT-H-14": 3.94,
     "pvt_v2_b2": 0.10, "convnext_base": 0.61, "convnext_base_w": 0.72, "convnext_base_w_320": 0.72,
     "convnext_large_d": 1.41, "convnext_large_d_320": 1.41,
     "resnet50": 0.10, "resnet101": 0.18, "swin_tiny_patch4_window7_224": 0.11,
     "swin_small_patch4_window7_224": 0.20, "swin_base_patch4_window7_224": 0.35,
     "swin_base_patch4_window12_384": 0.36, "swin_large_patch4_window7_224": 0.79,
     "swin_large_patch4_window12_384": 0.79,
-    "facebook/mask2former-swin-tiny-coco-panoptic": 0.19,
-    "facebook/mask2former-swin-small-coco-panoptic": 0.28,
-    "facebook/mask2former-swin-base-coco-panoptic": 0.43,
-    "facebook/mask2former-swin-large-coco-panoptic": 0.87,
 }  # fmt: skip
 
 
@@ -51,9 +58,7 @@ def short(error: BaseException, most: int = 160) -> str:
 def size_of(name: str) -> str:
     """`of about 600 MB`, or `of unknown size`."""
     size = SIZES.get(name.removesuffix("-quickgelu"))
-    if size is None:
-        return "of unknown size"
-    return f"of about {size:.1f} GB" if size >= 1 else f"of about {size * 1000:.0f} MB"
+    return in_words(segmentor_part(name).bytes if size is None else round(size * 1e9))
 
 
 def reachable() -> bool:
@@ -102,21 +107,29 @@ def cached(repository: str, names: Sequence[str], revision: str | None = None) -
     return None
 
 
+def is_here(part: Part) -> bool:
+    """Whether all that is needed of a repository is in the local cache."""
+    there = cached(part.repository, part.weights) is not None
+    return there and all(cached(part.repository, [name]) for name in part.others)
+
+
 def at_hand(source: str) -> bool:
     """Whether `weights_file` finds it without a download."""
+    source = located(source)
     if not source.startswith(PREFIX):
         return True
     repository, _, revision = source.removeprefix(PREFIX).partition("@")
-    return cached(repository, WEIGHT_FILES, revision or None) is not None
+    return cached(repository, segmentor_part(repository).weights, revision or None) is not None
 
 
-def weights_file(source: str) -> Path:
-    """The file that `hf-hub:ORG/NAME[@REVISION]`, a folder or a file stands for.
+def weights_file(source: str, download: bool = False) -> Path:
+    """The file that a short name, `hf-hub:ORG/NAME[@REVISION]`, a folder or a file stands for.
 
-    From the hub, a cached file comes first, then a download. UserError where there is none.
+    From the hub, a cached file comes first, then a download if that is allowed. UserError where
+    there is none.
     """
-    if source.startswith(PREFIX):
-        return _from_hub(source)
+    if located(source).startswith(PREFIX):
+        return _from_hub(source, download)
     path = Path(source).expanduser()
     if path.is_dir():
         inside = next((path / name for name in WEIGHT_FILES if (path / name).is_file()), None)
@@ -134,21 +147,38 @@ def weights_file(source: str) -> Path:
     return path
 
 
-def _from_hub(source: str) -> Path:
-    repository, _, revision = source.removeprefix(PREFIX).partition("@")
-    found = cached(repository, WEIGHT_FILES, revision or None)
+def beside(path: Path, name: str) -> dict[str, Any]:
+    """A JSON file in the folder of a weights file (of a cached one: in its snapshot); empty where
+    there is none. UserError where it holds no JSON object."""
+    found = path.parent / name
+    if path.suffix not in (".safetensors", ".bin") or not found.is_file():
+        return {}  # pickles of a training lie among files that are not theirs
+    try:
+        held: Any = json.loads(found.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{found} cannot be read: {short(error)}", "Copy it again.") from error
+    if not isinstance(held, dict):
+        raise UserError(f"{found} holds no JSON object.", "Copy it again.")
+    return cast("dict[str, Any]", held)
+
+
+def _from_hub(source: str, download: bool) -> Path:
+    repository, _, revision = located(source).removeprefix(PREFIX).partition("@")
+    names = segmentor_part(repository).weights
+    found = cached(repository, names, revision or None)
     if found is not None:
         return found
-    reason = "the hub cannot be reached"
-    with without_waiting() as there:
-        for name in WEIGHT_FILES if there else ():
-            try:
-                return Path(hf_hub_download(repository, name, revision=revision or None))
-            except (OSError, ValueError, RuntimeError) as error:  # their HTTP errors are OSErrors
-                reason = short(error)
+    reason = ""
+    if download:
+        reason = ", and the hub cannot be reached"
+        with without_waiting() as there:
+            for name in names if there else ():
+                try:
+                    return Path(hf_hub_download(repository, name, revision=revision or None))
+                except (OSError, ValueError, RuntimeError) as error:  # HTTP errors are OSErrors
+                    reason = f", and {short(error)}"
     raise UserError(
-        f"{source} is not in the cache ({constants.HF_HUB_CACHE}), and {reason}. It is a download "
+        f"{source} is not in the cache ({constants.HF_HUB_CACHE}){reason}. It is a download "
         f"{size_of(repository)}.",
-        f"Where there is a network: hf download {repository} {WEIGHT_FILES[0]}; then copy the "
-        "cache here, or give the file itself.",
+        how_to_get(source),
     )

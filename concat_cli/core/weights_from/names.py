@@ -1,208 +1,199 @@
 """Names of Mask2Former's and its backbones' tensors elsewhere -> names of a `Segmentor`'s tensors.
 
 Known are: `transformers` (as its files have it, and as its modules do), detectron2, and backbones
-in timm's and torchvision's naming. The rules are tables: a regular expression of their whole name,
-and ours.
+in timm's and torchvision's naming.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
 CLASS_HEAD = "class head"
 _PARTS = ("query", "key", "value")
 
-# What is the same in both namings once their prefixes are gone: layers of the pixel decoder's
-# encoder and of the query decoder. Ours, transformers, detectron2.
-_ENCODER_LAYER = (
-    ("attention.offsets", "self_attn.sampling_offsets", "self_attn.sampling_offsets"),
-    ("attention.weights", "self_attn.attention_weights", "self_attn.attention_weights"),
-    ("attention.value", "self_attn.value_proj", "self_attn.value_proj"),
-    ("attention.out", "self_attn.output_proj", "self_attn.output_proj"),
-    ("attention_norm", "self_attn_layer_norm", "norm1"),
-    ("feed_forward.first", "fc1", "linear1"),
-    ("feed_forward.second", "fc2", "linear2"),
-    ("feed_forward_norm", "final_layer_norm", "norm2"),
+_WRAPPERS = ("module.", "model.")  # of data-parallel training; of Lightning modules and the like
+_OWN = tuple(  # names that begin with "model." by themselves: those of transformers
+    f"model.{part}." for part in ("pixel_level_module", "transformer_module", "task_encoder")
 )
-_DECODER_LAYER = (
-    ("self_attention.query", "self_attn.q_proj", None),
-    ("self_attention.key", "self_attn.k_proj", None),
-    ("self_attention.value", "self_attn.v_proj", None),
-    ("self_attention.out", "self_attn.out_proj", "self_attention:self_attn.out_proj"),
-    ("self_norm", "self_attn_layer_norm", "self_attention:norm"),
-    ("cross_attention.out", "cross_attn.out_proj", "cross_attention:multihead_attn.out_proj"),
-    ("cross_norm", "cross_attn_layer_norm", "cross_attention:norm"),
-    ("feed_forward.first", "fc1", "ffn:linear1"),
-    ("feed_forward.second", "fc2", "ffn:linear2"),
-    ("feed_forward_norm", "final_layer_norm", "ffn:norm"),
-)
-_PIXEL = (
-    ("lateral.conv", "adapter_1.0", "adapter_1"),
-    ("lateral.norm", "adapter_1.1", "adapter_1.norm"),
-    ("smooth.conv", "layer_1.0", "layer_1"),
-    ("smooth.norm", "layer_1.1", "layer_1.norm"),
-    ("mask_out", "mask_projection", "mask_features"),
-)
-_SWIN_BLOCK = (
-    ("norm1", "layernorm_before", "norm1"),
-    ("norm2", "layernorm_after", "norm2"),
-    ("attn.proj", r"attention\.(?:o_proj|output\.dense)", "attn.proj"),
-    ("mlp.fc1", r"(?:mlp\.fc1|intermediate\.dense)", "mlp.fc1"),
-    ("mlp.fc2", r"(?:mlp\.fc2|output\.dense)", "mlp.fc2"),
-)
-_W = r"\.(weight|bias)"
+_LOSS = ("criterion.", "loss.")  # beside a wrapped model, with buffers of their own
+
+# Tables: their prefix, ours, and rows of their name and ours behind these. Their names are regular
+# expressions in which "." is a dot, "#" a number and "*" a word; of several in (?:a|b), published
+# files have the first. In ours, {0} is the first of their numbers, {0+1} one more, "*" their word.
+_Table = tuple[str, str, str]
+_TRANSFORMERS: tuple[_Table, ...] = (
+    ("model.pixel_level_module.decoder.", "pixel_decoder.", """
+        level_embed                             level_embedding
+        adapter_1.0.*                           lateral.conv.*
+        adapter_1.1.*                           lateral.norm.*
+        layer_1.0.*                             smooth.conv.*
+        layer_1.1.*                             smooth.norm.*
+        mask_projection.*                       mask_out.*
+        input_projections.#.0.*                 inputs.{0}.conv.*
+        input_projections.#.1.*                 inputs.{0}.norm.*
+    """),
+    ("model.pixel_level_module.decoder.encoder.layers.#.", "pixel_decoder.layers.{0}.", """
+        self_attn.sampling_offsets.*            attention.offsets.*
+        self_attn.attention_weights.*           attention.weights.*
+        self_attn.value_proj.*                  attention.value.*
+        self_attn.output_proj.*                 attention.out.*
+        self_attn_layer_norm.*                  attention_norm.*
+        fc1.*                                   feed_forward.first.*
+        fc2.*                                   feed_forward.second.*
+        final_layer_norm.*                      feed_forward_norm.*
+    """),
+    ("model.transformer_module.", "query_decoder.", """
+        level_embed.weight                      level_embedding
+        queries_features.weight                 query_content
+        queries_embedder.weight                 query_position
+        decoder.layernorm.*                     norm.*
+        decoder.mask_predictor.mask_embedder.#.0.*  mask_embedding.{0*2}.*
+    """),
+    ("model.transformer_module.decoder.layers.#.", "query_decoder.layers.{0}.", """
+        self_attn.q_proj.*                      self_attention.query.*
+        self_attn.k_proj.*                      self_attention.key.*
+        self_attn.v_proj.*                      self_attention.value.*
+        self_attn.out_proj.*                    self_attention.out.*
+        self_attn_layer_norm.*                  self_norm.*
+        cross_attn.in_proj_*                    cross_attention.in_proj_*
+        cross_attn.out_proj.*                   cross_attention.out.*
+        cross_attn_layer_norm.*                 cross_norm.*
+        fc1.*                                   feed_forward.first.*
+        fc2.*                                   feed_forward.second.*
+        final_layer_norm.*                      feed_forward_norm.*
+    """),
+    ("model.pixel_level_module.encoder.", "backbone.body.body.", """
+        embedder.embedder.convolution.*         conv1.*
+        embedder.embedder.normalization.*       bn1.*
+    """),
+    ("model.pixel_level_module.encoder.encoder.stages.#.layers.#.",
+     "backbone.body.body.layer{0+1}.{1}.", """
+        layer.#.convolution.*                   conv{2+1}.*
+        layer.#.normalization.*                 bn{2+1}.*
+        shortcut.convolution.*                  downsample.0.*
+        shortcut.normalization.*                downsample.1.*
+    """),
+    ("model.pixel_level_module.encoder.(?:swin.)?", "backbone.body.", """
+        embeddings.patch_embeddings.projection.*    patch_embed.proj.*
+        embeddings.norm.*                       patch_embed.norm.*
+        hidden_states_norms.stage#.*            norms.{0-1}.*
+        encoder.layers.#.downsample.norm.*      layers.{0+1}.downsample.norm.*
+        encoder.layers.#.downsample.reduction.* layers.{0+1}.downsample.reduction.*
+    """),
+    ("model.pixel_level_module.encoder.(?:swin.)?encoder.layers.#.blocks.#.",
+     "backbone.body.layers.{0}.blocks.{1}.", """
+        layernorm_before.*                      norm1.*
+        layernorm_after.*                       norm2.*
+        attention.(?:self|relative_position_bias).relative_position_bias_table
+                                                attn.relative_position_bias_table
+        attention.(?:self.query|q_proj).*       attn.query.*
+        attention.(?:self.key|k_proj).*         attn.key.*
+        attention.(?:self.value|v_proj).*       attn.value.*
+        attention.(?:output.dense|o_proj).*     attn.proj.*
+        (?:intermediate.dense|mlp.fc1).*        mlp.fc1.*
+        (?:output.dense|mlp.fc2).*              mlp.fc2.*
+    """),
+)  # fmt: skip
+_DETECTRON2: tuple[_Table, ...] = (
+    ("sem_seg_head.(?:pixel_decoder.)?", "pixel_decoder.", """
+        transformer.level_embed                 level_embedding
+        adapter_1.*                             lateral.conv.*
+        adapter_1.norm.*                        lateral.norm.*
+        layer_1.*                               smooth.conv.*
+        layer_1.norm.*                          smooth.norm.*
+        mask_features.*                         mask_out.*
+        input_proj.#.0.*                        inputs.{0}.conv.*
+        input_proj.#.1.*                        inputs.{0}.norm.*
+    """),
+    ("sem_seg_head.(?:pixel_decoder.)?transformer.encoder.layers.#.",
+     "pixel_decoder.layers.{0}.", """
+        self_attn.sampling_offsets.*            attention.offsets.*
+        self_attn.attention_weights.*           attention.weights.*
+        self_attn.value_proj.*                  attention.value.*
+        self_attn.output_proj.*                 attention.out.*
+        norm1.*                                 attention_norm.*
+        linear1.*                               feed_forward.first.*
+        linear2.*                               feed_forward.second.*
+        norm2.*                                 feed_forward_norm.*
+    """),
+    ("sem_seg_head.predictor.", "query_decoder.", """
+        level_embed.weight                      level_embedding
+        (?:query_feat|static_query).weight      query_content
+        query_embed.weight                      query_position
+        decoder_norm.*                          norm.*
+        mask_embed.layers.#.*                   mask_embedding.{0*2}.*
+    """),
+    ("sem_seg_head.predictor.transformer_", "query_decoder.layers.{0}.", """
+        self_attention_layers.#.self_attn.in_proj_*         self_attention.in_proj_*
+        self_attention_layers.#.self_attn.out_proj.*        self_attention.out.*
+        self_attention_layers.#.norm.*                      self_norm.*
+        cross_attention_layers.#.multihead_attn.in_proj_*   cross_attention.in_proj_*
+        cross_attention_layers.#.multihead_attn.out_proj.*  cross_attention.out.*
+        cross_attention_layers.#.norm.*                     cross_norm.*
+        ffn_layers.#.linear1.*                              feed_forward.first.*
+        ffn_layers.#.linear2.*                              feed_forward.second.*
+        ffn_layers.#.norm.*                                 feed_forward_norm.*
+    """),
+    ("(?:backbone.)?", "backbone.body.body.", """
+        stem.conv1.weight                       conv1.weight
+        stem.conv1.norm.*                       bn1.*
+        res#.#.conv#.*                          layer{0-1}.{1}.conv{2}.*
+        res#.#.conv#.norm.*                     layer{0-1}.{1}.bn{2}.*
+        res#.#.shortcut.*                       layer{0-1}.{1}.downsample.0.*
+        res#.#.shortcut.norm.*                  layer{0-1}.{1}.downsample.1.*
+    """),
+    ("(?:backbone.)?", "backbone.body.", """
+        patch_embed.proj.*                      patch_embed.proj.*
+        patch_embed.norm.*                      patch_embed.norm.*
+        norm#.*                                 norms.{0}.*
+        layers.#.downsample.norm.*              layers.{0+1}.downsample.norm.*
+        layers.#.downsample.reduction.*         layers.{0+1}.downsample.reduction.*
+    """),
+    ("(?:backbone.)?layers.#.blocks.#.", "backbone.body.layers.{0}.blocks.{1}.", """
+        norm1.*                                 norm1.*
+        norm2.*                                 norm2.*
+        attn.relative_position_bias_table       attn.relative_position_bias_table
+        attn.qkv.*                              attn.qkv.*
+        attn.proj.*                             attn.proj.*
+        mlp.fc1.*                               mlp.fc1.*
+        mlp.fc2.*                               mlp.fc2.*
+    """),
+)  # fmt: skip
 
 
-def _rule(theirs: str, ours: str | Callable[[re.Match[str]], str]) -> Rule:
-    return re.compile(theirs), ours
-
-
-def _layers(prefix: str, ours: str, rows: Iterable[tuple[str, str]]) -> list[Rule]:
-    """Rules of numbered layers: our part, their part (a regular expression)."""
-    return [_rule(rf"{prefix}(\d+)\.{b}{_W}", rf"{ours}\1.{a}.\2") for a, b in rows]
-
-
-def _downsample(match: re.Match[str]) -> str:
-    """Elsewhere a stage of a Swin ends with its merging, here the next one begins with it."""
-    return f"backbone.body.layers.{int(match[1]) + 1}.downsample.{match[2]}"
-
-
-def _transformers() -> list[Rule]:
-    pixel, query = r"model\.pixel_level_module\.decoder\.", r"model\.transformer_module\."
-    rules = [_rule(re.escape("model.pixel_level_module.decoder.level_embed"),
-                   "pixel_decoder.level_embedding")]  # fmt: skip
-    rules += [_rule(rf"{pixel}{re.escape(b)}{_W}", rf"pixel_decoder.{a}.\1") for a, b, _ in _PIXEL]
-    for index, part in enumerate(("conv", "norm")):
-        ours = rf"pixel_decoder.inputs.\1.{part}.\2"
-        rules.append(_rule(rf"{pixel}input_projections\.(\d)\.{index}{_W}", ours))
-    rows = [(a, re.escape(b)) for a, b, _ in _ENCODER_LAYER]
-    rules += _layers(rf"{pixel}encoder\.layers\.", "pixel_decoder.layers.", rows)
-    rows = [(a, re.escape(b)) for a, b, _ in _DECODER_LAYER]
-    rules += _layers(rf"{query}decoder\.layers\.", "query_decoder.layers.", rows)
-    cross = rf"{query}decoder\.layers\.(\d+)\.cross_attn\.(in_proj_(?:weight|bias))"
-    rules.append(_rule(cross, r"query_decoder.layers.\1.cross_attention.\2"))
-    rules.append(_rule(rf"{query}decoder\.layernorm{_W}", r"query_decoder.norm.\1"))
-    rules.append(_rule(rf"{query}level_embed\.weight", "query_decoder.level_embedding"))
-    rules.append(_rule(rf"{query}queries_features\.weight", "query_decoder.query_content"))
-    rules.append(_rule(rf"{query}queries_embedder\.weight", "query_decoder.query_position"))
-    head = rf"{query}decoder\.mask_predictor\.mask_embedder\.(\d)\.0{_W}"
-    rules.append(_rule(head, _mask_embedding))
-    return rules + _transformers_resnet() + _transformers_swin()
-
-
-def _mask_embedding(match: re.Match[str]) -> str:
-    return f"query_decoder.mask_embedding.{2 * int(match[1])}.{match[2]}"
-
-
-def _transformers_resnet() -> list[Rule]:
-    encoder, body = r"model\.pixel_level_module\.encoder\.", "backbone.body.body."
-    rules = [
-        _rule(rf"{encoder}embedder\.embedder\.convolution\.(\w+)", rf"{body}conv1.\1"),
-        _rule(rf"{encoder}embedder\.embedder\.normalization\.(\w+)", rf"{body}bn1.\1"),
-    ]
-    block = rf"{encoder}encoder\.stages\.(\d)\.layers\.(\d+)\."
-
-    def named(kind: str) -> Callable[[re.Match[str]], str]:
-        def ours(match: re.Match[str]) -> str:
-            stage, index, number, part = match.groups()
-            return f"{body}layer{int(stage) + 1}.{index}.{kind}{int(number) + 1}.{part}"
-
-        return ours
-
-    def shortcut(match: re.Match[str]) -> str:
-        stage, index, kind, part = match.groups()
-        place = int(kind == "normalization")
-        return f"{body}layer{int(stage) + 1}.{index}.downsample.{place}.{part}"
-
-    rules.append(_rule(rf"{block}layer\.(\d)\.convolution\.(\w+)", named("conv")))
-    rules.append(_rule(rf"{block}layer\.(\d)\.normalization\.(\w+)", named("bn")))
-    rules.append(_rule(rf"{block}shortcut\.(convolution|normalization)\.(\w+)", shortcut))
+def _rules(tables: Iterable[_Table]) -> list[tuple[re.Pattern[str], str]]:
+    """A pattern of the whole name, and our template, for each row."""
+    rules: list[tuple[re.Pattern[str], str]] = []
+    for their_prefix, our_prefix, rows in tables:
+        cells = iter(rows.split())
+        for theirs, ours in zip(cells, cells, strict=True):
+            pattern = f"{their_prefix}{theirs}".replace(".", r"\.").replace("#", r"(\d+)")
+            rules.append((re.compile(pattern.replace("*", r"(\w+)")), our_prefix + ours))
     return rules
 
 
-def _transformers_swin() -> list[Rule]:
-    encoder, body = r"model\.pixel_level_module\.encoder\.", "backbone.body."
-    swin = rf"{encoder}(?:swin\.)?"
-    layers = rf"{swin}encoder\.layers\.(\d)\."
-    block, ours = rf"{layers}blocks\.(\d+)\.", rf"{body}layers.\1.blocks.\2."
-    rules = [
-        _rule(rf"{swin}embeddings\.patch_embeddings\.projection{_W}",
-              rf"{body}patch_embed.proj.\1"),
-        _rule(rf"{swin}embeddings\.norm{_W}", rf"{body}patch_embed.norm.\1"),
-        _rule(rf"{encoder}hidden_states_norms\.stage(\d){_W}",
-              lambda m: f"{body}norms.{int(m[1]) - 1}.{m[2]}"),
-        _rule(rf"{layers}downsample\.(reduction\.weight|norm\.\w+)", _downsample),
-        _rule(rf"{block}attention\.(?:self|relative_position_bias)\.relative_position_bias_table",
-              f"{ours}attn.relative_position_bias_table"),
-    ]  # fmt: skip
-    for part in _PARTS:
-        theirs = rf"{block}attention\.(?:{part[0]}_proj|self\.{part}){_W}"
-        rules.append(_rule(theirs, rf"{ours}attn.{part}.\3"))
-    rules += [_rule(rf"{block}{b}{_W}", rf"{ours}{a}.\3") for a, b, _ in _SWIN_BLOCK]
-    return rules
-
-
-def _detectron2() -> list[Rule]:
-    pixel, query = r"sem_seg_head\.(?:pixel_decoder\.)?", r"sem_seg_head\.predictor\."
-    rules = [_rule(rf"{pixel}{re.escape(b)}{_W}", rf"pixel_decoder.{a}.\1") for a, _, b in _PIXEL]
-    rules.append(_rule(rf"{pixel}transformer\.level_embed", "pixel_decoder.level_embedding"))
-    for index, part in enumerate(("conv", "norm")):
-        ours = rf"pixel_decoder.inputs.\1.{part}.\2"
-        rules.append(_rule(rf"{pixel}input_proj\.(\d)\.{index}{_W}", ours))
-    rows = [(a, re.escape(b)) for a, _, b in _ENCODER_LAYER]
-    rules += _layers(rf"{pixel}transformer\.encoder\.layers\.", "pixel_decoder.layers.", rows)
-    for ours, _, theirs in _DECODER_LAYER:
-        if theirs is not None:
-            kind, _, part = theirs.partition(":")
-            prefix = rf"{query}transformer_{kind}_layers\."
-            rules += _layers(prefix, "query_decoder.layers.", [(ours, re.escape(part))])
-    for kind, part in (("self", "self_attn"), ("cross", "multihead_attn")):
-        theirs = rf"{query}transformer_{kind}_attention_layers\.(\d+)\.{part}\.(in_proj_\w+)"
-        rules.append(_rule(theirs, rf"query_decoder.layers.\1.{kind}_attention.\2"))
-    rules.append(_rule(rf"{query}decoder_norm{_W}", r"query_decoder.norm.\1"))
-    rules.append(_rule(rf"{query}level_embed\.weight", "query_decoder.level_embedding"))
-    content = rf"{query}(?:query_feat|static_query)\.weight"  # the second in old files
-    rules.append(_rule(content, "query_decoder.query_content"))
-    rules.append(_rule(rf"{query}query_embed\.weight", "query_decoder.query_position"))
-    rules.append(_rule(rf"{query}mask_embed\.layers\.(\d){_W}", _mask_embedding))
-    return rules + _detectron2_backbones()
-
-
-def _detectron2_backbones() -> list[Rule]:
-    body = "backbone.body."
-
-    def block(match: re.Match[str]) -> str:
-        stage, index, layer, norm, part = match.groups()
-        name = f"downsample.{int(bool(norm))}"
-        if layer != "shortcut":
-            name = f"{'bn' if norm else 'conv'}{layer[-1]}"
-        return f"{body}body.layer{int(stage) - 1}.{index}.{name}.{part}"
-
-    start = r"(?:backbone\.)?"
-    layers, ours = rf"{start}layers\.(\d)\.", rf"{body}layers.\1.blocks.\2."
-    rules = [
-        _rule(rf"{start}stem\.conv1\.norm\.(\w+)", rf"{body}body.bn1.\1"),
-        _rule(rf"{start}stem\.conv1\.weight", f"{body}body.conv1.weight"),
-        _rule(rf"{start}res(\d)\.(\d+)\.(conv\d|shortcut)\.(norm\.)?(\w+)", block),
-        _rule(rf"{start}patch_embed\.(proj|norm){_W}", rf"{body}patch_embed.\1.\2"),
-        _rule(rf"{start}norm(\d){_W}", rf"{body}norms.\1.\2"),
-        _rule(rf"{layers}downsample\.(reduction\.weight|norm\.\w+)", _downsample),
-        _rule(rf"{layers}blocks\.(\d+)\.attn\.(relative_position_bias_table|qkv{_W})",
-              rf"{ours}attn.\3"),
-    ]  # fmt: skip
-    rules += [_rule(rf"{layers}blocks\.(\d+)\.{re.escape(b)}{_W}", rf"{ours}{a}.\3")
-              for a, _, b in _SWIN_BLOCK]  # fmt: skip
-    return rules
-
-
-_NAMINGS = {"transformers": _transformers(), "detectron2": _detectron2()}
+_NAMINGS = {"transformers": _rules(_TRANSFORMERS), "detectron2": _rules(_DETECTRON2)}
 _CLASS_HEADS = re.compile(r"class_predictor\..*|criterion\..*|sem_seg_head\.predictor\.class_.*")
+
+
+def unwrapped(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by the names that they have in the model itself, out of any nest of wrappers.
+
+    Known are torch.compile ("_orig_mod.", on the model or on parts of it), data-parallel training
+    ("module.") and modules that keep a "model". A wrapper's prefix is on all names but a loss's.
+    """
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in theirs.items()}
+    while True:
+        wrapped = [name for name in tensors if not name.startswith(_LOSS)]
+        prefix = next((w for w in _WRAPPERS if all(n.startswith(w) for n in wrapped)), None)
+        if prefix is None or not wrapped or any(name.startswith(_OWN) for name in wrapped):
+            return tensors
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -244,10 +235,17 @@ def rename(theirs: Mapping[str, Tensor]) -> Renamed | None:
 
 def _our_name(naming: str, name: str) -> str | None:
     for pattern, ours in _NAMINGS[naming]:
-        match = pattern.fullmatch(name)
-        if match is not None:
-            return match.expand(ours) if isinstance(ours, str) else ours(match)
+        if match := pattern.fullmatch(name):
+            return re.sub(r"\{(\d)(?:([-+*])(\d))?\}|\*", lambda slot: _filled(slot, match), ours)
     return None
+
+
+def _filled(slot: re.Match[str], theirs: re.Match[str]) -> str:
+    """What a slot of our template stands for."""
+    if slot[0] == "*":
+        return theirs.groups()[-1]
+    number, sign, by = int(theirs.groups()[int(slot[1])]), slot[2], int(slot[3] or 0)
+    return str(number * by if sign == "*" else number - by if sign == "-" else number + by)
 
 
 def _repack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -265,6 +263,75 @@ def _repack(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         elif not (attention and piece.startswith(("key.", "value."))):
             ours[name] = tensor
     return ours
+
+
+def published_names(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a Mask2Former under our names by the names of `transformers`' published files: the
+    inverse of `rename`, with a Swin or a ResNet as the backbone. KeyError for what it has none
+    for."""
+    theirs: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in ours.items():
+        start, cross, rest = name.partition(".cross_attention.")
+        kind, _, part = rest.partition(".")
+        if cross and kind in _PARTS:  # one tensor there
+            packed.setdefault(f"{start}{cross}in_proj_{part}", {})[kind] = tensor
+        elif ".attn.qkv." in name:  # three tensors there
+            start, _, part = name.partition(".attn.qkv.")
+            for kind, third in zip(_PARTS, tensor.chunk(3), strict=True):
+                theirs[_their_name(f"{start}.attn.{kind}.{part}")] = third.clone()
+        else:
+            theirs[_their_name(name)] = tensor
+    for name, parts in packed.items():
+        theirs[_their_name(name)] = torch.cat([parts[kind] for kind in _PARTS])
+    return theirs
+
+
+def _inverse(tables: Iterable[_Table]) -> list[tuple[re.Pattern[str], list[str], str]]:
+    """A pattern of our whole name, its slots, and their name with "#" and "*", for each row."""
+    rules: list[tuple[re.Pattern[str], list[str], str]] = []
+    for their_prefix, our_prefix, rows in tables:
+        cells = iter(rows.split())
+        for theirs, ours in zip(cells, cells, strict=True):
+            name, slot = our_prefix + ours, r"\{[^}]*\}|\*"
+            slots: list[str] = re.findall(slot, name)
+            groups = [r"(\w+)" if found == "*" else r"(\d+)" for found in slots] + [""]
+            fixed = map(re.escape, re.split(slot, name))
+            pattern = "".join(part + group for part, group in zip(fixed, groups, strict=True))
+            first = re.sub(r"\(\?:([^|)]*)[^)]*\)(\??)", _first, their_prefix + theirs)
+            rules.append((re.compile(pattern), slots, first))
+    return rules
+
+
+def _first(choice: re.Match[str]) -> str:
+    """The first of several names; nothing where there need be none."""
+    return "" if choice[2] else choice[1]
+
+
+_INVERSE = _inverse(_TRANSFORMERS)
+
+
+def _their_name(name: str) -> str:
+    for pattern, slots, theirs in _INVERSE:
+        if match := pattern.fullmatch(name):
+            return _undone(slots, match.groups(), theirs)
+    raise KeyError(name)
+
+
+def _undone(slots: list[str], found: Sequence[str], theirs: str) -> str:
+    """Their name, from what stands in the slots of ours: "{0}", "{0+1}", "{0-1}", "{0*2}", "*"."""
+    numbers: dict[str, int] = {}
+    word = ""
+    for slot, text in zip(slots, found, strict=True):
+        if slot == "*":
+            word = text
+        else:
+            number, sign, by = int(text), slot[2], int(slot[3:-1] or 0)
+            number = number // by if sign == "*" else number
+            numbers[slot[1]] = number - by if sign == "+" else number + by * (sign == "-")
+    for place in sorted(numbers):
+        theirs = theirs.replace("#", str(numbers[place]), 1)
+    return theirs.replace("*", word)
 
 
 def rename_backbone(theirs: Mapping[str, Tensor], body: Iterable[str]) -> Renamed:

@@ -14,8 +14,9 @@ METHOD = Method(
     sections={"borrowed": "concat_cli.methods.borrowed.config:BorrowedConfig"},
     at_test=(
         *(f"clip.{key}" for key in ("model", "pretrained", "templates", "clean_names")),
-        *(f"borrowed.{key}" for key in ("naming", "known", "new", "min_object")),
+        *(f"borrowed.{key}" for key in ("naming", "side", "known", "new", "min_object")),
     ),
+    inductive=True,  # nothing is trained; what the segmentor was trained on is told as a leak
     opens="concat_cli.methods.borrowed.weights:open_weights",
 )
 

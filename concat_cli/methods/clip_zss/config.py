@@ -40,7 +40,6 @@ class ClipZssConfig:
     source: Literal["online", "cache"] = "online"  # "cache" keeps the CLS tokens of views on disk
     pseudo: bool = False  # pseudo labels for pixels without a label [paper: true]
     dense_size: Pixels = 256  # side of CLIP's input for its dense tokens
-    dense_path: Literal["value", "last"] = "value"  # the last attention's values [MaskCLIP], or not
     windows: Annotated[tuple[Width, ...], MinLen(1)] = (2, 4, 8)  # a side, at each K-Means scale
     stride: Part = 1.0  # from window to window, in widths of a window; below 1 they overlap
     covered: Part = 0.5  # a token is unannotated from this share of unannotated pixels on

@@ -24,11 +24,9 @@ from concat_cli.core.model.layers import map_size, resize_padding
 from concat_cli.core.train.distributed import Counts, mean_over_processes, of_the_step
 from concat_cli.core.train.teacher import (
     ImageModule,
-    Rows,
     Teacher,
     TokenBank,
     contrast,
-    feed,
     gathered,
     trained_labels,
 )
@@ -72,12 +70,11 @@ class ClipZssModule(ImageModule):
         cfg: ClipZssConfig,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(text, to_trained)
+        super().__init__(text, to_trained, teacher)
         assert teacher is not None or not (cfg.glm or cfg.pseudo)
         self.student, self.synthesizer, self.cfg = student, synthesizer, cfg
         self.reads_cls = cfg.glm > 0 or synthesizer is not None
         self.bank = TokenBank(cfg.bank if self.reads_cls else 0, text.shape[1])
-        self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Pixels with a label, and classes present in each image."""
@@ -95,7 +92,7 @@ class ClipZssModule(ImageModule):
         fused = self._labels(batch, padding)
         if self.cfg.pseudo:
             fused = without_missed(fused, map_size(features), len(self.text))
-        cls = self._cls(batch)
+        cls = self.teacher.images(batch) if self.reads_cls else None  # (B, E), of the views
         prototypes, losses = self._prototypes(features, fused, cls)
         losses |= self._pixels(features, fused, prototypes, counts or {})
         if cls is not None:
@@ -110,20 +107,12 @@ class ClipZssModule(ImageModule):
         """The truth of trained classes, and pseudo labels where it says nothing."""
         labels = self._annotated(batch)
         known = torch.ones(len(labels), len(self.text), dtype=torch.bool, device=labels.device)
-        (teacher,) = self._teacher
-        if not self.cfg.pseudo or teacher is None:
+        if not self.cfg.pseudo:
             return FusedLabels(labels, known)
-        pseudo = pseudo_labels(teacher.clip, batch.images, labels, padding, self.cfg)
+        pseudo = pseudo_labels(self.teacher.clip, batch.images, labels, padding, self.cfg)
         slots = torch.arange(self.cfg.most, device=labels.device)
         active = torch.cat((known, slots < pseudo.count[:, None]), 1)
         return FusedLabels(fuse(labels, pseudo, len(self.text)), active)
-
-    def _cls(self, batch: Batch) -> Tensor | None:
-        """CLS tokens (B, E) of the views, where something reads them."""
-        (teacher,) = self._teacher
-        if not self.reads_cls or teacher is None:
-            return None
-        return teacher.images(batch)
 
     def _prototypes(
         self, features: Tensor, fused: FusedLabels, cls: Tensor | None
@@ -179,14 +168,14 @@ class ClipZssModule(ImageModule):
         """L_global, where it is on; either way the bank is fed."""
         valid = torch.ones_like(image_ids, dtype=torch.bool)
         if not self.cfg.glm:
-            feed(self.bank, gathered(cls, image_ids, valid))
+            every = gathered(cls, image_ids, valid)
+            self.bank.push(every.tokens, every.groups, every.valid)
             return {}
         pads = resize_padding(padding, map_size(features))
         inside = None if pads is None else ~pads.flatten(1)
         whole = pooled_by_cls(features.flatten(2), cls, inside, self.cfg.glm_temperature)
         # images are groups: another view of the same image is no negative
-        rows = Rows(whole, cls, valid, image_ids)
-        loss = contrast(rows, self.cfg.temperature, bank=self.bank)
+        loss = contrast(whole, cls, valid, image_ids, self.cfg.temperature, bank=self.bank)
         return {"global": self.cfg.glm * loss}
 
 

@@ -8,7 +8,7 @@ loops over images or clusters, but for the merging, which is one loop over clust
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,13 @@ from open_clip.transformer import (  # pyright: ignore[reportMissingTypeStubs]
     ResidualAttentionBlock,
     VisionTransformer,
 )
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.errors import UserError
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 
-TokenPath = Literal["value", "last"]
 _RESNET_STRIDE = 32
 
 
@@ -46,7 +46,7 @@ def pseudo_labels(
     clip: Clip, images: Tensor, truth: Tensor, padding: Tensor | None, cfg: ClipZssConfig
 ) -> PseudoLabels:
     """Pseudo labels of a batch: images (B, 3, H, W) uint8; the rest as in `cluster_tokens`."""
-    tokens = dense_tokens(clip, images, padding, cfg.dense_size, cfg.dense_path)
+    tokens = dense_tokens(clip, images, padding, cfg.dense_size)
     return cluster_tokens(tokens, truth, padding, cfg)
 
 
@@ -244,19 +244,17 @@ def _members(assignment: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def dense_tokens(
-    clip: Clip, images: Tensor, padding: Tensor | None, size: int, path: TokenPath = "value"
-) -> Tensor:
+def dense_tokens(clip: Clip, images: Tensor, padding: Tensor | None, size: int) -> Tensor:
     """(B, 3, H, W) uint8 -> (B, h, w, E) fp32, L2-normalised; the grid covers the image, pads too.
+
+    The last attention is replaced by its value and output projections, so that a token keeps its
+    place (MaskCLIP, arXiv 2112.01071, 3.2).
 
     Args:
         padding: (B, H, W) bool or None; CLIP is shown its mean colour there.
         size: side in pixels of the square that the images are resized to, not only the model's own.
-        path: "value": the last attention is replaced by its value and output projections, so that
-            a token keeps its place (MaskCLIP, arXiv 2112.01071, 3.2); "last": the plain tokens.
     UserError for a tower that has no such tokens, and for a size that its patches do not fill.
     """
-    assert clip.has_image_tower, "loaded without the image tower"
     side = patch_side(clip)
     if size % side:
         near = max(side, round(size / side) * side)
@@ -266,11 +264,9 @@ def dense_tokens(
             f"Take a multiple of {side}, such as {near}.",
         )
     with clip.precision():
-        tokens = tower_tokens(clip.model.visual, _square(clip, images, padding, size), path)
-    grid = (size // side, size // side)
-    return F.normalize(tokens[:, 1:].float(), dim=-1).reshape(
-        len(tokens), *grid, -1
-    )  # (B, h, w, E)
+        tokens = tower_tokens(clip.model.visual, _square(clip, images, padding, size))
+    grid = (len(tokens), size // side, size // side, -1)
+    return F.normalize(tokens.float(), dim=-1).reshape(grid)
 
 
 def patch_side(clip: Clip) -> int:
@@ -290,11 +286,11 @@ def patch_side(clip: Clip) -> int:
     )
 
 
-def tower_tokens(visual: Any, pixels: Tensor, path: TokenPath) -> Tensor:
-    """(B, 3, size, size) normalised -> (B, 1 + T, E): the CLS token, then the patches by rows."""
+def tower_tokens(visual: Any, pixels: Tensor) -> Tensor:
+    """(B, 3, size, size) normalised -> (B, T, E): the patches by rows."""
     if isinstance(visual, ModifiedResNet):
-        return _resnet_tokens(visual, pixels, path)
-    return _transformer_tokens(visual, pixels, path)
+        return _resnet_tokens(visual, pixels)
+    return _transformer_tokens(visual, pixels)
 
 
 def _square(clip: Clip, images: Tensor, padding: Tensor | None, size: int) -> Tensor:
@@ -307,11 +303,11 @@ def _square(clip: Clip, images: Tensor, padding: Tensor | None, size: int) -> Te
     return clip.normalise(pixels)
 
 
-def _transformer_tokens(visual: Any, pixels: Tensor, path: TokenPath) -> Tensor:
+def _transformer_tokens(visual: Any, pixels: Tensor) -> Tensor:
     """As `VisionTransformer.forward`, with every token kept and positions for any grid."""
     x = visual.conv1(pixels)  # (B, D, h, w)
-    grid = (x.shape[-2], x.shape[-1])
-    positions = _positions(visual.positional_embedding, visual.grid_size, grid).to(x.dtype)
+    table = visual.positional_embedding[None]
+    positions = resample_abs_pos_embed(table, list(x.shape[-2:]), visual.grid_size).to(x.dtype)
     x = x.flatten(2).transpose(1, 2)  # (B, T, D)
     cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
     x = visual.ln_pre(torch.cat((cls, x), 1) + positions)
@@ -319,8 +315,7 @@ def _transformer_tokens(visual: Any, pixels: Tensor, path: TokenPath) -> Tensor:
     *blocks, last = visual.transformer.resblocks
     for block in blocks:
         x = block(x)
-    x = last(x) if path == "last" else _value_block(last, x)
-    x = visual.ln_post(x)
+    x = visual.ln_post(_value_block(last, x)[:, 1:])
     return x if visual.proj is None else x @ visual.proj
 
 
@@ -333,34 +328,13 @@ def _value_block(block: Any, x: Tensor) -> Tensor:
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 
 
-def _resnet_tokens(visual: Any, pixels: Tensor, path: TokenPath) -> Tensor:
+def _resnet_tokens(visual: Any, pixels: Tensor) -> Tensor:
     """As `ModifiedResNet.forward`, with the pool's output for every place, not for the mean only.
 
-    The value path leaves out the pool's positions, as MaskCLIP does: they would only say where a
-    token is, and not what.
+    The pool's positions are left out, as MaskCLIP does: they would only say where a token is, and
+    not what.
     """
     x = visual.stem(pixels)
     x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))  # (B, D, h, w)
-    grid = (x.shape[-2], x.shape[-1])
     pool = visual.attnpool
-    x = x.flatten(2).transpose(1, 2)
-    x = torch.cat((x.mean(1, keepdim=True), x), 1)  # (B, 1 + T, D)
-    if path == "value":
-        return pool.c_proj(pool.v_proj(x))
-    side = round((len(pool.positional_embedding) - 1) ** 0.5)
-    x = x + _positions(pool.positional_embedding, (side, side), grid).to(x.dtype)
-    query, key, value = (
-        projection(x).unflatten(-1, (pool.num_heads, -1)).transpose(1, 2)  # (B, heads, 1 + T, d)
-        for projection in (pool.q_proj, pool.k_proj, pool.v_proj)
-    )
-    mixed = F.scaled_dot_product_attention(query, key, value)
-    return pool.c_proj(mixed.transpose(1, 2).flatten(2))
-
-
-def _positions(table: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """(1 + T, D) embeddings of CLS and a grid -> those of another grid, bicubic as open_clip's."""
-    if old == new:
-        return table
-    grid = table[1:].float().reshape(*old, -1).permute(2, 0, 1)[None]  # (1, D, h, w)
-    grid = F.interpolate(grid, new, mode="bicubic", antialias=True)[0]
-    return torch.cat((table[:1].float(), grid.flatten(1).T))
+    return pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2)))

@@ -35,13 +35,13 @@ from concat_cli.core.model.segmentor import Classifier, Projector
 from concat_cli.core.progress import Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.segmentors import PublishedSegmentor
-from concat_cli.core.segmentors.source import open_segmentor
+from concat_cli.core.segmentors.source import open_frozen
 from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.images import classes_digest
 from concat_cli.core.train.loop import Fit, StageResult, parameter_groups
 from concat_cli.core.train.plan import Plan, clip_facts
 from concat_cli.core.train.session import embed, open_session, seed_torch
-from concat_cli.core.train.teacher import Rows, TokenBank, aggregate, contrast, trained_indices
+from concat_cli.core.train.teacher import TokenBank, aggregate, contrast, trained_indices
 from concat_cli.methods.concat.on_borrowed import facts_of, in_place, on_top
 from concat_cli.methods.concat.query_bank import (
     EMPTY,
@@ -132,7 +132,7 @@ def _memory(device: torch.device) -> str:
     """What this process has held at most with one picture, where the system tells."""
     if device.type == "cuda":
         return f"; {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of GPU memory for one"
-    found = resident(peak=True)
+    found = resident("VmHWM")
     return "" if found is None else f"; {found / 1e3:.1f} GB of memory for one"
 
 
@@ -204,9 +204,13 @@ class BankConModule(nn.Module):
                 align.temperature,
             )
             valid = torch.ones_like(batch.image_ids, dtype=torch.bool)
-            rows = Rows(whole, batch.images, valid, batch.image_ids)
             losses["align_image"] = align.image * contrast(
-                rows, align.temperature, bank=self.image_bank
+                whole,
+                batch.images,
+                valid,
+                batch.image_ids,
+                align.temperature,
+                bank=self.image_bank,
             )
         return losses
 
@@ -215,13 +219,14 @@ class BankConModule(nn.Module):
         valid, slots = batch.slots >= 0, batch.slots.clamp(min=0)
         image = torch.arange(len(slots), device=slots.device)[:, None]
         groups = batch.classes[image, slots].masked_fill(~valid, -1)
-        rows = Rows(
+        return contrast(
             semantic[image, slots].flatten(0, 1),
             batch.tokens.flatten(0, 1),
             valid.flatten(),
             groups.flatten(),
+            self.align.temperature,
+            bank=self.segment_bank,
         )
-        return contrast(rows, self.align.temperature, bank=self.segment_bank)
 
 
 class BankConTask:
@@ -290,7 +295,7 @@ def train_on_borrowed(
     cfg: Config, run: Run, *, device: str, fresh: bool, progress: Progress
 ) -> StageResult:
     """Trains stage 1 of a run on the published segmentor `model.segmentor`, or resumes it."""
-    published = open_segmentor(in_place(cfg.model.segmentor))
+    published = open_frozen(in_place(cfg.model.segmentor))
     cfg = as_borrowed(cfg, published)
     session = open_session(cfg, device, progress)
     info, infer = session.info, cfg.infer
@@ -299,6 +304,8 @@ def train_on_borrowed(
         f"pictures at {infer.size} (at most {infer.max_size}), {infer.batch} at a time. Only the "
         "projector and the classifier are trained: warmup.* and the losses of masks do not count."
     )
+    for note in published.notes:
+        progress.say(note)
     leaked = unseen_among(info, published.vocabulary.names)
     if leaked:
         progress.say(
@@ -355,7 +362,7 @@ def as_borrowed(cfg: Config, published: PublishedSegmentor) -> Config:
 
 def plan_on_borrowed(cfg: Config) -> Plan:
     """What `train_on_borrowed` would do; UserError where the segmentor is not there."""
-    published = open_segmentor(in_place(cfg.model.segmentor))
+    published = open_frozen(in_place(cfg.model.segmentor))
     cfg = as_borrowed(cfg, published)
     return {
         "steps": f"{cfg.optim.steps} of {cfg.optim.batch_size} pictures of the bank",

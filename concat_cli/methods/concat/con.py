@@ -46,9 +46,7 @@ def train_con(
     images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)
     if not warm_up(images, segmentor, teacher):
         return images.unfinished()
-    return images.fit(
-        ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align, teacher)
-    )
+    return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg, teacher))
 
 
 class WarmupTask(ImageTask):
@@ -67,9 +65,7 @@ def warm_up(images: ImageStage, segmentor: Segmentor, teacher: Teacher | None) -
     cfg = images.session.cfg
     if not cfg.warmup.steps or images.stage.state.exists():
         return True
-    module = WarmupModule(
-        segmentor, images.text, images.to_trained, cfg.loss, cfg.align, cfg.warmup, teacher
-    )
+    module = WarmupModule(segmentor, images.text, images.to_trained, cfg, teacher)
     optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
     return images.fit(module, WarmupTask, optim, "warmup").finished
 

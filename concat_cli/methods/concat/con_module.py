@@ -8,15 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concat_cli.core.config import AlignConfig, BackboneWarmupConfig, LossConfig
+from concat_cli.core.config import Config
 from concat_cli.core.data.loader import Batch
-from concat_cli.core.losses import (
-    PointSampling,
-    class_loss,
-    expected_weight,
-    mask_losses,
-    match,
-)
+from concat_cli.core.losses import class_loss, expected_weight, mask_losses, match
 from concat_cli.core.model.layers import resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import Denoising
@@ -24,7 +18,6 @@ from concat_cli.core.model.segmentor import DenseOutput, QueryOutput, Segmentor
 from concat_cli.core.train.distributed import Count, Counts
 from concat_cli.core.train.teacher import (
     ImageModule,
-    Rows,
     SegmentTokens,
     Teacher,
     TokenBank,
@@ -53,14 +46,12 @@ class TruthModule(ImageModule):
         segmentor: Segmentor,
         text: Tensor,
         to_trained: Tensor,
-        loss: LossConfig,
-        align: AlignConfig,
+        cfg: Config,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(text, to_trained)
-        self.segmentor, self.loss, self.align = segmentor, loss, align
-        self.points = PointSampling(loss.points, loss.oversample, loss.importance)
-        self._teacher = (teacher,)  # in a tuple: a frozen teacher is no part of the state
+        super().__init__(text, to_trained, teacher)
+        self.segmentor, self.cfg = segmentor, cfg
+        self.loss, self.align = cfg.loss, cfg.align
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Segments, and those of them that are shown to the teacher."""
@@ -78,7 +69,7 @@ class TruthModule(ImageModule):
 
         maps: backbone and pixel features. target: CLS tokens of segments; None: no alignment.
         """
-        labels, align = truth.labels, self.align
+        labels = truth.labels
         small = F.avg_pool2d(truth.masks.float(), TRUTH_STRIDE)
         vision = self.segmentor.mask_queries(*maps, small, truth.padding)
         semantic, logits = self.segmentor.classify(vision, self.text)
@@ -86,14 +77,32 @@ class TruthModule(ImageModule):
         each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
         losses = {"truth_class": each / counts["segments"].whole}
         if target is not None:
-            if align.detach:
+            if self.align.detach:
                 semantic = self.segmentor.projector(vision.detach())
-            groups = labels[target.image, target.segment].masked_fill(~target.valid, -1)
-            rows = Rows(semantic[target.image, target.segment], target.tokens, target.valid, groups)
-            losses["truth_align"] = align.instance * contrast(
-                rows, align.temperature, counts["crops"]
-            )
+            semantic = semantic[target.image, target.segment]
+            losses["truth_align"] = self._aligned(semantic, target, target.valid, labels, counts)
         return losses
+
+    def _aligned(
+        self,
+        semantic: Tensor,
+        target: SegmentTokens,
+        valid: Tensor,
+        labels: Tensor,
+        counts: Counts,
+        bank: TokenBank | None = None,
+    ) -> Tensor:
+        """Semantic queries (M, E) against the CLS tokens of their masked, cropped segments."""
+        groups = labels[target.image, target.segment].masked_fill(~valid, -1)
+        return self.align.instance * contrast(
+            semantic, target.tokens, valid, groups, self.align.temperature, counts["crops"], bank
+        )
+
+    def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising:
+        """Queries of truth masks (B, M, H, W) at stride 8 with about a third of the cells left out,
+        where labels (B, M) are none of -1."""
+        small = F.avg_pool2d(masks.float(), 8)
+        return Denoising(small * (torch.rand_like(small) > 0.3), labels >= 0)
 
 
 class WarmupModule(TruthModule):
@@ -104,44 +113,27 @@ class WarmupModule(TruthModule):
     masks again: features that are told apart by class alone merge what has no class yet.
     """
 
-    def __init__(
-        self,
-        segmentor: Segmentor,
-        text: Tensor,
-        to_trained: Tensor,
-        loss: LossConfig,
-        align: AlignConfig,
-        warmup: BackboneWarmupConfig,
-        teacher: Teacher | None,
-    ) -> None:
-        super().__init__(segmentor, text, to_trained, loss, align, teacher)
-        self.masks = warmup.masks
-        self.aligns = warmup.align and align.instance > 0
-
     def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name."""
         counts = counts or self.alone(batch)
-        truth = Truth.of(batch, self.to_trained, self.align.crops if self.aligns else 1)
-        (teacher,) = self._teacher
-        target = None
-        if self.aligns and teacher is not None:
-            target = teacher.segments(truth)
+        aligns = self.cfg.warmup.align and self.align.instance > 0
+        truth = Truth.of(batch, self.to_trained, self.align.crops if aligns else 1)
+        target = self.teacher.segments(truth) if aligns else None
         maps = self.segmentor.features(batch.images, truth.padding)
         losses = self.truth_losses(maps, truth, target, counts)
-        return losses | (self._masks(maps[1], truth, counts) if self.masks else {})
-
-    def _masks(self, pixel: PixelFeatures, truth: Truth, counts: Counts) -> dict[str, Tensor]:
-        """BCE and dice of the masks that are found again."""
-        valid = truth.labels >= 0
-        logits = self.segmentor.query_decoder.masks_of(pixel, noised(truth.masks, valid))
-        own = torch.arange(valid.shape[1], device=valid.device).expand_as(valid)
-        own = own.masked_fill(~valid, -1)[None]  # (1, B, N)
-        count = counts["segments"].whole
-        bce, dice = mask_losses(logits[None], own, truth.masks, valid, count, self.points)
-        return {
-            "mask": self.masks * self.loss.mask * bce,
-            "dice": self.masks * self.loss.dice * dice,
-        }
+        if weight := self.cfg.warmup.masks:
+            queries = self._denoising(truth.masks, truth.labels)
+            logits = self.segmentor.query_decoder.masks_of(maps[1], queries)
+            bce, dice = mask_losses(
+                logits[None],
+                own_queries(truth.labels),
+                truth.masks,
+                counts["segments"].whole,
+                self.loss,
+            )
+            losses["mask"] = weight * self.loss.mask * bce
+            losses["dice"] = weight * self.loss.dice * dice
+        return losses
 
 
 class ConModule(TruthModule):
@@ -158,12 +150,11 @@ class ConModule(TruthModule):
         segmentor: Segmentor,
         text: Tensor,
         to_trained: Tensor,
-        loss: LossConfig,
-        align: AlignConfig,
+        cfg: Config,
         teacher: Teacher | None = None,
     ) -> None:
-        assert teacher is not None or not (align.image or align.instance)
-        super().__init__(segmentor, text, to_trained, loss, align, teacher)
+        super().__init__(segmentor, text, to_trained, cfg, teacher)
+        align = cfg.align
         self.image_bank = TokenBank(align.bank if align.image else 0, text.shape[1])
         self.segment_bank = TokenBank(align.bank if align.instance else 0, text.shape[1])
 
@@ -189,72 +180,68 @@ class ConModule(TruthModule):
         # one set of points for all images, drawn before anything whose size depends on the batch:
         # matching does not depend on the split over processes
         coords = torch.rand(1, self.loss.points, 2, device=masks.device).expand(len(masks), -1, -1)
-        chosen = self._chosen(labels)
-        own_labels = labels.gather(1, chosen)
-        own_masks = masks[torch.arange(len(masks), device=masks.device)[:, None], chosen]
-        noised = self._denoising(own_masks, own_labels)
+        own_labels, own_masks, noised = labels[:, :0], masks[:, :0], None
+        if self.loss.denoising:
+            chosen = drawn_segments(labels, min(self.loss.denoising, labels.shape[1]))
+            own_labels = labels.gather(1, chosen)
+            own_masks = masks[torch.arange(len(masks), device=masks.device)[:, None], chosen]
+            noised = self._denoising(own_masks, own_labels)
         wants_tokens = self.segmentor.query_decoder.objectness is not None
         out = self.segmentor(batch.images, truth.padding, self.text, noised, dense=wants_tokens)
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
-        matched = match(
-            out.class_logits, out.mask_logits, labels, masks, labels >= 0, weights, coords
-        )
+        matched = match(out.class_logits, out.mask_logits, labels, masks, weights, coords)
         ignore = None
         if truth.void is not None:
             ignore = on_void(out.mask_logits, truth.void, self.loss.void_share)
         count = counts["segments"].whole
-        every = Matched(matched, labels, masks, ignore, counts["class"], count)
-        losses = self._segmentation(out, every)
-        if noised is not None and out.denoising is not None:
-            # each denoising query belongs to the segment it was made of
-            slots = torch.arange(own_labels.shape[1], device=labels.device).expand_as(own_labels)
-            own, empty = slots.masked_fill(own_labels < 0, -1), own_labels < 0
-            own, empty = (x[None].expand(len(out.class_logits), -1, -1) for x in (own, empty))
-            made = Matched(own, own_labels, own_masks, empty, counts["noised"], count)
-            terms = self._segmentation(out.denoising, made)
+        losses = self._segmentation(out, matched, labels, masks, ignore, counts["class"], count)
+        if out.denoising is not None:
+            own = own_queries(own_labels).expand(len(out.class_logits), -1, -1)
+            terms = self._segmentation(
+                out.denoising, own, own_labels, own_masks, own < 0, counts["noised"], count
+            )
             losses |= {f"denoising_{name}": value for name, value in terms.items()}
         if out.dense is not None:
             losses |= self._of_tokens(out.dense, truth, counts)
-        (teacher,) = self._teacher
         target = None
-        if self.align.instance and teacher is not None:
-            target = teacher.segments(truth)
-            losses["align_instance"] = self._instance(out, matched, target, truth, counts["crops"])
+        if self.align.instance:
+            target = self.teacher.segments(truth)
+            query = matched[-1][target.image, target.segment]  # (M,), -1 where unmatched
+            semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)
+            valid = target.valid & (query >= 0)
+            losses["align_instance"] = self._aligned(
+                semantic, target, valid, labels, counts, self.segment_bank
+            )
         if self.loss.truth:  # the warm-up's losses, kept on beside the queries' own
             kept = self.truth_losses((out.features, out.pixel), truth, target, counts)
             losses |= {name: self.loss.truth * value for name, value in kept.items()}
-        if self.align.image and teacher is not None:
-            losses["align_image"] = self._image(out, matched, batch, teacher)
+        if self.align.image:
+            losses["align_image"] = self._image(out, matched, batch)
         return losses
 
-    def _segmentation(self, out: QueryOutput, found: Matched) -> dict[str, Tensor]:
+    def _segmentation(
+        self,
+        out: QueryOutput,
+        matched: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        ignore: Tensor | None,
+        weight: Count,
+        count: Tensor,
+    ) -> dict[str, Tensor]:
+        """The losses of queries that should be what they are matched to; see `class_loss`.
+
+        weight, count: of their weights, and of the segments of the whole batch.
+        """
         classes = class_loss(
-            out.class_logits,
-            found.matched,
-            found.labels,
-            self.loss.no_object,
-            found.ignore,
-            found.weight.of_whole,
+            out.class_logits, matched, labels, self.loss.no_object, ignore, weight.of_whole
         )
-        valid = found.labels >= 0
-        mask, dice = mask_losses(
-            out.mask_logits, found.matched, found.masks, valid, found.count, self.points
-        )
+        mask, dice = mask_losses(out.mask_logits, matched, masks, count, self.loss)
         return {
             "class": self.loss.classes * classes,
             "mask": self.loss.mask * mask,
             "dice": self.loss.dice * dice,
         }
-
-    def _chosen(self, labels: Tensor) -> Tensor:
-        """Slots (B, M) of the segments that denoising queries are made of, drawn at random."""
-        if not self.loss.denoising:
-            return labels.new_zeros(len(labels), 0)
-        return drawn_segments(labels, min(self.loss.denoising, labels.shape[1]))
-
-    def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising | None:
-        """Queries made of noised truth masks, where they are switched on."""
-        return noised(masks, labels >= 0) if self.loss.denoising else None
 
     def _of_tokens(self, dense: DenseOutput, truth: Truth, counts: Counts) -> dict[str, Tensor]:
         targets = TokenTargets.of(truth, dense.size, self.loss.void_share)
@@ -267,21 +254,9 @@ class ConModule(TruthModule):
             )
         return losses
 
-    def _instance(
-        self, out: QueryOutput, matched: Tensor, target: SegmentTokens, truth: Truth, count: Count
-    ) -> Tensor:
-        """Each matched semantic query against the CLS token of its masked, cropped segment."""
-        query = matched[-1][target.image, target.segment]  # (M,), -1 where unmatched
-        valid = target.valid & (query >= 0)
-        semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)
-        groups = truth.labels[target.image, target.segment].masked_fill(~valid, -1)
-        rows = Rows(semantic, target.tokens, valid, groups)
-        loss = contrast(rows, self.align.temperature, count, self.segment_bank)
-        return self.align.instance * loss
-
-    def _image(self, out: QueryOutput, matched: Tensor, batch: Batch, teacher: Teacher) -> Tensor:
+    def _image(self, out: QueryOutput, matched: Tensor, batch: Batch) -> Tensor:
         """The aggregated semantic queries of an image against the CLS token of the full image."""
-        tokens = teacher.images(batch)
+        tokens = self.teacher.images(batch)
         taken = torch.zeros(out.class_logits.shape[1:3], dtype=torch.long, device=tokens.device)
         taken.scatter_add_(1, matched[-1].clamp(min=0), (matched[-1] >= 0).long())
         objectness = 1 - out.class_logits[-1].detach().softmax(-1)[..., -1]
@@ -295,8 +270,9 @@ class ConModule(TruthModule):
         )
         valid = torch.ones_like(batch.image_ids, dtype=torch.bool)
         # another view of the same image is no negative
-        rows = Rows(whole, tokens, valid, batch.image_ids)
-        return self.align.image * contrast(rows, self.align.temperature, bank=self.image_bank)
+        return self.align.image * contrast(
+            whole, tokens, valid, batch.image_ids, self.align.temperature, bank=self.image_bank
+        )
 
     def _semantic(self, out: QueryOutput) -> Tensor:
         """Semantic queries (B, Q, E) of the last layer, cut from the decoder if so configured."""
@@ -305,23 +281,11 @@ class ConModule(TruthModule):
         return self.segmentor.projector(out.vision_queries[-1].detach())
 
 
-@dataclass(frozen=True)
-class Matched:
-    """What queries should be: matched (L, B, N) query per segment or -1, labels (B, N), masks
-    (B, N, H, W), ignore (..., B, Q) or None; the counts of their weights and of all segments."""
-
-    matched: Tensor
-    labels: Tensor
-    masks: Tensor
-    ignore: Tensor | None
-    weight: Count
-    count: Tensor
-
-
-def noised(masks: Tensor, valid: Tensor) -> Denoising:
-    """Truth masks (B, M, H, W) at stride 8 with about a third of the cells left out."""
-    small = F.avg_pool2d(masks.float(), 8)
-    return Denoising(small * (torch.rand_like(small) > 0.3), valid)
+def own_queries(labels: Tensor) -> Tensor:
+    """Labels (B, M) -> (1, B, M) int64: each denoising query belongs to the segment it was made of;
+    -1 for a label of -1."""
+    slots = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
+    return slots.masked_fill(labels < 0, -1)[None]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.infer.postprocess import MASK_STRIDE
 from concat_cli.core.model.segmentor import Classifier, Projector, QueryOutput, Segmentor
 from concat_cli.core.segmentors import PublishedSegmentor
-from concat_cli.core.segmentors.source import open_segmentor
+from concat_cli.core.segmentors.source import open_frozen
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _same(weights: Weights) -> PublishedSegmentor:
     """The segmentor that the weights were trained on."""
     source, sha256 = (weights.meta["published"][key] for key in ("source", "sha256"))
     try:
-        found = open_segmentor(source)
+        found = open_frozen(source)
     except UserError as error:
         raise UserError(
             f"{weights.path} names the masks of the segmentor {source}, which cannot be opened: "

@@ -231,7 +231,7 @@ def matched_queries(
     out = segmentor(batch.images, truth.padding, text, last_only=True)
     grid = _grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
     logits = (out.class_logits, out.mask_logits)
-    matched = match(*logits, labels, truth.masks, labels >= 0, match_weights(cfg), grid)
+    matched = match(*logits, labels, truth.masks, match_weights(cfg), grid)
     return Found(out, truth, matched[0])
 
 

@@ -113,7 +113,7 @@ def train_zegformer(
         return images.fit(ZegFormerModule(segmentor, images.text, images.to_trained, cfg.loss))
     if not warm_up(images, segmentor, None):
         return images.unfinished()
-    return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg.loss, cfg.align))
+    return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg))
 
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
@@ -145,8 +145,7 @@ def whole_mask_costs(
 ) -> Tensor:
     """Weighted costs (class, focal, dice) of every query and segment: (L, B, Q, N), fp32.
 
-    Truth is brought to the predictions' size, taking the nearest pixel. Other arguments as in
-    `match_whole_masks`.
+    Truth, masks (B, N, H, W) bool, is brought to the predictions' size, taking the nearest pixel.
     """
     with full_precision(mask_logits):
         by_class = class_costs(class_logits, labels)
@@ -167,18 +166,9 @@ def match_whole_masks(
     masks: Tensor,
     weights: tuple[float, float, float],
 ) -> Tensor:
-    """The query of each segment, (L, B, N) int64, -1 for padding and segments left over if N > Q.
-
-    Args:
-        class_logits: (L, B, Q, K+1).
-        mask_logits: (L, B, Q, h, w).
-        labels: (B, N) class indices; -1 is padding and never matched.
-        masks: (B, N, H, W) bool.
-        weights: of class, focal and dice cost [ZegFormer: 1, 20, 1].
-    """
-    return assigned(
-        whole_mask_costs(class_logits, mask_logits, labels, masks, weights), labels >= 0
-    )
+    """As `match`, on whole masks; weights: of class, focal and dice cost [ZegFormer: 1, 20, 1]."""
+    costs = whole_mask_costs(class_logits, mask_logits, labels, masks, weights)
+    return assigned(costs, labels >= 0)
 
 
 def whole_mask_losses(
@@ -186,13 +176,7 @@ def whole_mask_losses(
 ) -> tuple[Tensor, Tensor]:
     """Focal and dice, each summed over layers and masks and divided by `num_masks`.
 
-    Predictions are brought to the truth's size, bilinearly.
-
-    Args:
-        mask_logits: (L, B, Q, h, w).
-        matched: (L, B, N) query per segment, -1 for none.
-        masks: (B, N, H, W) bool.
-        num_masks: segments of the batch, averaged over processes, at least 1.
+    Predictions are brought to the truth's size, bilinearly. Arguments as of `mask_losses`.
     """
     layer, image, segment = (matched >= 0).nonzero(as_tuple=True)  # (M,) each
     if layer.numel() == 0:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 from concat_cli.core.data.class_split import load_class_list
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.layouts import (
-    NAMED,
     CocoLayout,
     Layout,
     Offer,
@@ -91,27 +90,26 @@ def _of_150(vocabulary: Vocabulary) -> list[Layout]:
     both = replace(semantic, kind="things_over_stuff", things=dict(enumerate(things, 1)))
     lowered = replace(semantic, table={i - 1: i for i in vocabulary.ids}, void=(255,))
     labels = ("annotations/{part}",)
+    instances = ("annotations_instance/{part}",)
+    name = "official with instances"
+
+    def category(row: dict[str, Any]) -> int | None:
+        """Mask2Former's script numbers the classes from 0 and spells some names in its own way."""
+        number = int(row["id"]) + 1
+        return number if number in vocabulary.index_of_id else None
+
     return [
         CocoLayout(
             "panoptic JSON",
-            images=("images/{word}",),
+            images=("images/{long}",),
             json=("ade20k_panoptic_{part}.json",),
             pngs=("ade20k_panoptic_{part}",),
-            category=lambda row: _id_of(vocabulary, row),
+            category=category,
             image=lambda row: (digits(str(row["id"])), str(row["file_name"])),
-            words=NAMED,
         ),
-        PairLayout(
-            "official with instances",
-            _IMAGES,
-            labels,
-            both,
-            second=("annotations_instance/{part}",),
-            words=NAMED,
-            tasks=EVERY,
-        ),
-        PairLayout("official", _IMAGES, labels, semantic, words=NAMED),
-        PairLayout("detectron2", _IMAGES, ("annotations_detectron2/{part}",), lowered, words=NAMED),
+        PairLayout(name, _IMAGES, labels, both, second=instances, long=True, tasks=EVERY),
+        PairLayout("official", _IMAGES, labels, semantic, long=True),
+        PairLayout("detectron2", _IMAGES, ("annotations_detectron2/{part}",), lowered, long=True),
     ]
 
 
@@ -120,23 +118,11 @@ def _of_847(vocabulary: Vocabulary) -> list[Layout]:
     raw = LabelFormat("semantic", "ade_rg", {i: i for i in vocabulary.ids}, others)
     positions = LabelFormat("semantic", table=dict(enumerate(vocabulary.ids)), void=(65535,))
     places = ("images/ADE/{part}",)
+    images, labels = ("images_detectron2/{part}",), ("annotations_detectron2/{part}",)
     return [
-        PairLayout("official", places, places, raw, label_end="_seg.png", words=NAMED),
-        PairLayout(
-            "detectron2",
-            ("images_detectron2/{part}",),
-            ("annotations_detectron2/{part}",),
-            positions,
-            label_end=".tif",
-            words=NAMED,
-        ),
+        PairLayout("official", places, places, raw, label_end="_seg.png", long=True),
+        PairLayout("detectron2", images, labels, positions, label_end=".tif", long=True),
     ]
-
-
-def _id_of(vocabulary: Vocabulary, category: dict[str, Any]) -> int | None:
-    """Mask2Former's script numbers the classes from 0 and spells some names in its own way."""
-    number = int(category["id"]) + 1
-    return number if number in vocabulary.index_of_id else None
 
 
 RECIPE = Recipe(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,49 +46,29 @@ def _layouts(vocabulary: Vocabulary) -> list[Layout]:
     labels = {i: i for i in vocabulary.ids}
     positions = dict(enumerate(vocabulary.ids))
 
-    def pairs(end: str, form: LabelFormat, name: str, tasks: tuple[Task, ...]) -> PairLayout:
-        return PairLayout(
-            name,
-            _IMAGES,
-            _LABELS,
-            form,
-            image_end="_leftImg8bit.png",
-            label_end=f"_gtFine_{end}.png",
-            number=hashed,
-            tasks=tasks,
-        )
+    def pairs(name: str, end: str, form: LabelFormat, *tasks: Task) -> PairLayout:
+        ends = "_leftImg8bit.png", f"_gtFine_{end}.png"
+        return PairLayout(name, _IMAGES, _LABELS, form, *ends, number=hashed, tasks=tasks)
 
     def panoptic(name: str, suffix: str) -> CocoLayout:
-        return CocoLayout(
-            name,
-            images=_IMAGES,
-            json=tuple(f"{place}{suffix}.json" for place in _JSON),
-            pngs=tuple(place + suffix for place in _JSON),
-            category=lambda row: _id_of(vocabulary, row),
-            image=_image,
-        )
+        pngs = tuple(place + suffix for place in _JSON)
+        json = tuple(f"{place}.json" for place in pngs)
+        return CocoLayout(name, _IMAGES, json, pngs, category=category, image=_image)
 
+    def category(row: dict[str, Any]) -> int | None:
+        """By name, for the JSON may be written with label ids or with train ids."""
+        index = vocabulary.index_of_name.get(str(row["name"]))
+        return None if index is None else vocabulary.ids[index]
+
+    raw = LabelFormat("semantic", table=labels, void=void)
+    trained = LabelFormat("semantic", table=positions, void=(255,))
     return [
-        pairs("instanceIds", LabelFormat("cityscapes", table=labels, void=void), "official", EVERY),
+        pairs("official", "instanceIds", replace(raw, kind="cityscapes"), *EVERY),
         panoptic("panoptic JSON", ""),
         panoptic("panoptic JSON with train ids", "_trainId"),
-        pairs("labelIds", LabelFormat("semantic", table=labels, void=void), "labelIds", _SEMANTIC),
-        pairs(
-            "labelTrainIds",
-            LabelFormat("semantic", table=positions, void=(255,)),
-            "labelTrainIds",
-            _SEMANTIC,
-        ),
+        pairs("labelIds", "labelIds", raw, "semantic"),
+        pairs("labelTrainIds", "labelTrainIds", trained, "semantic"),
     ]
-
-
-_SEMANTIC: tuple[Task, ...] = ("semantic",)
-
-
-def _id_of(vocabulary: Vocabulary, category: dict[str, Any]) -> int | None:
-    """By name, for the JSON may be written with label ids or with train ids."""
-    index = vocabulary.index_of_name.get(str(category["name"]))
-    return None if index is None else vocabulary.ids[index]
 
 
 def _image(image: dict[str, Any]) -> tuple[int, str]:

@@ -87,15 +87,9 @@ def find(
         form = LabelFormat(kind)
         parts = {name: one.part(form, one.json.items) for name, one in given.items() if one.json}
         vocabulary = same_categories(parts.values())
-    return Source(
-        name=root.resolve().name or "custom",
-        layout=named(kind.replace("_", " "), parts.values()),
-        vocabulary=vocabulary,
-        tasks=_TASKS[kind],
-        parts=parts,
-        default_split="all_seen",
-        single=True,
-    )
+    layout = named(kind.replace("_", " "), parts.values())
+    name = root.resolve().name or "custom"
+    return Source(name, layout, vocabulary, _TASKS[kind], parts, "all_seen", single=True)
 
 
 def _given(root: Path, images: str, json: str, labels: str) -> _Given:
@@ -141,11 +135,12 @@ def _with_classes(
     things: dict[int, int] = {}  # category of the JSON -> value of the map
     if kind == "instances_over_semantic":
         lists = same_categories(one.part(LabelFormat(kind), []) for one in given.values())
-        things = {
-            i: _value_of(name, vocabulary, classes)
-            for i, name in zip(lists.ids, lists.names, strict=True)
-        }
-        counted = set(things.values())
+        for category in lists.entries:
+            if category.name not in vocabulary.index_of_name:
+                what = f"{classes} has no class {category.name!r}, which the JSON has."
+                raise UserError(what, "Classes are matched by name.")
+            things[category.id] = vocabulary.ids[vocabulary.index_of_name[category.name]]
+        counted = things.values()
         vocabulary = Vocabulary(
             tuple(
                 replace(entry, kind="thing" if entry.id in counted else "stuff")
@@ -156,24 +151,11 @@ def _with_classes(
     for name, one in given.items():
         label_of = _labels_at(one.labels)
         mat = any(label.endswith(".mat") for label in label_of.values())
-        form = LabelFormat(
-            kind,
-            "mat" if mat else "index",
-            {value: value for value in vocabulary.ids},
-            void,
-            {value: value for value in things.values()},
-        )
+        values, counted = ({i: i for i in ids} for ids in (vocabulary.ids, things.values()))
+        form = LabelFormat(kind, "mat" if mat else "index", values, void, counted)
         found = _images_at(one.images) if one.json is None else one.json.items
         parts[name] = one.part(form, [_mapped(item, things, label_of) for item in found])
     return vocabulary, parts
-
-
-def _value_of(name: str, vocabulary: Vocabulary, classes: Path) -> int:
-    if name not in vocabulary.index_of_name:
-        raise UserError(
-            f"{classes} has no class {name!r}, which the JSON has.", "Classes are matched by name."
-        )
-    return vocabulary.ids[vocabulary.index_of_name[name]]
 
 
 def _mapped(item: Item, things: dict[int, int], label_of: dict[str, str]) -> Item:
@@ -233,10 +215,8 @@ def read_classes(path: Path) -> tuple[Vocabulary, tuple[int, ...]]:
     if twice:
         raise UserError(f"{path}: two lines have the value {min(twice)}.", _HINT)
     if max(values) > 65534 or max(void, default=0) > 65535:
-        what = (
-            f"{path}: {max([*values, *void])} is no value of 16 bit that could be a class or void."
-        )
-        raise UserError(what, _HINT)
+        largest = max([*values, *void])
+        raise UserError(f"{path}: {largest} is no value of 16 bit that could be one.", _HINT)
     entries = (replace(e, id=v) for e, v in zip(vocabulary.entries, values, strict=True))
     unused = [value for value in VOID if value not in values and value not in void]
     return Vocabulary(tuple(entries)), (*void, *unused)
@@ -248,26 +228,24 @@ def _read_lines(path: Path) -> tuple[Vocabulary, list[int], list[int]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         text = ""  # parse_vocabulary says what is wrong
-    lines: list[str] = []
-    given: list[int | None] = []
-    is_void: list[bool] = []
+    names: list[str] = []
+    given: list[tuple[str, bool]] = []  # the value as written, and whether it is void
     for line in text.splitlines():
         plain = without_comment(line)
         match = _VALUE.match(plain)
-        name = match[1] if match else plain
+        name, value = match.groups() if match else (plain, "")
         void = name.split(":")[0].strip().casefold() == "void"
         if match and not name:
             raise UserError(f"{path}: {plain[:80]!r} has a value and no name.", _HINT)
         if plain:
-            given.append(int(match[2][:9]) if match else None)  # longer ones are refused, too
-            is_void.append(void)
-        lines.append("" if void else name)
-    vocabulary = parse_vocabulary(path, text="\n".join(lines) if lines else None)
-    some = [value for value in given if value is not None]
-    if some and len(some) < len(given):
-        raise UserError(f"{path}: {len(some)} of {len(given)} lines have a value.", _HINT)
-    values = some or list(range(len(given)))
-    rows = list(zip(values, is_void, strict=True))
+            given.append((value[:9], void))  # longer ones are refused, too
+        names.append("" if void else name)
+    vocabulary = parse_vocabulary(path, text="\n".join(names) if names else None)
+    some = sum(bool(value) for value, _ in given)
+    if 0 < some < len(given):
+        raise UserError(f"{path}: {some} of {len(given)} lines have a value.", _HINT)
+    values = [int(value) if value else place for place, (value, _) in enumerate(given)]
+    rows = list(zip(values, (void for _, void in given), strict=True))
     return vocabulary, [v for v, void in rows if not void], [v for v, void in rows if void]
 
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,8 +34,7 @@ from concat_cli.core.prepare.source import (
 )
 from concat_cli.core.vocabulary import Vocabulary
 
-SAME: Mapping[PartName, str] = {"train": "train", "val": "val"}
-NAMED: Mapping[PartName, str] = {"train": "training", "val": "validation"}
+_LONG: Mapping[PartName, str] = {"train": "training", "val": "validation"}
 _TARS = (".tar", ".tgz", ".tar.gz")
 _SHOWN = 3  # places that an error names for one piece
 
@@ -155,11 +154,27 @@ def _missing(root: Path, layout: str, pieces: Sequence[Piece], offer: Offer) -> 
     return UserError("\n".join(lines), "; ".join(dict.fromkeys(offers)))
 
 
+def digits(stem: str) -> int:
+    """The image id that a file's name holds: "000000000139" -> 139, "2007_000032" -> 2007000032,
+    "ADE_val_00000001" -> 1. UserError where it holds no digit."""
+    found = "".join(re.findall(r"[0-9]", stem.rpartition("/")[2]))
+    if not found:
+        raise UserError(f"The file name {stem!r} holds no number.", "Is it of this data set?")
+    return int(found)
+
+
+def hashed(stem: str) -> int:
+    """An image id for names whose digits are not unique: 48 bits of the file name's SHA-256."""
+    name = stem.rpartition("/")[2]
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
 @dataclass(frozen=True)
 class PairLayout:
     """Images and label maps that share a stem.
 
-    Places hold "{part}", for which the layout's own word stands; the first that exists counts.
+    Places hold "{part}", which is the part's name, or the longer "training" and "validation" where
+    it is `long`; the first that exists counts.
 
     image_end, label_end: what follows the stem in the two names. but: ends of other files there.
     second: places of a second label map of the same stem and ".png".
@@ -176,8 +191,8 @@ class PairLayout:
     but: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
-    words: Mapping[PartName, str] = field(default_factory=lambda: SAME)
-    number: Callable[[str], int] = field(default_factory=lambda: digits)
+    long: bool = False
+    number: Callable[[str], int] = digits
     tasks: tuple[Task, ...] = ("semantic",)
 
     def look(self, bases: Sequence[str], part: PartName) -> Look:
@@ -186,34 +201,36 @@ class PairLayout:
         wanted = {"images": self.images, "labels": self.labels}
         wanted |= {"instances": self.second} if self.second else {}
         wanted |= {"list": self.lists} if self.lists else {}
-        own = {"part": self.words[part]}
-        pieces = [_piece(bases, kind, part, at, own) for kind, at in wanted.items()]
-        found = {piece.kind: piece.found for piece in pieces}
+        word = _LONG[part] if self.long else part
+        pieces, found = _pieces(bases, part, wanted, {"part": word})
         begun = bool(found["images"]) and all("{part}" in place for place in self.images)
         if not all(found.values()):
-            return Look(tuple(pieces), None, begun)
+            return Look(pieces, None, begun)
         labelled = stems(found["labels"], self.label_end, self.but)
         names = listed(found["list"]) if self.lists else labelled
         if {*labelled}.isdisjoint(stems(found["images"], self.image_end)) or not names:
             missing = f"*{self.label_end} with an image of that name in {found['labels']}"
-            pieces[1] = Piece("labels", part, (missing,))
-            return Look(tuple(pieces), None, begun)
+            return Look((pieces[0], Piece("labels", part, (missing,)), *pieces[2:]), None, begun)
         second = found.get("instances", "")
-        items = [self._item(name, bool(second)) for name in names]
+        items = [
+            Item(
+                self.number(name),
+                name + self.image_end,
+                name + self.label_end,
+                f"{name}.png" if second else "",
+            )
+            for name in names
+        ]
         there = SourcePart(found["images"], found["labels"], self.format, items, second)
-        return Look(tuple(pieces), there, begun)
-
-    def _item(self, name: str, second: bool) -> Item:
-        more = f"{name}.png" if second else ""
-        return Item(self.number(name), name + self.image_end, name + self.label_end, more)
+        return Look(pieces, there, begun)
 
 
 @dataclass(frozen=True)
 class CocoLayout:
     """A COCO JSON, of segments with a folder of id PNGs, or of instances.
 
-    Places hold "{part}", or "{word}" for the layout's own word; a JSON without is that of the only
-    part.
+    Places hold "{part}", or "{long}" for "training" and "validation"; a JSON without is that of the
+    only part.
 
     pngs: places of the id PNGs; none for instances.
     category: an entry of the JSON's `categories` -> the class's id here, None if there is none.
@@ -228,7 +245,6 @@ class CocoLayout:
     category: Callable[[dict[str, Any]], int | None] | None = None
     image: Callable[[dict[str, Any]], tuple[int, str]] | None = None
     but: frozenset[int] = frozenset()
-    words: Mapping[PartName, str] = field(default_factory=lambda: SAME)
     tasks: tuple[Task, ...] = EVERY
 
     def look(self, bases: Sequence[str], part: PartName) -> Look:
@@ -238,13 +254,9 @@ class CocoLayout:
             return Look((), None)
         wanted = {"images": self.images, "json": self.json}
         wanted |= {"labels": self.pngs} if self.pngs else {}
-        own = {"part": part, "word": self.words[part]}
-        pieces = [_piece(bases, kind, part, at, own) for kind, at in wanted.items()]
-        found = {piece.kind: piece.found for piece in pieces}
-        begun = bool(found["images"]) and not single
-        if not all(found.values()):
-            return Look(tuple(pieces), None, begun)
-        return Look(tuple(pieces), self._part(found), begun)
+        pieces, found = _pieces(bases, part, wanted, {"part": part, "long": _LONG[part]})
+        there = self._part(found) if all(found.values()) else None
+        return Look(pieces, there, bool(found["images"]) and not single)
 
     def _part(self, found: Mapping[str, str]) -> SourcePart:
         path = found["json"]
@@ -330,13 +342,20 @@ def first_file(starts: Sequence[str], names: Sequence[str]) -> str:
     return next((place for place in places if file_exists(place)), "")
 
 
-def _piece(
-    bases: Sequence[str], kind: str, part: PartName, places: Sequence[str], words: Mapping[str, str]
-) -> Piece:
-    """A piece of a part, looked for at places in which the words stand for "{part}" and such."""
-    looked = tuple(dict.fromkeys(place.format(**words) for place in places))
-    find = first_file if kind in ("list", "json") else first_folder
-    return Piece(kind, part, looked, find(bases, looked))
+def _pieces(
+    bases: Sequence[str],
+    part: PartName,
+    wanted: Mapping[str, Sequence[str]],
+    words: Mapping[str, str],
+) -> tuple[tuple[Piece, ...], dict[str, str]]:
+    """The pieces of a part by their kinds, looked for at places in which the words stand for
+    "{part}" and such; and where each kind was found."""
+    pieces: list[Piece] = []
+    for kind, places in wanted.items():
+        looked = tuple(dict.fromkeys(place.format(**words) for place in places))
+        find = first_file if kind in ("list", "json") else first_folder
+        pieces.append(Piece(kind, part, looked, find(bases, looked)))
+    return tuple(pieces), {piece.kind: piece.found for piece in pieces}
 
 
 def stems(location: str, end: str, but: Sequence[str] = ()) -> list[str]:
@@ -362,21 +381,6 @@ def listed(location: str) -> list[str]:
         raise UserError(f"{location} is no list of names ({error}).", "Get it again.") from error
     first = (line.split()[0] for line in lines if line.strip())
     return list(dict.fromkeys(re.sub(r"\.\w+$", "", name.rpartition("/")[2]) for name in first))
-
-
-def digits(stem: str) -> int:
-    """The image id that a file's name holds: "000000000139" -> 139, "2007_000032" -> 2007000032,
-    "ADE_val_00000001" -> 1. UserError where it holds no digit."""
-    found = "".join(re.findall(r"[0-9]", stem.rpartition("/")[2]))
-    if not found:
-        raise UserError(f"The file name {stem!r} holds no number.", "Is it of this data set?")
-    return int(found)
-
-
-def hashed(stem: str) -> int:
-    """An image id for names whose digits are not unique: 48 bits of the file name's SHA-256."""
-    name = stem.rpartition("/")[2]
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
 def unpacking(root: Path) -> str:

@@ -13,7 +13,6 @@ from concat_cli.core.data.coco import Item
 from concat_cli.core.data.store import read_file
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.layouts import (
-    NAMED,
     Layout,
     Look,
     Offer,
@@ -113,18 +112,12 @@ def _labels(bases: Sequence[str], kit: str, names: list[str]) -> tuple[str, list
 
     VOC's own labels are finer than SBD's (which have no void border), so they go first.
     """
-    own, more = (
-        frozenset(stems(place, ".png"))
-        if (place := first_folder([kit], [folder]))
-        else frozenset[str]()
-        for folder in (_OWN, _SBD)
-    )
+    own, more = (_stems_in(first_folder([kit], [folder])) for folder in (_OWN, _SBD))
     lacking = [name for name in names if name not in own and name not in more]
     if not lacking:
         return kit, [f"{_OWN if name in own else _SBD}/" for name in names]
     zipped = first_folder(bases, [_SBD, f"{_SBD}.zip!{_SBD}", f"{_SBD}.zip"])
-    inside = frozenset(stems(zipped, ".png")) if zipped else frozenset[str]()
-    if inside.issuperset(names):
+    if _stems_in(zipped).issuperset(names):
         return zipped, [""] * len(names)
     raise UserError(
         f"{len(lacking)} of the {len(names)} training or validation images that {kit} lists have "
@@ -132,6 +125,10 @@ def _labels(bases: Sequence[str], kit: str, names: list[str]) -> tuple[str, list
         + (f" and {zipped}." if zipped else f" and for {_SBD}.zip."),
         _OFFER.pieces["labels"],
     )
+
+
+def _stems_in(folder: str) -> frozenset[str]:
+    return frozenset(stems(folder, ".png") if folder else ())
 
 
 def _has_sbd(train: SourcePart | None) -> bool:
@@ -145,30 +142,19 @@ def _layouts(vocabulary: Vocabulary, background: bool) -> list[Layout]:
     void = (255,) if background else (0, 255)
     raw = LabelFormat("semantic", table={i: i for i in vocabulary.ids}, void=void)
     lowered = replace(raw, table={i - 1: i for i in vocabulary.ids if i}, void=(255,))
+    images, converted = ("images/{part}",), ("images_detectron2/{part}", "JPEGImages")
     layouts: list[Layout] = [
         DevkitLayout(raw),
-        PairLayout("VOCZERO", ("images/{part}",), ("annotations/{part}",), raw),
-        PairLayout(
-            "pascal_voc_d2", ("images/{part}",), ("annotations_pascal21/{part}",), raw, words=NAMED
-        ),
+        PairLayout("VOCZERO", images, ("annotations/{part}",), raw),
+        PairLayout("pascal_voc_d2", images, ("annotations_pascal21/{part}",), raw, long=True),
     ]
     if background:  # the other layouts have thrown it away
         return layouts
+    name, labels = "pascal_voc_d2 of 20 classes", ("annotations_pascal20/{part}",)
     return [
         *layouts,
-        PairLayout(
-            "pascal_voc_d2 of 20 classes",
-            ("images/{part}",),
-            ("annotations_pascal20/{part}",),
-            lowered,
-            words=NAMED,
-        ),
-        PairLayout(
-            "detectron2",
-            ("images_detectron2/{part}", "JPEGImages"),
-            ("annotations_detectron2/{part}",),
-            lowered,
-        ),
+        PairLayout(name, images, labels, lowered, long=True),
+        PairLayout("detectron2", converted, ("annotations_detectron2/{part}",), lowered),
     ]
 
 
@@ -180,14 +166,11 @@ VOC = Recipe(
 )
 
 # LabelMap values of the 59 classes, in their order: the class of the n-th is n.
-RAW_59 = tuple(
-    int(value)
-    for value in (
-        "2 9 18 19 22 23 25 31 33 34 44 45 46 59 65 68 72 80 85 98 104 105 113 115 144 158 159 162 "
-        "187 189 207 220 232 258 259 260 284 295 296 308 324 326 347 349 354 355 360 366 368 397 "
-        "415 416 420 424 427 440 445 454 458"
-    ).split()
-)
+RAW_59: tuple[int, ...] = (
+    2, 9, 18, 19, 22, 23, 25, 31, 33, 34, 44, 45, 46, 59, 65, 68, 72, 80, 85, 98, 104, 105, 113,
+    115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308, 324, 326,
+    347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
+)  # fmt: skip
 _SPLITS: Mapping[int, str] = {59: "pascal_context_10", 459: "all_seen"}
 # The annotated images are all of VOC 2010's train and val: its own lists serve where the others are
 # not there.
@@ -220,43 +203,23 @@ def find_context(root: Path, classes: Annotated[int, "59 or 459."] = 59) -> Sour
 
 
 def _context_layouts(vocabulary: Vocabulary, classes: int) -> Sequence[PairLayout]:
+    few = classes == 59
     same = {i: i for i in vocabulary.ids}
-    images = ("JPEGImages",)
+    raw = dict(zip(RAW_59, vocabulary.ids, strict=True)) if few else same
+    others = tuple(i for i in range(460) if i not in raw)
+    mat = LabelFormat("semantic", pixels="mat", table=raw, void=others)
     plain = LabelFormat("semantic", table=same, void=(0,))
-    raw = dict(zip(RAW_59, vocabulary.ids, strict=True)) if classes == 59 else same
-    mat = LabelFormat(
-        "semantic", pixels="mat", table=raw, void=tuple(i for i in range(460) if i not in raw)
-    )
-    official = PairLayout(
-        "official", images, ("trainval",), mat, label_end=".mat", lists=_CONTEXT_LISTS
-    )
-    void = 255 if classes == 59 else 65535
+    void, end = (255, ".png") if few else (65535, ".tif")
     lowered = replace(plain, table={i - 1: i for i in vocabulary.ids}, void=(void,))
-    end = ".png" if classes == 59 else ".tif"
-    converted = [
-        PairLayout(
-            "pascal_ctx_d2",
-            ("images/{part}",),
-            (f"annotations_ctx{classes}/{{part}}",),
-            lowered,
-            label_end=end,
-            words=NAMED,
-        ),
-        PairLayout(
-            "detectron2",
-            images,
-            (f"annotations_detectron2/pc{classes}_{{part}}",),
-            lowered,
-            label_end=end,
-        ),
-    ]
-    if classes == 459:
-        return [official, *converted]
-    context = ("SegmentationClassContext",)
+    images, lists = ("JPEGImages",), _CONTEXT_LISTS
+    long = (f"annotations_ctx{classes}/{{part}}",)
+    short = (f"annotations_detectron2/pc{classes}_{{part}}",)
+    pngs = PairLayout("mmsegmentation", images, ("SegmentationClassContext",), plain, lists=lists)
     return [
-        PairLayout("mmsegmentation", images, context, plain, lists=_CONTEXT_LISTS),
-        official,
-        *converted,
+        *([pngs] if few else []),
+        PairLayout("official", images, ("trainval",), mat, label_end=".mat", lists=lists),
+        PairLayout("pascal_ctx_d2", ("images/{part}",), long, lowered, label_end=end, long=True),
+        PairLayout("detectron2", images, short, lowered, label_end=end),
     ]
 
 
@@ -270,15 +233,12 @@ def _check_names(path: str, vocabulary: Vocabulary, classes: int) -> None:
         raise UserError(what, f"Get it again: {_CONTEXT_OFFER.pieces['labels']}") from error
     values = RAW_59 if classes == 59 else vocabulary.ids
     for value, name in zip(values, vocabulary.names, strict=True):
-        if (theirs := names.get(value)) is None or _plain(theirs) != _plain(name):
+        theirs = names.get(value, "")
+        if theirs.replace(" ", "").casefold() != name.replace(" ", "").casefold():
             raise UserError(
                 f"{path} calls value {value} {theirs!r}, but PASCAL-Context calls it {name!r}.",
                 "These are labels of another data set or version: get them again from " + _PAGE,
             )
-
-
-def _plain(name: str) -> str:
-    return name.replace(" ", "").casefold()
 
 
 CONTEXT = Recipe(
