@@ -144,7 +144,7 @@ def test_every_example_runs(
     if words[0] == "compare":
         words = [*words, "--bootstrap", "20"]
     if words[0] == "export":
-        export_helpers.written(Path("runs/photos/con/last.safetensors"))
+        export_helpers.written(Path("runs/own/con/last.safetensors"))
     if words[:2] == ["prepare-data", "shapes"]:
         words = [*words, *SCENES]
     if (

@@ -146,7 +146,7 @@ def test_every_caption_fits_and_is_known_to_the_table(tiny_clip):
     tokenize = tiny_clip._tokenize
     rows = set(tokenize(all_captions(Concepts.of(CLASSES))).unique().tolist())
     longest = "a scene with " + ", ".join(["a checkered crescent"] * 3) + " and a outlined crescent"
-    known = [t for ts in TEMPLATES.values() for t in ts]
+    known = [t for name, ts in TEMPLATES.items() for t in ts if name != "vild"]  # of real CLIPs
     for text in [longest, *(template.format("checkered ring") for template in known)]:
         tokens = tokenize([text])[0]
         assert set(tokens.tolist()) <= rows

@@ -168,7 +168,8 @@ def test_a_backbone_takes_its_weights_from_a_file(tmp_path):
 
 
 def test_every_method_has_a_reference() -> None:
-    assert {method.reference for method in methods()} <= {path.stem for path in FILES}
+    references = {method.reference for method in methods() if method.stages[0].command}
+    assert references <= {path.stem for path in FILES}
 
 
 def test_the_folder_at_the_top_leads_to_the_package() -> None:

@@ -103,8 +103,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the sam
         'concat predict "data/shapes/val/*1.png" --json',
     ),
     "export": (
-        "concat export mine --name photos",
-        "concat export fitted --weights runs/photos/con --pictures data/shapes/val",
+        "concat export mine --name own",
+        "concat export fitted --weights runs/own/con --pictures data/shapes/val",
     ),
     "doctor": (
         "concat doctor",

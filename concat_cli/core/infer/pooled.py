@@ -50,8 +50,8 @@ def mask_shares(masks: Tensor, valid: Size, grid: int) -> Tensor:
 def overlaps(source: int, valid: int, grid: int) -> Tensor:
     """(grid, source): the share of each of `grid` equal parts of `valid` pixels that lies in each
     mask pixel, `MASK_STRIDE` wide."""
-    edges = (torch.arange(source + 1).double() * MASK_STRIDE).clamp(max=valid)
-    cuts = torch.arange(grid + 1).double() * valid / grid
+    edges = (torch.arange(source + 1, dtype=torch.double) * MASK_STRIDE).clamp(max=valid)
+    cuts = torch.arange(grid + 1, dtype=torch.double) * valid / grid
     ends = torch.minimum(cuts[1:, None], edges[1:])
     starts = torch.maximum(cuts[:-1, None], edges[:-1])
     return ((ends - starts).clamp(min=0) * grid / valid).float()

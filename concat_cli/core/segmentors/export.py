@@ -109,7 +109,7 @@ def linear_head(segmentor: Segmentor, text: Tensor, queries: Tensor | None = Non
 @torch.no_grad()
 def fitted_head(seen: Seen) -> nn.Linear:
     """The linear layer that is nearest to class logits in the least squares."""
-    queries, logits = seen.queries.double(), seen.logits.double()
+    queries, logits = seen.queries.cpu().double(), seen.logits.cpu().double()
     middle, level = queries.mean(0), logits.mean(0)
     queries = queries - middle
     ridge = _RIDGE * queries.square().sum() / queries.shape[1]
