@@ -21,6 +21,7 @@ from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.tokens import masked_crops
 from concat_cli.core.config import InferConfig
+from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.device import choose_device
 from concat_cli.core.errors import UserError
@@ -275,3 +276,13 @@ def test_a_segmentor_of_one_size_is_given_padded_pictures(chain: MiniRun) -> Non
     torch.testing.assert_close(masks[:, 0], F.avg_pool2d(images.float().mean(1), 4))
     with pytest.raises(UserError, match="96 x 96 at most"):
         model(torch.zeros(1, 3, 128, 96, dtype=torch.uint8), None, torch.eye(8)[:3])
+
+
+def test_a_listed_segmentor_brings_its_clip_unless_another_is_chosen() -> None:
+    published = PublishedSegmentor()
+    published.source, published.width, published.count = "photos", 256, 100
+    cfg = as_borrowed(load_config("shapes"), published)
+    assert (cfg.clip.model, cfg.clip.templates) == ("ViT-B-16", "vild")
+    assert (cfg.infer.size, cfg.infer.max_size) == (800, 1333)
+    chosen = load_config("shapes", ["clip.model=RN50", "clip.pretrained=openai"])
+    assert as_borrowed(chosen, published).clip.model == "RN50"

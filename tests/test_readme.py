@@ -95,15 +95,18 @@ def test_each_concat_line_parses_and_its_keys_exist(words: list[str]) -> None:
         load_config(params.get("config"), params["overrides"] or ())
 
 
-def test_the_readme_is_short_and_begins_with_what_takes_seconds() -> None:
+def test_the_readme_is_short_and_begins_with_photos_and_what_takes_seconds() -> None:
     text = README.read_text("utf-8")
     assert len(text.splitlines()) <= 200 and len(text.encode()) <= 14_000
-    first, second = (
+    photos, tried = (
         [shlex.split(line, comments=True) for line in block.splitlines()]
         for block in blocks(README, "sh")[:2]
     )
-    assert first[-1][:2] == ["concat", "predict"] and (ROOT / first[-1][2]).is_file()
-    assert second == [["make", "demo"], ["make", "test"]]
+    assert [line[:3] for line in photos[1:]] == [
+        ["concat", "weights", "get"], ["concat", "predict", "holiday/*.jpg"]
+    ]  # fmt: skip
+    assert tried[0][:2] == ["concat", "predict"] and (ROOT / tried[0][2]).is_file()
+    assert tried[1:] == [["make", "demo"], ["make", "test"]]
 
 
 def test_make_targets_and_scripts_exist() -> None:

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.tokens import image_tokens, segment_tokens
-from concat_cli.core.config import AlignConfig, Config, InferConfig, LossConfig, OptimConfig
+from concat_cli.core.config import (
+    AlignConfig,
+    ClipConfig,
+    Config,
+    InferConfig,
+    LossConfig,
+    OptimConfig,
+)
 from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import resize_short
@@ -42,6 +49,7 @@ from concat_cli.core.train.loop import Fit, StageResult, parameter_groups
 from concat_cli.core.train.plan import Plan, clip_facts
 from concat_cli.core.train.session import embed, open_session, seed_torch
 from concat_cli.core.train.teacher import TokenBank, aggregate, contrast, trained_indices
+from concat_cli.core.weights_from.published import pair_of
 from concat_cli.methods.concat.on_borrowed import facts_of, in_place, on_top
 from concat_cli.methods.concat.query_bank import (
     EMPTY,
@@ -301,7 +309,8 @@ def train_on_borrowed(
     info, infer = session.info, cfg.infer
     progress.say(
         f"{published.source}: {published.count} queries of width {published.width}, frozen; "
-        f"pictures at {infer.size} (at most {infer.max_size}), {infer.batch} at a time. Only the "
+        f"pictures at {infer.size} (at most {infer.max_size}), {infer.batch} at a time; CLIP "
+        f"{cfg.clip.model} {cfg.clip.pretrained}. Only the "
         "projector and the classifier are trained: warmup.* and the losses of masks do not count."
     )
     for note in published.notes:
@@ -347,8 +356,12 @@ def train_on_borrowed(
 
 def as_borrowed(cfg: Config, published: PublishedSegmentor) -> Config:
     """The configuration with what the segmentor decides: its sizes, and where nobody chose others,
-    pictures as its authors test it, no more pixels of them at a time than by default."""
-    infer = cfg.infer
+    the CLIP that it is listed with, and pictures as its authors test it, no more pixels of them at
+    a time than by default."""
+    infer, listed = cfg.infer, pair_of(published.source)
+    if listed is not None and cfg.clip.model == ClipConfig.model:
+        clip = ClipConfig(listed.clip.model, listed.clip.pretrained, "vild")
+        cfg = replace(cfg, clip=clip)
     if (infer.size, infer.max_size) == (_ALONE.size, _ALONE.max_size):
         infer = replace(infer, size=published.size, max_size=published.max_size)
         if infer.batch == _ALONE.batch:
