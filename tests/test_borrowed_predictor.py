@@ -18,6 +18,7 @@ from swin_helpers import TOY
 from tower_helpers import naive_shares, naive_token, tower_clip
 
 from concat_cli.core import weights_from
+from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import TEMPLATES
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.data.transforms import resize_short
@@ -122,8 +123,9 @@ def naive_log_scores(
     with torch.no_grad():
         out = theirs((image / 255 - mean) / std)
     clip, size = predictor.naming.clip, (image.shape[2], image.shape[3])
+    reader = load_clip(ClipConfig(clip.identity.model, "random"))  # the other's text tower is gone
     texts = [
-        [F.normalize(clip.encode_text([t.format(name) for t in TEMPLATES["vild"]]).mean(0), dim=0)
+        [F.normalize(reader.encode_text([t.format(name) for t in TEMPLATES["vild"]]).mean(0), dim=0)
          for name in names]
         for names in TEXTS
     ]  # fmt: skip

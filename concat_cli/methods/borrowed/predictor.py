@@ -200,9 +200,11 @@ def open_predictor(loading: Loading) -> Predictor:
     if isinstance(model, FcClip):
         model.attach(clip)
     apart, owner = one_by_one(loading.vocabulary)
+    text = loading.text(vocabulary=apart)
+    clip.drop_text_tower()
     return BorrowedPredictor(
         model,
-        loading.text(vocabulary=apart),
+        text,
         loading.vocabulary,
         loading.cfg.infer,
         loading.device,
