@@ -87,7 +87,7 @@ def test_a_pair_has_the_clip_of_its_entry(published: list[str], name: str, clip)
     assert (config["clip"]["model"], config["clip"]["pretrained"]) == (
         clip.clip.model, clip.clip.pretrained,
     )  # fmt: skip
-    assert found.meta["clip"]["sha256"] == "" and found.meta["trained"] == list(OWN)
+    assert found.meta["clip"]["sha256"] == "" and found.meta["trained"] == [*OWN, "grass"]
     assert named_by(found).names == OWN and named_by(found).is_thing == (True, True, False)
     line = borrowed.told(at_test(found))
     assert clip.clip.model in line and ("not listed" in line) == ("unlisted" in name)

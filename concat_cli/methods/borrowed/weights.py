@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concat_cli.core.checkpoint import FORMAT, Weights
+from concat_cli.core.clip.prompts import clean_name
 from concat_cli.core.config import ClipConfig, Config, DataConfig, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
 from concat_cli.core.segmentors import PublishedSegmentor
@@ -15,6 +16,7 @@ from concat_cli.core.segmentors.source import open_segmentor
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.weights_from.hub import without_waiting
 from concat_cli.core.weights_from.published import DEFAULT, TRAINED_ON, pair_of, pairs
+from concat_cli.methods.borrowed.naming import names_of
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,14 @@ def pair(segmentor: PublishedSegmentor, clip: ClipConfig, trained_on: str = "") 
 
 
 def _meta(cfg: Config, own: Vocabulary, trained_on: str) -> dict[str, Any]:
+    names = [name for entry in own.entries for name in names_of(entry)]
     return {
         "format": FORMAT,
         "stage": "borrowed",
         "config": to_dict(cfg),
         "vocabulary": own.to_json(),
-        "trained": list(own.names),
+        # labels of "sky-other-merged" are labels of another data set's "sky"
+        "trained": list(dict.fromkeys([*names, *map(clean_name, names)])),
         "clip": {"model": cfg.clip.model, "pretrained": cfg.clip.pretrained, "sha256": ""},
         "data": {"name": trained_on, "class_split": None, "filtering": {}},
     }
