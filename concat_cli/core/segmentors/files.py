@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.files import sha256_of
 from concat_cli.core.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from concat_cli.core.segmentors import PublishedSegmentor
 from concat_cli.core.segmentors.classes import own_classes
@@ -18,7 +18,6 @@ from concat_cli.core.weights_from import read_tensors
 from concat_cli.core.weights_from.hub import beside, weights_file
 
 Colour = tuple[float, ...]
-_CHUNK = 1 << 24
 _BYTE = 255.0
 
 
@@ -78,7 +77,7 @@ class Files:
         metadata = self.preprocessor.get("metadata")  # OneFormer's, and what we export
         kept = cast("dict[str, Any]", metadata) if isinstance(metadata, dict) else {}
         things = kept.get("thing_ids")
-        segmentor.source, segmentor.sha256 = self.source, _sha256(self.path)
+        segmentor.source, segmentor.sha256 = self.source, sha256_of(self.path)
         segmentor.size, segmentor.max_size = self.sizes
         labels = self.config.get("id2label")
         segmentor.vocabulary, notes = own_classes(
@@ -107,11 +106,3 @@ def find_files(source: str) -> Files:
 def _three(values: Any, divisor: float) -> Colour:
     red, green, blue = (float(value) / divisor for value in values)
     return red, green, blue
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -169,14 +169,14 @@ def open_library(kind: type[LibrarySegmentor], files: Files) -> LibrarySegmentor
     UserError where the library is not installed or too old, or where tensors are missing, left over
     or of a shape that does not fit.
     """
-    library = _library(kind)
+    library = library_with(kind.model_class, kind.__name__)
     model_class = getattr(library, kind.model_class)
     dropped = () if kind is not OneFormer else ("model.text_mapper.",)
     tensors = {n: t for n, t in files.tensors.items() if not n.startswith((_LOSS, *dropped))}
     try:
         config = model_class.config_class.from_dict(files.config)
         kind.adapt(config)
-        with _quiet(library), without_waiting(all_cached=True):
+        with quiet(library), without_waiting(all_cached=True):
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=tensors, output_loading_info=True,
                 ignore_mismatched_sizes=True,
@@ -192,24 +192,25 @@ def open_library(kind: type[LibrarySegmentor], files: Files) -> LibrarySegmentor
     return kind(model.eval().requires_grad_(False), files).eval()
 
 
-def _library(kind: type[LibrarySegmentor]) -> Any:
+def library_with(model_class: str, what: str) -> Any:
+    """The transformers library; UserError where it is not installed, or too old to have a class."""
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:
         raise UserError(
-            f"{kind.__name__} runs through the transformers library, which is not installed.",
+            f"{what} runs through the transformers library, which is not installed.",
             f"Install it: {INSTALL}",
         ) from error
-    if not hasattr(library, kind.model_class):
+    if not hasattr(library, model_class):
         raise UserError(
-            f"transformers {library.__version__} has no {kind.__name__}.",
+            f"transformers {library.__version__} has no {what}.",
             f"Install a newer one: {INSTALL} -U",
         )
     return library
 
 
 @contextmanager
-def _quiet(library: Any) -> Generator[None]:
+def quiet(library: Any) -> Generator[None]:
     """Without the library's own bars and tables: what is amiss is told by an error."""
     logging = library.utils.logging
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as views  # pyright: ignore[reportMissingTypeStubs]
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.segmentors.library import library_with, quiet
 from concat_cli.core.weights_from.hub import short
 
 CONTEXT = 32  # tokens of a phrase
@@ -92,18 +92,13 @@ class Sam3(nn.Module):
 
 def open_sam3(folder: Path) -> Sam3:
     """SAM 3 of a folder as transformers writes it; UserError where a part is missing."""
+    library = library_with("Sam3Model", "SAM 3")
     try:
-        theirs: Any = import_module("transformers")
-    except ImportError:
-        raise UserError(
-            "SAM 3 runs through transformers, which is not installed.",
-            "Install it: pip install 'concat-seg[hub]'",
-        ) from None
-    try:
-        model, told = theirs.Sam3Model.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
-        tokenizer = theirs.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet(library):
+            model, told = library.Sam3Model.from_pretrained(
+                folder, local_files_only=True, output_loading_info=True
+            )
+            tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{folder} cannot be opened as SAM 3: {short(error)}",

@@ -34,7 +34,7 @@ from huggingface_hub.utils import (
 )
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.files import atomic_path, write_error, write_json, write_text
+from concat_cli.core.files import atomic_path, sha256_of, write_error, write_json, write_text
 from concat_cli.core.weights_from.hub import cached, is_here, short, without_waiting
 from concat_cli.core.weights_from.published import (
     NOT_STATED,
@@ -165,7 +165,7 @@ def _download(repository: str, commit: str, file: str) -> None:
     with begun.open("ab") as out:
         there = out.tell()
         http_get(url, out, resume_size=there, headers=headers, expected_size=facts.size)
-    if re.fullmatch(r"[0-9a-f]{64}", facts.etag or "") and _sha256(begun) != facts.etag:
+    if re.fullmatch(r"[0-9a-f]{64}", facts.etag or "") and sha256_of(begun) != facts.etag:
         begun.unlink()
         raise UserError(f"{repository} {file} came damaged.", "Run the same command again.")
     os.replace(begun, target)
@@ -174,14 +174,6 @@ def _download(repository: str, commit: str, file: str) -> None:
 def _root(repository: str) -> Path:
     """The folder of a repository in the hub's cache."""
     return Path(constants.HF_HUB_CACHE) / f"models--{_flat(repository)}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def lay_out(name: str, folder: Path) -> Iterator[Path]:

@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from concat_cli.core.clip.prompts import clean_name
-from concat_cli.core.config import InferConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.postprocess import MASK_STRIDE
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw, RawOutput
 from concat_cli.core.segmentors.sam3 import Answer, Read, Sam3
-from concat_cli.core.vocabulary import Vocabulary
 
 CERTAIN = 1e-6  # scores are kept this far from 0 and 1, where logits have an end
 
@@ -48,19 +46,10 @@ class PhrasePredictor(Predictor):
 
     semantic_from = "answers"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        text: Tensor,
-        vocabulary: Vocabulary,
-        cfg: InferConfig,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        meta: dict[str, Any] | None = None,
-    ) -> None:
-        super().__init__(model, text, vocabulary, cfg, device, dtype, meta)
-        assert isinstance(model, Sam3)
-        self.sam3 = model
+    def __init__(self, *common: Any) -> None:
+        super().__init__(*common)
+        assert isinstance(self.model, Sam3)
+        self.sam3, vocabulary = self.model, self.vocabulary
         names = [
             (index, clean_name(name))
             for index, entry in enumerate(vocabulary.entries)
@@ -68,7 +57,7 @@ class PhrasePredictor(Predictor):
         ]
         self._classes = [index for index, _ in names]
         with torch.inference_mode(), self._precision():
-            self._phrases: list[Read] = model.read([name for _, name in names])
+            self._phrases: list[Read] = self.sam3.read([name for _, name in names])
 
     @property
     def offset_scale(self) -> float:
