@@ -93,6 +93,8 @@ def test_a_pair_has_the_clip_of_its_entry(published: list[str], name: str, clip)
     assert clip.clip.model in line and ("not listed" in line) == ("unlisted" in name)
     other = at_test(found, ["clip.model=RN50", "clip.pretrained=openai"])
     assert borrowed.told(other).endswith("CLIP RN50 openai (as asked)")
+    other = at_test(found, ["clip.pretrained=random"])
+    assert borrowed.told(other).endswith(f"CLIP {clip.clip.model} random (as asked)")
     assert isinstance(borrowed.restore(found), PublishedSegmentor)
     assert published == [name], "which is opened once"
 
