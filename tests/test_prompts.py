@@ -102,7 +102,10 @@ def test_many_texts_are_told_of_before_they_are_encoded(clip, tmp_path, monkeypa
     """A thousand names in 14 templates are minutes on a CPU: nobody is to think that it hangs."""
     lines, counts = Lines(), []
     lines.track = lambda items, what: counts.append(len(items)) or iter(items)
-    few, cfg = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path / "few", lines), ClipConfig()
+    few, cfg = (
+        text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path / "few", lines),
+        ClipConfig(),
+    )
     assert not lines.said
     monkeypatch.setattr(prompts, "MANY_TEXTS", 4)
     monkeypatch.setattr(prompts, "TEXT_BATCH", 3)

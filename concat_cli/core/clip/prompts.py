@@ -178,7 +178,9 @@ def encode_classes(clip: Clip, rows: list[list[str]], progress: Progress = SILEN
         slow = ": on a CPU, minutes" if clip.device.type == "cpu" else ""
         progress.say(f"CLIP reads {len(flat)} texts of {len(rows)} names, once{slow}")
         starts = progress.track(starts, f"batches of {TEXT_BATCH} texts")
-    encoded = torch.cat([clip.encode_text(flat[n : n + TEXT_BATCH]).cpu() for n in starts])  # (T, E)
+    encoded = torch.cat(
+        [clip.encode_text(flat[n : n + TEXT_BATCH]).cpu() for n in starts]
+    )  # (T, E)
     total = torch.zeros(len(rows), encoded.shape[1]).index_add_(0, owner, encoded)
     return F.normalize(total, dim=-1)
 

@@ -64,7 +64,8 @@ class Files:
     def sizes(self) -> tuple[int, int]:
         """Short side, and the most of the long one, that it is tested with."""
         if self.kind == "eomt":  # its positions are of one square
-            return (int(self.config.get("image_size", 640)),) * 2
+            side = int(self.config.get("image_size", 640))
+            return side, side
         told = self.preprocessor.get("size")
         size = cast("dict[str, Any]", told) if isinstance(told, dict) else {"shortest_edge": told}
         short = int(size.get("shortest_edge") or size.get("height") or PublishedSegmentor.size)
