@@ -1,7 +1,7 @@
 """Segments as CLIP's image encoder is shown them: cut out, one view for each.
 
 Unlike the teacher's crops (`clip/tokens.py`) these are tight boxes, so that shapes are distorted.
-All of this follows ZegFormer (Ding et al., CVPR 2022).
+All of this follows Ding et al., CVPR 2022.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from concat_cli.methods.borrowed.naming import agreed, best_names, ensemble, mat
 from concat_cli.methods.borrowed.phrases import open_phrases
 from concat_cli.methods.borrowed.weights import told
 
-CROP = "cropmask"  # what CLIP is shown of a mask [ZegFormer]
+CROP = "cropmask"  # what CLIP is shown of a mask [Ding et al., CVPR 2022]
 OFFSETS = 10.0  # 0.3 of it, the largest offset that is tried, is a factor of 20
 
 
