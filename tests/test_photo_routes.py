@@ -71,8 +71,9 @@ def words_of(route: Route, made: Path) -> list[str]:
         keys.append("infer.min_score=0")
     elif route.segmentor == "fc-clip":
         weights = weights.with_suffix(".safetensors")
-        clip_of(made / "clip of fc-clip")
-        save_file(tensors(), weights)
+        if not weights.exists():
+            clip_of(made / "clip of fc-clip")
+            save_file(tensors(), weights)
         keys += [f"clip.model=local-dir:{made / 'clip of fc-clip'}", "clip.pretrained="]
     else:
         if not weights.exists():
@@ -121,6 +122,23 @@ def test_photos_become_valid_files(
     for path in pictures:
         overlay = Image.open(out / f"{path.stem}.overlay.png")
         assert overlay.width >= Image.open(path).width and overlay.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("segmentor", "key"),
+    [
+        ("sam3", "borrowed.naming=crops"),
+        ("sam3", "clip.model=RN50"),
+        ("fc-clip", "borrowed.side=64"),
+    ],
+)
+def test_keys_that_a_route_does_not_read_are_refused(
+    segmentor: str, key: str, made: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, given, *keys = words_of(Route(segmentor), made)
+    sets = [word for one in (*keys, key) for word in ("--set", one)]
+    assert main(["predict", str(SCENE), weights, given, *sets, "--classes", "dog"]) == 2
+    assert f"{key.partition('=')[0]} would change nothing" in capsys.readouterr().err
 
 
 def test_a_route_is_evaluated_and_its_files_scored_again(

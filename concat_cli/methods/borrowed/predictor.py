@@ -226,6 +226,4 @@ def _check_read(loading: Loading, why: str, unread: Collection[str]) -> None:
     """UserError for keys that were asked for and would change nothing."""
     changed = [line.partition(":")[0] for line in diff(config_of(loading.weights), loading.cfg)]
     if beyond := [key for key in changed if key in unread]:
-        raise UserError(
-            f"{why}: {', '.join(beyond)} would change nothing.", "Leave out what says so."
-        )
+        raise UserError(f"{why}: {', '.join(beyond)} would change nothing.", "Leave that out.")
