@@ -34,6 +34,7 @@ from concat_cli.methods.borrowed import weights as borrowed
 
 PHOTOS = pairs()[DEFAULT]
 OWN = ("person", "cat", "grass-merged")
+RANDOM = "clip.pretrained=random"  # a CLIP that is here
 
 
 def segmentor(source: str, names: tuple[str, ...] = OWN) -> PublishedSegmentor:
@@ -93,6 +94,8 @@ def test_a_pair_has_the_clip_of_its_entry(published: list[str], name: str, clip)
     assert clip.clip.model in line and ("not listed" in line) == ("unlisted" in name)
     other = at_test(found, ["clip.model=RN50", "clip.pretrained=openai"])
     assert borrowed.told(other).endswith("CLIP RN50 openai (as asked)")
+    other = at_test(found, ["clip.pretrained=random"])
+    assert borrowed.told(other).endswith(f"CLIP {clip.clip.model} random (as asked)")
     assert isinstance(borrowed.restore(found), PublishedSegmentor)
     assert published == [name], "which is opened once"
 
@@ -207,7 +210,8 @@ def test_classes_from_everywhere(
 ) -> None:  # fmt: skip
     text = "\ufefflamp  # on the left\n\nsky : stuff\n"
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
-    code, out, _ = call(capsys, "predict", photo, "--weights", "photos", *names, "--dry-run")
+    asked = ["predict", photo, "--weights", "photos", *names, "--dry-run", "--set", RANDOM]
+    code, out, _ = call(capsys, *asked)
     assert code == 0 and classes in out and source in out and "note" not in out
 
 
@@ -215,7 +219,7 @@ def test_classes_from_everywhere(
     ("names", "what"),
     [
         (["--classes", "dog", "--vocab", "-"], "exclude each other"),
-        (["--classes", " ; "], "names no class"),
+        (["--classes", " ; "], 'names no class. hint: Write --classes "dog; cat, kitten;'),
         (["--classes", "dog; cat; Dog"], "'Dog' stands twice in the vocabulary: --classes, item 1"),
         (["--classes", "dog: animal"], "unknown kind 'animal'"),
         (["--vocab", "dog; cat"], "The names themselves go to --classes"),
@@ -257,6 +261,43 @@ def test_one_class_with_many_commas_is_doubted(
     assert not any("read as" in line for line in said.lines)
 
 
+def test_a_plan_says_that_the_clip_is_not_here(
+    published: list[str], photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "predict", photo, "--weights", "photos", "--dry-run")
+    assert code == 2 and "CLIP ViT-B-16 datacomp_xl_s13b_b90k is not in the cache" in err
+
+
+def test_a_name_that_is_nearly_one_is_asked_about(
+    published: list[str], photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "predict", photo, "--weights", "fotos")
+    assert code == 2 and "Did you mean photos" in err and "`concat weights` lists" in err
+
+
+def test_a_published_segmentor_is_not_exported(
+    published: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(capsys, "export", "out", "--weights", "photos")
+    assert code == 2 and "photos stands on a published segmentor" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "keys"),
+    [("zegformer", ()), ("clip-zss", ("shapes.unseen_pixels=drop",))],
+)
+def test_what_trains_no_borrowed_masks_says_so(
+    published: list[str], mini_world: Path, command: str, keys: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    drawn = [f"data.root={mini_world}", "shapes.train=24", "shapes.dev=8", "shapes.val=12"]
+    drawn += ["shapes.size=64", *keys, "segmentor=photos"]
+    for more in ([], ["--dry-run"]):
+        code, _, err = call(capsys, f"train-{command}", *drawn, *more, "--device", "cpu")
+        told = " ".join(err.split())
+        assert code == 2 and "model.segmentor=photos" in told and "concat train-con" in told
+
+
 def test_a_list_is_read_as_a_list() -> None:
     """Each item is a class: none is left out as a comment, and rows of YAML will do."""
     weights = open_weights(BUILT_IN, tensors=False)
@@ -295,9 +336,12 @@ def test_labels_of_unseen_classes_are_told_and_a_split_is_refused(
     protocol = _protocol(subject, SILENT)
     assert protocol["unseen_with_labels"] == unseen and protocol["filtering"] == {}
     assert protocol["weights"] == "photos" and protocol["stage"] == "borrowed"
-    code, out, _ = call(capsys, "evaluate", "--weights", "photos", key, "--dry-run")
+    evaluate = ["evaluate", "--weights", "photos", key, "--dry-run"]
+    code, out, _ = call(capsys, *evaluate, RANDOM)
     assert code == 0 and "borrowed" in out
-    split = ["evaluate", "--weights", "photos", key, "--split", "unseen", "--dry-run"]
+    code, _, err = call(capsys, *evaluate)
+    assert code == 2 and "CLIP ViT-B-16 datacomp_xl_s13b_b90k is not in the cache" in err
+    split = [*evaluate, RANDOM, "--split", "unseen"]
     code, _, err = call(capsys, *split)
     assert code == 2 and f"labels of {unseen} of the unseen classes" in err and "--force" in err
     assert call(capsys, *split, "--force")[0] == 0
@@ -321,6 +365,9 @@ def test_pairs_are_compared_by_what_they_are(
     entry = compare.parse_entry("mine=photos:infer.size=320", tmp_path)
     assert (entry.label, entry.weights) == ("mine", Path("photos"))
     assert compare.parse_entry("hf-hub:org/name").weights == Path("hf-hub:org/name")
+    Path("folder").mkdir()
+    Path("folder/config.json").write_text("{}")
+    assert compare.parse_entry("folder").weights == Path("folder")
     key = f"data.root={mini_world}"
     subjects = [
         open_subject(Path(name), [key, *more], tensors=False)

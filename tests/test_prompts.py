@@ -98,6 +98,25 @@ def test_a_set_of_templates_may_be_asked_for(clip, tmp_path):
     assert torch.equal(text_embeddings(clip, VOCABULARY, cfg, tmp_path), plain)
 
 
+def test_many_texts_are_told_of_before_they_are_encoded(clip, tmp_path, monkeypatch):
+    """A thousand names in 14 templates are minutes on a CPU: nobody is to think that it hangs."""
+    lines, counts = Lines(), []
+    lines.track = lambda items, what: counts.append(len(items)) or iter(items)
+    few, cfg = (
+        text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path / "few", lines),
+        ClipConfig(),
+    )
+    assert not lines.said
+    monkeypatch.setattr(prompts, "MANY_TEXTS", 4)
+    monkeypatch.setattr(prompts, "TEXT_BATCH", 3)
+    many = text_embeddings(clip, VOCABULARY, cfg, tmp_path / "many", lines)
+    assert lines.said == ["CLIP reads 4 texts of 2 names, once: on a CPU, minutes"]
+    assert counts == [2]
+    torch.testing.assert_close(many, few)
+    text_embeddings(clip, VOCABULARY, cfg, tmp_path / "many", lines)
+    assert len(lines.said) == 1, "they are kept"
+
+
 def test_names_may_stay_as_they_are(clip, tmp_path):
     cfg = ClipConfig(clean_names=False)
     raw = text_embeddings(clip, VOCABULARY, cfg, tmp_path)[1]

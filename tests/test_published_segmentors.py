@@ -424,6 +424,7 @@ def test_a_published_shape_of_eomt(tmp_path: Path) -> None:
         files = Files("it", tmp_path / "model.safetensors", config.to_dict(), {})
         ours = EoMT(model, files)
         found = ours(torch.zeros(2, 3, 640, 448, dtype=torch.uint8), None)
+    assert ours.notes[-1].endswith("sides are 640-640.")
     assert ours.padded == (640, 640) and ours.vocabulary.names[:2] == ("person", "bicycle")
     assert found.mask_logits.shape == (2, 200, 160, 112)
     assert found.class_logits.shape == (2, 200, 134) and found.queries.shape == (2, 200, 384)

@@ -133,9 +133,11 @@ def evaluate(options: Options) -> None:
 def _show_plan(console: Console, weights: Path, keys: Sequence[str], scoring: Scoring) -> None:
     """What would be scored; UserError for what would stop it."""
     from concat_cli.core.evaluate.weights import open_subject
+    from concat_cli.core.infer.predictor import check_plan
 
     subject = open_subject(weights, keys, tensors=False)
     tasks, candidates = subject.tasks(scoring), subject.candidates(scoring)
+    check_plan(subject.weights, subject.cfg)
     info = subject.info
     seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
     console.table(

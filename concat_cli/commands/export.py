@@ -69,13 +69,19 @@ def export(asked: Options) -> None:
     found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
     from concat_cli.core.build import config_of
-    from concat_cli.core.checkpoint import load_weights
+    from concat_cli.core.checkpoint import open_weights
     from concat_cli.core.infer.predictor import Predictor, named_by
     from concat_cli.core.model.segmentor import Segmentor
     from concat_cli.core.segmentors import export as core
 
-    weights = load_weights(found.path)
+    weights = open_weights(found.path)
     cfg = config_of(weights)
+    if cfg.model.segmentor:
+        raise UserError(
+            f"{found.path} stands on a published segmentor, {cfg.model.segmentor}: no masks of it "
+            "are ours to write.",
+            "Take that segmentor's own files, or give weights trained without segmentor=.",
+        )
     core.check_exportable(cfg.model)
     classes = named_by(weights, asked.vocab)
     classes = classes.seen_only() if asked.vocab is None else classes

@@ -173,7 +173,7 @@ def _show_plan(
     """What would be predicted; UserError for what would stop it."""
     from concat_cli.core.clip.prompts import check_words, known_words
     from concat_cli.core.config_file import to_dict
-    from concat_cli.core.infer.predictor import named_by, vocabulary_of
+    from concat_cli.core.infer.predictor import check_plan, named_by, vocabulary_of
     from concat_cli.core.method import stage_named
     from concat_cli.core.vocabulary import doubt
 
@@ -181,6 +181,7 @@ def _show_plan(
     if doubtful := doubt(classes):
         console.warn(doubtful)
     check_words(classes, known_words(cfg.clip.model), asked.force)
+    check_plan(weights, cfg)
     keys = (key.partition(".") for key in (*SHOWN, *stage_named(weights.stage)[0].at_test))
     seen, source = len(classes.seen_indices), _source(asked)
     rows = [

@@ -61,6 +61,16 @@ def check_start(cfg: ModelConfig) -> None:
         weights_file(cfg.backbone_weights)
 
 
+def check_own_masks(cfg: Config, method: str) -> None:
+    """UserError where a method that makes its own masks is given a published segmentor's."""
+    if cfg.model.segmentor:
+        raise UserError(
+            f"{method} learns masks of its own: model.segmentor={cfg.model.segmentor} has no place "
+            "in it.",
+            "Leave it out; `concat train-con` trains on the masks of a published segmentor.",
+        )
+
+
 def _segmentor(cfg: ModelConfig, clip_width: int, pretrained: bool) -> Segmentor:
     published = pretrained and cfg.backbone_weights == "timm" and not cfg.init
     backbone = Backbone(cfg.backbone, published, cfg.frozen_bn)

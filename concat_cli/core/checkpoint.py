@@ -26,7 +26,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_bytes
 from concat_cli.core.method import loaded, methods, stage_named
 from concat_cli.core.weights_from.hub import at_hand, weights_file
-from concat_cli.core.weights_from.published import PREFIX, WEIGHT_FILES, located
+from concat_cli.core.weights_from.published import PREFIX, WEIGHT_FILES, did_you_mean, located
 
 if TYPE_CHECKING:
     from concat_cli.core.clip.encoder import ClipIdentity
@@ -169,8 +169,8 @@ def _read(path: Path, header_only: bool = False) -> bytes:
             return start + file.read(min(int.from_bytes(start, "little"), 1 << 26))
     except FileNotFoundError:
         hint = (
-            "Make weights with `concat train-con`, or leave --weights out. `concat weights` lists "
-            "published ones."
+            f"{did_you_mean(str(path))}Make weights with `concat train-con`, or leave --weights "
+            "out. `concat weights` lists published ones."
         )
         raise UserError(f"There is no file {path}.", hint) from None
     except OSError as error:

@@ -240,7 +240,7 @@ def find_weights(
             `hf-hub:ORG/NAME` or a folder, which are handed through.
         vocabulary: weights that were taught this very file come first.
     """
-    if explicit is not None and (not Path(explicit).is_dir() or _published(Path(explicit))):
+    if explicit is not None and (not Path(explicit).is_dir() or is_published(Path(explicit))):
         return FoundWeights(Path(explicit), "as asked")
     if explicit is not None:
         run = Run(Path(explicit).name, Path(explicit).parent)
@@ -272,7 +272,7 @@ def find_weights(
     return FoundWeights(BUILT_IN, f"built in; there is no run in {run.path}")
 
 
-def _published(folder: Path) -> bool:
+def is_published(folder: Path) -> bool:
     """Whether a folder is a published model's, or only has the name of one."""
     from concat_cli.core.weights_from.published import WEIGHT_FILES, pairs  # which loads torch
 

@@ -26,6 +26,7 @@ Kind = Literal["thing", "stuff"]
 _KINDS: tuple[str, ...] = get_args(Kind)
 _KEYS = ("name", "synonyms", "kind")  # of a class in a YAML or JSON list
 _FORM = "A vocabulary file has a class a line, like `cat, kitten` or `sky : stuff`, in UTF-8."
+_OPTION, _INLINE = "--classes", 'Write --classes "dog; cat, kitten; grass : stuff".'
 _ROW = (
     'Write "cat, kitten", or {"name": "cat", "synonyms": ["kitten"], "kind": "thing"}; '
     f"a kind is {' or '.join(_KINDS)}."
@@ -183,7 +184,7 @@ def parse_classes(text: str, known: Vocabulary | None = None) -> Vocabulary:
     """The classes of one line: "dog; cat, kitten; grass : stuff"; `known` and errors as in
     `parse_vocabulary`."""
     rows = [row for part in re.split(r"[;\r\n]", text) if (row := part.strip())]
-    return _vocabulary("--classes", _list_items("--classes", rows), known, same_name)
+    return _vocabulary(_OPTION, _list_items(_OPTION, rows), known, same_name)
 
 
 def doubt(vocabulary: Vocabulary) -> str:
@@ -288,7 +289,7 @@ def _vocabulary(
 ) -> Vocabulary:
     """Entries with what `known` says of them; ids that it does not give follow its highest."""
     if not items:
-        raise UserError(f"{source} names no class.", _FORM)
+        raise UserError(f"{source} names no class.", _INLINE if source == _OPTION else _FORM)
     first: dict[str, str] = {}  # a name's form -> where it stands first
     for item in items:
         for name in item.names:

@@ -19,7 +19,7 @@ from concat_cli.core.clip.source import RANDOM, create, quiet, tokenizer
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.progress import SILENT, Progress
 
-_TEXT_BATCH = 256
+TEXT_BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Clip(nn.Module):
     def encode_text(self, texts: list[str]) -> Tensor:
         """N texts -> (N, E); a text beyond the context length is cut."""
         parts: list[Tensor] = []
-        for i in range(0, len(texts), _TEXT_BATCH):
-            tokens = self._tokenize(texts[i : i + _TEXT_BATCH]).to(self.device)
+        for i in range(0, len(texts), TEXT_BATCH):
+            tokens = self._tokenize(texts[i : i + TEXT_BATCH]).to(self.device)
             with torch.autocast(self.device.type, enabled=False):
                 features = self.model.encode_text(tokens)
             parts.append(F.normalize(features.float(), dim=-1))

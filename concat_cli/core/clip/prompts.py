@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVa
 from torch import Tensor
 
 from concat_cli.core.clip import tiny
-from concat_cli.core.clip.encoder import Clip
+from concat_cli.core.clip.encoder import TEXT_BATCH, Clip
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_bytes
@@ -58,6 +58,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "There is a large {} in the scene.",
     ),
 }
+MANY_TEXTS = 500  # that it is told of before they are encoded
 _SUFFIXES = frozenset({"merged", "other", "stuff"})
 _HEADS = frozenset({"wall", "floor", "ceiling"})
 _SPLIT_WORDS = {"playingfield": "playing field", "waterdrops": "water drops"}
@@ -143,7 +144,7 @@ def cached_texts(
     path = (cache_dir or default_cache_dir()) / "text" / f"{key[:40]}.safetensors"
     embeddings = _read(path, len(rows), progress)
     if embeddings is None:
-        embeddings = encode_classes(clip(), rows)
+        embeddings = encode_classes(clip(), rows, progress)
         _write(path, embeddings, progress)
     return embeddings
 
@@ -168,11 +169,18 @@ def class_texts(
     ]
 
 
-def encode_classes(clip: Clip, rows: list[list[str]]) -> Tensor:
+def encode_classes(clip: Clip, rows: list[list[str]], progress: Progress = SILENT) -> Tensor:
     """The texts of each class -> (K, E) on the CPU: mean of normalised embeddings, normalised."""
     flat = [text for texts in rows for text in texts]
     owner = torch.tensor([k for k, texts in enumerate(rows) for _ in texts])
-    encoded = clip.encode_text(flat).cpu()  # (T, E)
+    starts: Iterable[int] = range(0, len(flat), TEXT_BATCH)
+    if len(flat) >= MANY_TEXTS and clip.identity.model not in tiny.FILES:
+        slow = ": on a CPU, minutes" if clip.device.type == "cpu" else ""
+        progress.say(f"CLIP reads {len(flat)} texts of {len(rows)} names, once{slow}")
+        starts = progress.track(starts, f"batches of {TEXT_BATCH} texts")
+    encoded = torch.cat(
+        [clip.encode_text(flat[n : n + TEXT_BATCH]).cpu() for n in starts]
+    )  # (T, E)
     total = torch.zeros(len(rows), encoded.shape[1]).index_add_(0, owner, encoded)
     return F.normalize(total, dim=-1)
 

@@ -28,9 +28,8 @@ from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import PART, Subject, evaluate_weights, open_subject
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.runs import RUNS, find_weights
+from concat_cli.core.runs import RUNS, find_weights, is_published
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.weights_from.published import pairs
 
 Figures = dict[str, Interval | None]  # in 0-1 by group: seen, unseen, harmonic
 _KEYS = re.compile(r"[:,](?=\w+\.\w+=)")  # stands before each override
@@ -105,7 +104,7 @@ def parse_entry(text: str, root: Path = RUNS) -> Entry:
         label = label.strip()
     as_path = Path(run)
     is_path = as_path.is_file() or as_path.suffix == ".safetensors" or len(as_path.parts) > 1
-    is_path = is_path or (run in pairs() and not (root / run).exists())
+    is_path = is_path or (is_published(as_path) and not (root / run).exists())
     if not is_path and (":" in run or ":" in label.removesuffix(text)):
         raise UserError(
             f"'{text}' does not read as a run with overrides.",

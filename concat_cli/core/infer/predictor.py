@@ -432,6 +432,13 @@ def at_test(weights: Weights, overrides: Sequence[str] | Config = ()) -> Config:
     return cfg
 
 
+def check_plan(weights: Weights, cfg: Config) -> None:
+    """UserError, before anything is predicted, where the CLIP is not here that was to be chosen."""
+    method, _ = stage_named(weights.stage)
+    if "clip.model" in method.at_test and cfg.clip.model:
+        check_here(cfg.clip)
+
+
 def named_by(weights: Weights, vocabulary: Names | None = None) -> Vocabulary:
     """The classes that a predictor is to name, `seen` as of `seen_by`; see `Predictor.load`."""
     known = vocabulary_of(weights)

@@ -63,6 +63,9 @@ class Files:
     @property
     def sizes(self) -> tuple[int, int]:
         """Short side, and the most of the long one, that it is tested with."""
+        if self.kind == "eomt":  # its positions are of one square
+            side = int(self.config.get("image_size", 640))
+            return side, side
         told = self.preprocessor.get("size")
         size = cast("dict[str, Any]", told) if isinstance(told, dict) else {"shortest_edge": told}
         short = int(size.get("shortest_edge") or size.get("height") or PublishedSegmentor.size)

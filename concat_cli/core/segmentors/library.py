@@ -84,8 +84,7 @@ class EoMT(LibrarySegmentor):
 
     def __init__(self, model: nn.Module, files: Files) -> None:
         super().__init__(model, files)
-        side = int(files.config.get("image_size", 640))
-        self.padded, self.size, self.max_size = (side, side), side, side
+        self.padded = (self.size, self.size)
 
     def propose(self, images: Tensor, padding: Tensor | None) -> Proposals:
         """See `PublishedSegmentor`; smaller inputs are padded to `padded`, and masks cut back."""
@@ -174,9 +173,9 @@ def open_library(kind: type[LibrarySegmentor], files: Files) -> LibrarySegmentor
     dropped = () if kind is not OneFormer else ("model.text_mapper.",)
     tensors = {n: t for n, t in files.tensors.items() if not n.startswith((_LOSS, *dropped))}
     try:
-        config = model_class.config_class.from_dict(files.config)
-        kind.adapt(config)
         with quiet(library), without_waiting(all_cached=True):
+            config = model_class.config_class.from_dict(files.config)
+            kind.adapt(config)
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=tensors, output_loading_info=True,
                 ignore_mismatched_sizes=True,

@@ -116,12 +116,16 @@ def parts_of(name: str) -> tuple[Part, ...]:
         return pair.parts
     if name.startswith(PREFIX) and name.count("/") == 1:
         return Part(name.removeprefix(PREFIX)), pairs()[DEFAULT].clip.part
-    near = difflib.get_close_matches(name, pairs(), 3)
     raise UserError(
         f"No published weights are called {name!r}.",
-        (f"Did you mean {', '.join(near)}? " if near else "")
-        + "`concat weights` lists them; others go by hf-hub:ORG/NAME.",
+        f"{did_you_mean(name)}`concat weights` lists them; others go by hf-hub:ORG/NAME.",
     )
+
+
+def did_you_mean(name: str) -> str:
+    """A question with the short names that are alike, and a space; empty where none is."""
+    near = difflib.get_close_matches(name, pairs(), 3)
+    return f"Did you mean {', '.join(near)}? " if near else ""
 
 
 def segmentor_part(repository: str) -> Part:

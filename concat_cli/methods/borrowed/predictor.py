@@ -8,6 +8,7 @@ single one may be likelier than it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from concat_cli.core.build import config_of
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.pooling import MaskPooling, between_cells
 from concat_cli.core.config import InferConfig
+from concat_cli.core.config_file import diff
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.crops import encode_segments, peaks
 from concat_cli.core.infer.pooled import pool_segments
@@ -28,6 +31,7 @@ from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.fcclip import FcClip
 from concat_cli.core.segmentors.sam3 import Sam3
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.methods.borrowed import METHOD
 from concat_cli.methods.borrowed.config import BorrowedConfig
 from concat_cli.methods.borrowed.naming import agreed, best_names, ensemble, matches, one_by_one
 from concat_cli.methods.borrowed.phrases import open_phrases
@@ -190,7 +194,11 @@ def open_predictor(loading: Loading) -> Predictor:
     """The predictor of a pair, or of SAM 3."""
     model = loading.model()
     if isinstance(model, Sam3):
+        _check_read(loading, "SAM 3 names masks by itself", METHOD.at_test)
         return open_phrases(loading, model)
+    if isinstance(model, FcClip):
+        told_by_text = ("borrowed.naming", "borrowed.side", "borrowed.min_object")
+        _check_read(loading, "FC-CLIP names masks in the pass that makes them", told_by_text)
     loading.progress.say(told(loading.cfg))
     assert isinstance(model, PublishedSegmentor)
     for note in model.notes:
@@ -212,3 +220,12 @@ def open_predictor(loading: Loading) -> Predictor:
         loading.weights.meta,
         naming=Naming(loading.cfg.own(BorrowedConfig), clip, owner, loading.progress),
     )
+
+
+def _check_read(loading: Loading, why: str, unread: Collection[str]) -> None:
+    """UserError for keys that were asked for and would change nothing."""
+    changed = [line.partition(":")[0] for line in diff(config_of(loading.weights), loading.cfg)]
+    if beyond := [key for key in changed if key in unread]:
+        raise UserError(
+            f"{why}: {', '.join(beyond)} would change nothing.", "Leave out what says so."
+        )

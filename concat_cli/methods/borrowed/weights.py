@@ -88,7 +88,8 @@ def told(cfg: Config) -> str:
     source, clip = cfg.model.segmentor, cfg.clip
     listed = pair_of(source)
     why = "" if listed else f" (that of `{DEFAULT}`: the segmentor is not listed)"
-    if clip.model != (listed or pairs()[DEFAULT]).clip.model:
+    own = (listed or pairs()[DEFAULT]).clip
+    if (clip.model, clip.pretrained) != (own.model, own.pretrained):
         why = " (as asked)"
     masks = listed.source if listed else source
     return f"masks of {masks}; names by CLIP {clip.model} {clip.pretrained}".rstrip() + why

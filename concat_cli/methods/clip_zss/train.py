@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from concat_cli.core.build import check_own_masks
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import Config, ModelConfig
 from concat_cli.core.data.dataset import PanopticDataset
@@ -69,6 +70,7 @@ def train_clip_zss(
 
     preview: write a picture of the pseudo labels of some training images there, and train nothing.
     """
+    check_own_masks(cfg, "CLIP-ZSS")
     own = cfg.own(ClipZssConfig)
     session = open_image_session(cfg, device, progress)
     check_student_start(own)
@@ -94,6 +96,7 @@ def train_clip_zss(
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
     """What `train_clip_zss` would do; UserError for what would stop it at once."""
+    check_own_masks(cfg, "CLIP-ZSS")
     own = cfg.own(ClipZssConfig)
     with torch.device("meta"):
         student = build_student(own, clip_width(cfg.clip) or 512)

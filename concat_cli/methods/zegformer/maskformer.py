@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import build_segmentor, clip_width_of, config_of, filled, load_backbone
+from concat_cli.core.build import (
+    build_segmentor,
+    check_own_masks,
+    clip_width_of,
+    config_of,
+    filled,
+    load_backbone,
+)
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import Config
 from concat_cli.core.errors import UserError
@@ -225,6 +232,7 @@ def build_zegformer(
 
 def check_keys(cfg: Config) -> None:
     """UserError for keys that ask for what the chosen segmentor or ZegFormer does not have."""
+    check_own_masks(cfg, "ZegFormer")
     if cfg.align.image or cfg.align.instance:
         raise UserError(
             "ZegFormer aligns nothing with CLIP's image encoder: align.image and align.instance "
