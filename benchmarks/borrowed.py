@@ -6,11 +6,12 @@
 
 A Mask2Former (ResNet-18, deformable decoder, learned queries, no mask pooling) is trained on seen
 labels and exported as a folder of `transformers`, which is then opened as anybody's would be. Its
-masks are named four ways: "own" by the class path that they were trained with, "image" by
-ZegFormer's image branch (a pass of CLIP's image encoder for each mask), "pair" by the borrowed
-method with the same CLIP, "concat" by CONCAT on top, which needs no image encoder at test. Its
-seconds are those of all three stages, the bank included. A cell that is there is not computed
-again, and one that was made with other arguments stops the script.
+masks are named five ways: "own" by the class path that they were trained with, "image" by
+ZegFormer's image branch (a pass of CLIP's image encoder for each mask), "crops" by the borrowed
+method with the same CLIP alone and the same crops, "pair" by that method as it is by default,
+"concat" by CONCAT on top, which needs no image encoder at test. Its seconds are those of all three
+stages, the bank included. A cell that is there is not computed again, and one that was made with
+other arguments stops the script.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
 
 ROOT = Path("runs/borrowed")
+CLIP_ALONE = ("borrowed.naming=crops", "borrowed.known=1", "borrowed.new=1")
 GRID = (4, 6)  # where the learned queries begin to look
 SEGMENTOR = f"""model.backbone=resnet18 model.pixel_decoder=deformable model.token_queries=false
 model.mask_pooling=false model.encoder_layers=1 model.encoder_ffn=256 model.decoder_layers=3
@@ -72,7 +74,7 @@ class Cell:
     name: str
 
 
-CELLS = tuple(Cell(name) for name in ("own", "image", "pair", "concat"))
+CELLS = tuple(Cell(name) for name in ("own", "image", "crops", "pair", "concat"))
 
 
 def config(split: str, args: argparse.Namespace) -> Config:
@@ -152,11 +154,11 @@ def image_branch(path: Path, device: str) -> Report:
     return scored(predictor, info)
 
 
-def borrowed(folder: Path, cfg: Config, device: str) -> Report:
+def borrowed(folder: Path, cfg: Config, device: str, *own: str) -> Report:
     """The published segmentor with the tiny CLIP, on val; thresholds as those of the others."""
     info = read_dataset_info(Path(cfg.data.root))
     weights = pair(open_frozen(str(folder)), ClipConfig())
-    keys = [f"infer.min_score={cfg.infer.min_score}"]
+    keys = [f"infer.min_score={cfg.infer.min_score}", *own]
     return scored(Predictor.load(weights, info.vocabulary, device, overrides=keys), info)
 
 
@@ -186,8 +188,9 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     seconds = None
     if cell.name == "image":
         report = image_branch(weights, args.device)
-    elif cell.name == "pair":
-        report = borrowed(published(split, weights), config(split, args), args.device)
+    elif cell.name in ("crops", "pair"):
+        keys = CLIP_ALONE if cell.name == "crops" else ()
+        report = borrowed(published(split, weights), config(split, args), args.device, *keys)
     else:
         if cell.name == "concat":
             weights, seconds = concat(split, published(split, weights), args)

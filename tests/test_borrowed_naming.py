@@ -59,17 +59,11 @@ def naive(
     own = [math.exp(value) / sum(map(math.exp, own_logits)) for value in own_logits]
     by_clip = [math.exp(value) / sum(map(math.exp, clip_logits)) for value in clip_logits]
     known = [any(row) for row in matched.tolist()]
-    left = sum(p for c, p in enumerate(own) if not any(row[c] for row in matched.tolist()))
-    if not any(known):
-        return by_clip
-    new = sum(p for p, k in zip(by_clip, known, strict=True) if not k)
     scores: list[float] = []
     for k, row in enumerate(matched.tolist()):
-        if known[k]:
-            inside, a = sum(p for p, same in zip(own, row, strict=True) if same), way.known
-        else:
-            inside, a = left * by_clip[k] / new, way.new
-        scores.append(inside ** (1 - a) * by_clip[k] ** a)
+        inside = sum(p for p, same in zip(own, row, strict=True) if same)
+        of_both = inside ** (1 - way.known) * by_clip[k] ** way.known
+        scores.append(of_both if known[k] else by_clip[k])
     return [score / sum(scores) for score in scores]
 
 
@@ -94,11 +88,19 @@ def test_the_ensemble_is_that_of_the_formulas(way: BorrowedConfig, asked: tuple[
 
 def test_new_names_stay_in_clips_order_and_yield_to_a_sure_segmentor() -> None:
     matched = matches(of_names("person", "sofa", "tram"), OWN)
-    clip = torch.tensor([[0.0, 2.0, 1.0]] * 2)
+    clip = torch.tensor([[0.0, 0.5, 0.2]] * 2)
     own = torch.tensor([[8.0, 0, 0, 0, 0], [0, 0, 8.0, 0, 0]])  # sure of person; of car
     person, car = agreed(own, clip, matched, BorrowedConfig()).exp()
     assert person.argmax() == 0 and car.argsort(descending=True).tolist() == [1, 2, 0]
     assert person[1] > person[2], "CLIP's order"
+
+
+def test_a_new_name_is_found_beside_all_own_ones() -> None:
+    """CLIP is sure of the new name, the segmentor of one of its own, as it knows no other."""
+    matched = matches(of_names(*(names_of(e)[0] for e in OWN.entries), "unicorn"), OWN)
+    own = torch.tensor([[2.0, 0, 0, 0, 0]])
+    clip = torch.tensor([[0.0, 0, 0, 0, 0, 4.0]])
+    assert agreed(own, clip, matched, BorrowedConfig()).argmax() == 5
 
 
 def test_extreme_opinions_stay_finite() -> None:

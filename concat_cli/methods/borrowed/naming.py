@@ -7,24 +7,21 @@ Both are distributions over the K classes to be named:
   picture shows one of them, and a mean of texts lies between them all. SigLIP was trained with
   sigmoids; its bias is the same for all classes, and a softmax does not see it.
 - the segmentor's, p_in: a closed set has an opinion of *known* classes alone, those one of whose
-  names is literally one of its own classes': their own classes' share p_own of the softmax over all
-  of its own classes, no_object left out. What they leave belongs to the *new* classes together, and
-  CLIP divides it:
+  names is literally one of its own classes': the share of their own classes in the softmax over all
+  of its own classes, no_object left out. Of *new* classes it has none.
 
-      p_in(k) = sum of p_own(c) over the own classes c named like k             k known
-      p_in(k) = (1 - sum of p_own of all matched c) * p_clip(k) / sum over new classes of p_clip
-                                                                                k new
+The score of a known class is FC-CLIP's geometric mean, that of a new one CLIP's word alone:
 
-So new classes keep CLIP's order among themselves; they fall behind where the segmentor is sure of
-a known class, and come forward where it sees something that no class is named like. FC-CLIP's
-geometric ensemble follows, with a = `borrowed.known` for known classes and `borrowed.new` for new
-ones:
+    score(k) = p_in(k)^(1-a) * p_clip(k)^a    k known, a = `borrowed.known`
+    score(k) = p_clip(k)                      k new
 
-      score(k) = p_in(k)^(1-a) * p_clip(k)^a, normalised over the classes
+both normalised over the classes. What the known names leave of p_in is not dealt out to new ones
+[ours]: a vocabulary that holds all of a closed set's classes leaves nothing, and none would ever be
+found.
 
 Where no class is known this is p_clip itself. A segmentor whose classes are told by text (FC-CLIP)
-has an opinion of all classes, and its p_in is a softmax over them, as p_clip is. Objectness is
-1 - p(no_object) of the segmentor.
+has an opinion of all classes: its p_in is a softmax over them, as p_clip is, and a of new ones is
+`borrowed.new`. Objectness is 1 - p(no_object) of the segmentor.
 """
 
 from __future__ import annotations
@@ -77,14 +74,10 @@ def agreed(own_logits: Tensor, clip_logits: Tensor, matched: Tensor, way: Borrow
     """
     by_clip = clip_logits.log_softmax(-1)
     known = matched.any(1)  # (K,)
-    if not known.any():
-        return by_clip
     own = own_logits.softmax(-1)
-    tiny = torch.finfo(own.dtype).tiny
-    opinion = (own @ matched.T.to(own.dtype)).clamp(min=tiny).log()  # (M, K)
-    left = (own @ (~matched.any(0)).to(own.dtype)).clamp(min=tiny).log()  # (M,)
-    of_new = by_clip.masked_fill(known, -torch.inf).log_softmax(-1) if not known.all() else by_clip
-    opinion = torch.where(known, opinion, left[:, None] + of_new)
+    shares = own @ matched.T.to(own.dtype)  # (M, K)
+    opinion = shares.clamp(min=torch.finfo(own.dtype).tiny).log()
+    opinion = torch.where(known, opinion, by_clip)
     return ensemble(opinion, by_clip, known, way)
 
 
