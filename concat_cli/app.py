@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         show_error(mistake)
         return 2
     finally:  # leaves the process group of `torchrun`, if a command joined it
-        if (distributed := sys.modules.get("concat_cli.core.train.distributed")) is not None:
+        distributed = sys.modules.get("concat_cli.core.train.distributed")
+        if distributed is not None and "WORLD_SIZE" in os.environ:
             distributed.leave()
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -175,11 +176,14 @@ def with_signature(
 
 def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
     """The device, and this process's share of the pictures under `torchrun`."""
-    from concat_cli.core.device import Share, choose_device
-    from concat_cli.core.train.distributed import gather_objects, join
+    from concat_cli.core.device import ALONE, Share, choose_device
 
     chosen, why = choose_device(device)
     console.say(f"device {chosen} ({why})")
+    if "WORLD_SIZE" not in os.environ:
+        return chosen, ALONE
+    from concat_cli.core.train.distributed import gather_objects, join  # torch's is slow to import
+
     chosen, processes = join(chosen)
     return chosen, Share(processes.rank, processes.world, gather_objects)
 
