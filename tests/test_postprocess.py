@@ -69,7 +69,7 @@ def probabilities(class_logits, offset=0.0):
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("budget", [postprocess.BUDGET, 3000])
 def test_equals_the_published_loop(seed, budget, monkeypatch):
-    monkeypatch.setattr(postprocess, "BUDGET", budget)  # also in strips of a few rows
+    monkeypatch.setattr(postprocess, "ON_CPU", budget)  # also in strips of a few rows
     class_logits, mask_logits = random_outputs(seed)
     sizes, valid = [(32, 32), (45, 70), (32, 32), (3, 90)], [(32, 32), (20, 32), (32, 32), (1, 32)]
     cfg = InferConfig(min_score=0.3, overlap=0.6, seen_offset=float(seed % 3))
@@ -144,7 +144,7 @@ def test_seen_offset_moves_the_choice_to_unseen_classes():
 
 @pytest.mark.parametrize("budget", [postprocess.BUDGET, 3000])
 def test_semantic_equals_the_formula(budget, monkeypatch):
-    monkeypatch.setattr(postprocess, "BUDGET", budget)
+    monkeypatch.setattr(postprocess, "ON_CPU", budget)
     class_logits, mask_logits = random_outputs(5)
     sizes, valid = [(32, 32), (45, 70), (32, 32), (3, 90)], [(32, 32), (20, 32), (32, 32), (1, 32)]
     taken_off = torch.linspace(0, 0.4, K)

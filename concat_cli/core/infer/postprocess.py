@@ -22,6 +22,7 @@ from concat_cli.core.config import InferConfig
 Size = tuple[int, int]
 MASK_STRIDE = 4  # mask logits are at a quarter of the padded input
 BUDGET = 2**24  # mask values held at once (counts of pixels in fp32 stay exact up to here)
+ON_CPU = 2**21  # of which a CPU is given fewer: as many as its caches hold take two thirds the time
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def resized_strips(
     b, n, h, w = mask_logits.shape
     down = resize_matrix(h, MASK_STRIDE * h, valid[0], size[0], mask_logits)  # (H, h)
     across = resize_matrix(w, MASK_STRIDE * w, valid[1], size[1], mask_logits)  # (W, w)
-    step = max(1, BUDGET // max(1, b * (width or n) * size[1]))
+    budget = ON_CPU if mask_logits.device.type == "cpu" else BUDGET
+    step = max(1, budget // max(1, b * (width or n) * size[1]))
     for top in range(0, size[0], step):
         rows = torch.matmul(down[top : top + step], mask_logits)  # (B, n, rows, w)
         yield torch.matmul(rows, across.T)  # (B, n, rows, W)
