@@ -379,6 +379,21 @@ def test_colours_that_are_not_rescaled_or_not_normalised(
         close(open_segmentor(str(folder))(images, None).mask_logits, masks, "plain")
 
 
+def test_an_eomt_saved_while_its_masks_were_annealed_draws_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    theirs = transformers.EomtForUniversalSegmentation(published.config_of("eomt"))
+    theirs.attn_mask_probs.fill_(0.6)
+    ours = open_segmentor(str(published.saved(theirs, tmp_path / "m", PREPROCESSOR)))
+    assert isinstance(ours, PublishedSegmentor) and "annealed" in ours.notes[-1]
+    images = pictures(1, (128, 128))
+    with torch.no_grad():
+        first, second = (ours(images, None).mask_logits for _ in range(2))
+        assert torch.equal(first, second)
+        theirs.attn_mask_probs.fill_(1.0)
+        masks, _ = published.their_outputs("eomt", theirs.eval(), normalised(images))
+    close(first, masks, "as with all masks")
+
+
 def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: Any, **__: Any) -> None:
         raise AssertionError("a download")

@@ -85,6 +85,14 @@ class EoMT(LibrarySegmentor):
     def __init__(self, model: nn.Module, files: Files) -> None:
         super().__init__(model, files)
         self.padded = (self.size, self.size)
+        shares = model.get_buffer("attn_mask_probs")
+        if bool(((shares > 0) & (shares < 1)).any()):
+            shares.round_()
+            annealed = (
+                "It was saved while its attention masks were annealed, and would draw them at "
+                "random: those that are likelier taken than not are taken."
+            )
+            self.notes = (*self.notes, annealed)
 
     def propose(self, images: Tensor, padding: Tensor | None) -> Proposals:
         """See `PublishedSegmentor`; smaller inputs are padded to `padded`, and masks cut back."""
