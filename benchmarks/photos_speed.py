@@ -16,7 +16,6 @@ so that rectangles of all sizes are planted in their place, the same for all.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ import transformers
 from torch import Tensor
 
 from concat_cli.core.config import ClipConfig
+from concat_cli.core.evaluate.cost import resident
 from concat_cli.core.infer.predictor import Loading, Predictor
 from concat_cli.core.segmentors import Proposals
 from concat_cli.core.segmentors.source import open_frozen
@@ -174,7 +174,10 @@ def name_large(options: argparse.Namespace) -> None:
     ours = open_ours(options.folder, options.clip, 100, (800, 1333))
     photo = np.random.default_rng(0).integers(0, 256, (*LARGE, 3), dtype=np.uint8)
     found = ours(photo, semantic=False)
-    print(len(found.segments), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    most = resident(
+        "VmHWM"
+    )  # getrusage's peak begins with that of the process that forked this one
+    print(len(found.segments), int((most or 0) * 2**20))
 
 
 def measure(folder: Path, options: argparse.Namespace) -> None:
