@@ -389,11 +389,12 @@ class Loading:
         method, _ = stage_named(self.weights.stage)
         return loaded(method.restore)(self.weights).to(self.device)
 
-    def open(self, kind: Callable[..., P], **own: Any) -> P:
-        """A predictor whose first arguments are those of `Predictor`, and `own` its own."""
+    def open(self, kind: Callable[..., P], text: Tensor | None = None, **own: Any) -> P:
+        """A predictor whose first arguments are those of `Predictor`, and `own` its own. text: by
+        default that of the vocabulary's classes."""
         return kind(
             self.model(),
-            self.text(),
+            self.text() if text is None else text,
             self.vocabulary,
             self.cfg.infer,
             self.device,

@@ -24,6 +24,7 @@ from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import MAX_SCALE
 from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
+from concat_cli.core.weights_from import count_parts
 from concat_cli.core.weights_from.names import rename
 
 HEAD = "sem_seg_head.predictor."
@@ -190,15 +191,12 @@ def _sizes(ours: Mapping[str, Tensor]) -> dict[str, Any]:
     inputs = [ours[f"pixel_decoder.inputs.{i}.conv.weight"].shape[1] for i in (2, 1, 0)]
     lateral = ours["pixel_decoder.lateral.conv.weight"]
 
-    def count(prefix: str) -> int:
-        return len({n[len(prefix) :].split(".")[0] for n in ours if n.startswith(prefix)})
-
     return {
         "channels": (lateral.shape[1], *inputs),
         "embed_dim": ours["void"].shape[1],
         "queries": ours["query_decoder.query_content"].shape[0],
-        "layers": count("query_decoder.layers."),
-        "encoder_layers": count("pixel_decoder.layers."),
+        "layers": count_parts(ours, "query_decoder.layers."),
+        "encoder_layers": count_parts(ours, "pixel_decoder.layers."),
         "width": lateral.shape[0],
     }
 

@@ -258,9 +258,9 @@ def _fitting_keys(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     keys["width"] = tensors["query_decoder.level_embedding"].shape[1]
     keys["mask_width"] = tensors["query_decoder.mask_embedding.4.weight"].shape[0]
     keys["heads"] = tensors[f"{encoder}0.attention.weights.bias"].shape[0] // _POINTS
-    keys["encoder_layers"] = _count(tensors, encoder)
+    keys["encoder_layers"] = count_parts(tensors, encoder)
     keys["encoder_ffn"] = tensors[f"{encoder}0.feed_forward.first.bias"].shape[0]
-    keys["decoder_layers"] = _count(tensors, decoder)
+    keys["decoder_layers"] = count_parts(tensors, decoder)
     keys["decoder_ffn"] = tensors[f"{decoder}0.feed_forward.first.bias"].shape[0]
     keys["queries"] = tensors["query_decoder.query_content"].shape[0]
     return keys
@@ -272,11 +272,11 @@ def backbone_of(tensors: Mapping[str, Tensor]) -> str:
     if table is not None:
         width = tensors["backbone.body.patch_embed.norm.weight"].shape[0]
         window = (round(table.shape[0] ** 0.5) + 1) // 2
-        size = _SWINS.get((width, _count(tensors, "backbone.body.layers.2.blocks.")))
+        size = _SWINS.get((width, count_parts(tensors, "backbone.body.layers.2.blocks.")))
         side = _SIDES.get(window)
         return f"swin_{size}_patch4_window{window}_{side}" if size and side else ""
     body = "backbone.body.body.layer"
-    depths = tuple(_count(tensors, f"{body}{i}.") for i in range(1, 5))
+    depths = tuple(count_parts(tensors, f"{body}{i}.") for i in range(1, 5))
     shape = f"{body}1.0.conv3.weight" in tensors, depths
     return next((name for name, known in RESNETS.items() if known == shape), "")
 
@@ -357,7 +357,7 @@ def _copy(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None
         module.load_state_dict(dict(tensors), strict=False)
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def count_parts(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered parts there are under a prefix."""
     return len({n[len(prefix) :].split(".")[0] for n in tensors if n.startswith(prefix)})
 

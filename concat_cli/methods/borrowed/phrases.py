@@ -23,22 +23,13 @@ from concat_cli.core.segmentors.sam3 import Answer, Read, Sam3
 CERTAIN = 1e-6  # scores are kept this far from 0 and 1, where logits have an end
 
 
-def open_phrases(loading: Loading, model: Sam3) -> PhrasePredictor:
+def open_phrases(loading: Loading) -> PhrasePredictor:
     """SAM 3 with names; UserError where there are none, as it has no classes of its own."""
     if not len(loading.vocabulary):
         raise UserError(
             "SAM 3 has no classes of its own.", 'Name some: --classes "dog; red car; sky : stuff"'
         )
-    none = torch.zeros(len(loading.vocabulary), 0)
-    return PhrasePredictor(
-        model,
-        none,
-        loading.vocabulary,
-        loading.cfg.infer,
-        loading.device,
-        loading.dtype,
-        loading.weights.meta,
-    )
+    return loading.open(PhrasePredictor, torch.zeros(len(loading.vocabulary), 0))
 
 
 class PhrasePredictor(Predictor):

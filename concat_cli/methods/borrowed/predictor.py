@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from concat_cli.core.build import config_of
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.pooling import MaskPooling, between_cells
-from concat_cli.core.config import InferConfig
 from concat_cli.core.config_file import diff
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.crops import encode_segments, peaks
+from concat_cli.core.infer.crops import encode_alike, peaks
 from concat_cli.core.infer.pooled import pool_segments
 from concat_cli.core.infer.postprocess import Size
 from concat_cli.core.infer.predictor import Loading, Predictor, RawOutput
@@ -79,18 +78,14 @@ class BorrowedPredictor(Predictor):
         model: nn.Module,
         text: Tensor,
         vocabulary: Vocabulary,
-        cfg: InferConfig,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype | None = None,
-        meta: dict[str, Any] | None = None,
-        *,
+        *common: Any,
         naming: Naming,
     ) -> None:
         assert isinstance(model, PublishedSegmentor) and len(text) == len(naming.owner)
         of_classes = text.new_zeros(len(vocabulary), text.shape[1])
         of_classes = of_classes.index_add(0, naming.owner.to(text.device), text)
         of_classes = F.normalize(of_classes, dim=-1)
-        super().__init__(model, of_classes, vocabulary, cfg, device, dtype, meta)
+        super().__init__(model, of_classes, vocabulary, *common)
         self.segmentor, self.naming = model, naming
         self.names, self.owner = text.to(self.device), naming.owner.to(self.device)
         self.matched = matches(vocabulary, model.vocabulary).to(self.device)
@@ -133,14 +128,10 @@ class BorrowedPredictor(Predictor):
         """Of a segmentor on a CLIP, both of whose opinions came with the masks [FC-CLIP]: its void
         is one more class, and a mask is one where that is not the likeliest."""
         assert isinstance(self.segmentor, FcClip)
-        classes = len(self.vocabulary)
         own = self.segmentor.classify(both[:, :, 0], self.names)  # (B, Q, S+1)
-        opinion = best_names(own[..., :-1], self.owner, classes)
+        opinion = best_names(own[..., :-1], self.owner, len(self.vocabulary))
         void = torch.cat((opinion, own[..., -1:]), -1).log_softmax(-1)[..., -1:]
-        tokens = F.normalize(both[:, :, 1], dim=-1)
-        by_clip = best_names(
-            self.naming.clip.logit_scale * tokens @ self.names.T, self.owner, classes
-        )
+        by_clip = self._by_clip(F.normalize(both[:, :, 1], dim=-1))
         known = self.matched.any(1)
         scores = ensemble(opinion.log_softmax(-1), by_clip.log_softmax(-1), known, self.naming.way)
         objects = -void.exp().clamp(max=1 - 1e-6)
@@ -154,16 +145,16 @@ class BorrowedPredictor(Predictor):
         """(M, K) of the masks that are sent."""
         clip = self.naming.clip
         if self.pooling is None:
-            select = sent.nonzero()
-            if len(select):
-                tokens = encode_segments(clip, images, masks, valid, select, CROP)
-            else:
-                tokens = masks.new_zeros(0, clip.embed_dim)
+            tokens = encode_alike(clip, images, masks, valid, sent.nonzero(), CROP)
         else:
             tokens, shares = pool_segments(self.pooling, images, masks, valid, sent)
             if self.pooling.attends:
                 self._count(shares, self.pooling.grid)
-        logits = clip.logit_scale * tokens @ self.names.T  # (M, S)
+        return self._by_clip(tokens)
+
+    def _by_clip(self, tokens: Tensor) -> Tensor:
+        """CLIP's tokens (..., E) -> its logits (..., K) of the classes."""
+        logits = self.naming.clip.logit_scale * tokens @ self.names.T  # (..., S)
         return best_names(logits, self.owner, len(self.vocabulary))
 
     def _count(self, shares: Tensor, grid: int) -> None:
@@ -195,7 +186,7 @@ def open_predictor(loading: Loading) -> Predictor:
     model = loading.model()
     if isinstance(model, Sam3):
         _check_read(loading, "SAM 3 names masks by itself", METHOD.at_test)
-        return open_phrases(loading, model)
+        return open_phrases(loading)
     if isinstance(model, FcClip):
         told_by_text = ("borrowed.naming", "borrowed.side", "borrowed.min_object")
         _check_read(loading, "FC-CLIP names masks in the pass that makes them", told_by_text)
@@ -210,16 +201,8 @@ def open_predictor(loading: Loading) -> Predictor:
     apart, owner = one_by_one(loading.vocabulary)
     text = loading.text(vocabulary=apart)
     clip.drop_text_tower()
-    return BorrowedPredictor(
-        model,
-        text,
-        loading.vocabulary,
-        loading.cfg.infer,
-        loading.device,
-        loading.dtype,
-        loading.weights.meta,
-        naming=Naming(loading.cfg.own(BorrowedConfig), clip, owner, loading.progress),
-    )
+    naming = Naming(loading.cfg.own(BorrowedConfig), clip, owner, loading.progress)
+    return loading.open(BorrowedPredictor, text, naming=naming)
 
 
 def _check_read(loading: Loading, why: str, unread: Collection[str]) -> None:
