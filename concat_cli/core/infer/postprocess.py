@@ -22,6 +22,8 @@ from concat_cli.core.config import InferConfig
 Size = tuple[int, int]
 MASK_STRIDE = 4  # mask logits are at a quarter of the padded input
 BUDGET = 2**24  # mask values held at once (counts of pixels in fp32 stay exact up to here)
+GROUP = 5  # queries that a CPU compares at a time
+BLOCK = 128  # columns that a CPU resizes at a time
 ON_CPU = 2**21  # of which a CPU is given fewer: as many as its caches hold take two thirds the time
 
 
@@ -173,11 +175,29 @@ def resized_strips(
     b, n, h, w = mask_logits.shape
     down = resize_matrix(h, MASK_STRIDE * h, valid[0], size[0], mask_logits)  # (H, h)
     across = resize_matrix(w, MASK_STRIDE * w, valid[1], size[1], mask_logits)  # (W, w)
-    budget = ON_CPU if mask_logits.device.type == "cpu" else BUDGET
+    on_cpu = mask_logits.device.type == "cpu"
+    budget = ON_CPU if on_cpu else BUDGET
     step = max(1, budget // max(1, b * (width or n) * size[1]))
-    for top in range(0, size[0], step):
-        rows = torch.matmul(down[top : top + step], mask_logits)  # (B, n, rows, w)
-        yield torch.matmul(rows, across.T)  # (B, n, rows, W)
+    blocks = [(*place, across[place[0], place[1]].T) for place in _bands(across, BLOCK)]
+    for out, source in _bands(down, step):
+        rows = torch.matmul(down[out, source], mask_logits[:, :, source])  # (B, n, rows, w)
+        if not on_cpu:  # which multiplies by zeros sooner than it starts a block
+            yield torch.matmul(rows, across.T)
+            continue
+        strip = rows.new_empty(b, n, rows.shape[2], size[1])
+        for columns, taken, weights in blocks:
+            strip[..., columns] = torch.matmul(rows[..., taken], weights)
+        yield strip
+
+
+def _bands(matrix: Tensor, step: int) -> list[tuple[slice, slice]]:
+    """Each `step` rows of a matrix, and the columns that they have weights in: few of a resize."""
+    found: list[tuple[slice, slice]] = []
+    for top in range(0, len(matrix), step):
+        out = slice(top, min(top + step, len(matrix)))
+        used = (matrix[out] != 0).any(0).nonzero()
+        found.append((out, slice(int(used.min()), int(used.max()) + 1)))
+    return found
 
 
 def _alike(
@@ -239,12 +259,30 @@ def _compete(
     insides: list[Tensor] = []
     own = torch.zeros_like(scores, dtype=torch.int64)
     for strip in resized_strips(masks, size, valid):
-        mask = strip.sigmoid()  # (B, n, rows, W)
-        own += (mask >= cfg.min_mask).flatten(2).float().sum(-1).long()
-        winner = (mask * scores[..., None, None]).max(1).indices  # (B, rows, W); faster than argmax
-        insides.append(mask.gather(1, winner[:, None])[:, 0] >= cfg.min_mask)
+        mask = strip.sigmoid_()  # (B, n, rows, W)
+        covers = torch.ge(mask, cfg.min_mask, out=torch.empty_like(mask))  # as numbers: to be added
+        own += covers.flatten(2).sum(-1).long()
+        winner = _highest(mask * scores[..., None, None])  # (B, rows, W)
+        insides.append(covers.gather(1, winner[:, None])[:, 0] > 0)
         winners.append(winner)
     return torch.cat(winners, 1), torch.cat(insides, 1), own
+
+
+def _highest(values: Tensor) -> Tensor:
+    """`values.max(1).indices` of (B, n, rows, W), for which a CPU takes half the time: the highest
+    of each GROUP first, then which group, then which of it."""
+    n = values.shape[1]
+    whole = n - n % GROUP
+    if values.device.type != "cpu" or not whole:
+        return values.max(1).indices
+    groups = values[:, :whole].unflatten(1, (-1, GROUP))
+    best, group = groups.amax(2).max(1)  # (B, rows, W)
+    where = group[:, None, None].expand(-1, 1, GROUP, -1, -1)
+    winner = group * GROUP + groups.gather(1, where)[:, 0].max(1).indices
+    if whole == n:
+        return winner
+    rest, last = values[:, whole:].max(1)
+    return torch.where(rest > best, last + whole, winner)
 
 
 def _count(index_map: Tensor, n: int) -> Tensor:
