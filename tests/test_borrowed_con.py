@@ -262,8 +262,10 @@ class Square(PublishedSegmentor):
 
     width, count, padded = 4, 2, (96, 96)
 
-    def forward(self, images: torch.Tensor, padding: torch.Tensor | None) -> Proposals:
-        assert images.shape[-2:] == self.padded and padding is not None
+    source = "square"
+
+    def propose(self, images: torch.Tensor, padding: torch.Tensor | None) -> Proposals:
+        assert images.shape[-2:] == self.padded
         masks = F.avg_pool2d(images.float().mean(1, keepdim=True), 4).expand(-1, 2, -1, -1)
         queries = torch.ones(len(images), 2, 4)
         return Proposals(masks, queries, queries)
@@ -274,7 +276,7 @@ def test_a_segmentor_of_one_size_is_given_padded_pictures(chain: MiniRun) -> Non
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     masks = model(images, None, torch.eye(8)[:3]).mask_logits[0]
     torch.testing.assert_close(masks[:, 0], F.avg_pool2d(images.float().mean(1), 4))
-    with pytest.raises(UserError, match="96 x 96 at most"):
+    with pytest.raises(UserError, match="96x96 at most"):
         model(torch.zeros(1, 3, 128, 96, dtype=torch.uint8), None, torch.eye(8)[:3])
 
 

@@ -150,7 +150,7 @@ def test_what_each_kind_says_of_itself(opened: dict[str, Opened]) -> None:
 
 
 def test_a_picture_larger_than_a_fixed_input_is_told(opened: dict[str, Opened]) -> None:
-    with pytest.raises(UserError, match="128x128, these are 128x160") as caught:
+    with pytest.raises(UserError, match="128x128 at most, these are 128x160") as caught:
         opened["eomt"].ours(pictures(1, (128, 160)), None)
     assert "infer.size=128 infer.max_size=128" in caught.value.hint
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
 Size = tuple[int, int]
@@ -45,7 +46,8 @@ class PublishedSegmentor(nn.Module):
         width: D of its queries.
         count: Q, how many there are.
         size, max_size: short and long side of pictures as its authors test it.
-        padded: (H, W) that every picture is padded to; None: any multiple of 32.
+        padded: (H, W) that every picture is padded to, which nothing is told of; None: any multiple
+            of 32.
     """
 
     source: str
@@ -67,11 +69,14 @@ class PublishedSegmentor(nn.Module):
 
         A picture gives what it gives alone, padded to its own next multiple of 32, whatever else is
         in the batch: published models look into the padding (windows of a Swin, a pixel decoder
-        that is told of none), so smaller pictures run apart from larger ones.
+        that is told of none), so smaller pictures run apart from larger ones. UserError where they
+        are larger than a segmentor of one size takes.
         """
         size = (images.shape[-2], images.shape[-1])
-        if padding is None or self.padded is not None:
-            return self.propose(images, padding)
+        if self.padded is not None:
+            return self._proposed_of_one_size(images, size, self.padded)
+        if padding is None:
+            return self.propose(images, None)
         rows: dict[Size, list[int]] = {}
         for row, own in enumerate(_own_sizes(padding)):
             rows.setdefault(own, []).append(row)
@@ -87,6 +92,19 @@ class PublishedSegmentor(nn.Module):
             torch.cat([one.queries for one in found])[order],
             torch.cat(embeddings)[order] if embeddings else None,
         )
+
+    def _proposed_of_one_size(self, images: Tensor, size: Size, whole: Size) -> Proposals:
+        """Of pictures made larger by black at the right and below; masks are cut back."""
+        (height, width), (below, right) = size, (whole[0] - size[0], whole[1] - size[1])
+        if below < 0 or right < 0:
+            raise UserError(
+                f"{self.source} takes pictures of {whole[0]}x{whole[1]} at most, these are "
+                f"{height}x{width}.",
+                f"Set infer.size={min(whole)} infer.max_size={min(whole)}, or less.",
+            )
+        found = self.propose(F.pad(images, (0, right, 0, below)), None)
+        masks = found.mask_logits[..., : height // STRIDE, : width // STRIDE]
+        return replace(found, mask_logits=masks)
 
     def train(self, mode: bool = True) -> PublishedSegmentor:
         """Stays in eval mode: it is frozen."""

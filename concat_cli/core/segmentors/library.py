@@ -30,7 +30,6 @@ class LibrarySegmentor(PublishedSegmentor):
     """
 
     model_class: ClassVar[str]
-    black_padding: ClassVar[bool] = False  # padded before the colours are normalised, or after
     mean: Tensor  # (3, 1, 1) of pixels in 0-1
     std: Tensor
 
@@ -66,7 +65,7 @@ class LibrarySegmentor(PublishedSegmentor):
     def propose(self, images: Tensor, padding: Tensor | None) -> Proposals:
         """See `PublishedSegmentor`."""
         pixels = (images.float() / 255 - self.mean) / self.std
-        if padding is not None and not self.black_padding:
+        if padding is not None:
             pixels = pixels.masked_fill(padding[:, None], 0.0)
         found = self.run(pixels)
         masks = found.mask_logits.float()
@@ -77,10 +76,9 @@ class LibrarySegmentor(PublishedSegmentor):
 
 
 class EoMT(LibrarySegmentor):
-    """Kerssies et al., CVPR 2025: a plain ViT, of one fixed input."""
+    """Kerssies et al., CVPR 2025: a plain ViT, of one fixed input; its processor pads it black."""
 
     model_class = "EomtForUniversalSegmentation"
-    black_padding = True  # its processor pads first
 
     def __init__(self, model: nn.Module, files: Files) -> None:
         super().__init__(model, files)
@@ -93,21 +91,6 @@ class EoMT(LibrarySegmentor):
                 "random: those that are likelier taken than not are taken."
             )
             self.notes = (*self.notes, annealed)
-
-    def propose(self, images: Tensor, padding: Tensor | None) -> Proposals:
-        """See `PublishedSegmentor`; smaller inputs are padded to `padded`, and masks cut back."""
-        assert self.padded is not None
-        (height, width), (most_height, most_width) = images.shape[-2:], self.padded
-        if height > most_height or width > most_width:
-            raise UserError(
-                f"{self.source} takes pictures of {most_height}x{most_width}, these are "
-                f"{height}x{width}.",
-                f"Set infer.size={most_height} infer.max_size={most_width}.",
-            )
-        whole = F.pad(images, (0, most_width - width, 0, most_height - height))
-        found = super().propose(whole, None)
-        masks = found.mask_logits[..., : height // STRIDE, : width // STRIDE]
-        return Proposals(masks, found.class_logits, found.queries)
 
     def run(self, pixels: Tensor) -> Proposals:
         """See `LibrarySegmentor`."""

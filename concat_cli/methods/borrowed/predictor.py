@@ -167,19 +167,6 @@ class BorrowedPredictor(Predictor):
             )
         self.between += small
 
-    def _padded(self, height: int, width: int) -> Size:
-        fixed = self.segmentor.padded
-        if fixed is None:
-            return super()._padded(height, width)
-        if height > fixed[0] or width > fixed[1]:
-            raise UserError(
-                f"A picture becomes {height}x{width} by infer.size={self.cfg.size} and "
-                f"infer.max_size={self.cfg.max_size}, and {self.segmentor.source} takes at most "
-                f"{fixed[0]}x{fixed[1]}.",
-                f"Set infer.max_size={min(fixed)}, and infer.size to no more.",
-            )
-        return fixed
-
 
 def open_predictor(loading: Loading) -> Predictor:
     """The predictor of a pair, or of SAM 3."""

@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.build import clip_width_of, config_of, part_of, restore_segmentor
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import ModelConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.postprocess import MASK_STRIDE
 from concat_cli.core.model.segmentor import Classifier, Projector, QueryOutput, Segmentor
 from concat_cli.core.segmentors import PublishedSegmentor
 from concat_cli.core.segmentors.source import open_frozen
@@ -50,13 +48,10 @@ class OnBorrowed(nn.Module):
     ) -> QueryOutput:
         """As of `Segmentor`, of the final layer (first dimension 1), which is all there is."""
         assert last_only, "a published segmentor tells of its final layer alone"
-        height, width = images.shape[-2:]
-        if self.published.padded is not None:
-            images, padding = _padded(images, padding, self.published.padded)
         found = self.published(images, padding)
-        masks = found.mask_logits[..., : height // MASK_STRIDE, : width // MASK_STRIDE]
         semantic, logits = self.classify(found.queries, text)
-        return QueryOutput(found.queries[None], semantic[None], logits[None], masks.float()[None])
+        masks = found.mask_logits.float()
+        return QueryOutput(found.queries[None], semantic[None], logits[None], masks[None])
 
     def classify(self, vision_queries: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Vision queries (..., D), text (K, E) -> semantic queries (..., E), logits (..., K+1)."""
@@ -73,19 +68,6 @@ class OnBorrowed(nn.Module):
 
 
 AnySegmentor = Segmentor | OnBorrowed
-
-
-def _padded(images: Tensor, padding: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, H, W) and their padding (B, H, W), larger at the right and below."""
-    below, right = size[0] - images.shape[-2], size[1] - images.shape[-1]
-    if below < 0 or right < 0:
-        raise UserError(
-            f"This segmentor takes pictures of {size[0]} x {size[1]} at most, this one is "
-            f"{images.shape[-2]} x {images.shape[-1]}.",
-            f"Set infer.size and infer.max_size to {min(size)} or less.",
-        )
-    pads = images.new_zeros(len(images), *images.shape[-2:]).bool() if padding is None else padding
-    return F.pad(images, (0, right, 0, below)), F.pad(pads, (0, right, 0, below), value=True)
 
 
 def on_top(published: PublishedSegmentor, cfg: ModelConfig, clip_width: int) -> OnBorrowed:
