@@ -5,13 +5,13 @@
     python benchmarks/borrowed.py --table             # the table of what has been measured
 
 A Mask2Former (ResNet-18, deformable decoder, learned queries, no mask pooling) is trained on seen
-labels and exported as a folder of `transformers`, which is then opened as anybody's would be. Its
-masks are named five ways: "own" by the class path that they were trained with, "image" by
-ZegFormer's image branch (a pass of CLIP's image encoder for each mask), "crops" by the borrowed
-method with the same CLIP alone and the same crops, "pair" by that method as it is by default,
-"concat" by CONCAT on top, which needs no image encoder at test. Its seconds are those of all three
-stages, the bank included. A cell that is there is not computed again, and one that was made with
-other arguments stops the script.
+labels, after a warm-up of its backbone on them, and exported as a folder of `transformers`, which
+is then opened as anybody's would be. Its masks are named five ways: "own" by the class path that
+they were trained with, "image" by ZegFormer's image branch (a pass of CLIP's image encoder for each
+mask), "crops" by the borrowed method with the same CLIP alone and the same crops, "pair" by that
+method as it is by default, "concat" by CONCAT on top, which needs no image encoder at test. Its
+seconds are those of all three stages, the bank included. A cell that is there is not computed
+again, and one that was made with other arguments stops the script.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from concat_cli.core.build import build_segmentor, config_of
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import cached_texts, class_texts
-from concat_cli.core.config import ClipConfig, Config
+from concat_cli.core.config import BackboneWarmupConfig, ClipConfig, Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import DatasetInfo, PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
@@ -45,14 +45,15 @@ from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.layers import sine_positions
 from concat_cli.core.model.query_decoder import QueryDecoder
+from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.runs import Run
 from concat_cli.core.segmentors.source import open_frozen
 from concat_cli.core.train.images import ImageStage, open_image_session
 from concat_cli.core.train.session import seed_torch, text_clip
 from concat_cli.methods.borrowed.weights import pair
 from concat_cli.methods.concat.cat import train_cat
-from concat_cli.methods.concat.con import train_con
-from concat_cli.methods.concat.con_module import ConModule
+from concat_cli.methods.concat.con import WarmupTask, train_con
+from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 from concat_cli.methods.concat.finetune import finetune
 from concat_cli.methods.zegformer.config import MASKED_PROMPTS, ZegFormerConfig
 from concat_cli.methods.zegformer.predictor import ZegFormerPredictor
@@ -64,6 +65,7 @@ SEGMENTOR = f"""model.backbone=resnet18 model.pixel_decoder=deformable model.tok
 model.mask_pooling=false model.encoder_layers=1 model.encoder_ffn=256 model.decoder_layers=3
 model.decoder_ffn=256 model.queries={GRID[0] * GRID[1]} loss.points=400 optim.steps=1500
 optim.ema=0.99 optim.warmup=30 optim.channels_last=true infer.min_score=0.3""".split()
+WARM_UP = 500  # steps
 OF_SEGMENTOR = ("model.", "optim.", "loss.")  # keys of the command line that are its alone
 
 
@@ -122,10 +124,28 @@ def train(split: str, args: argparse.Namespace) -> Path:
     session.place(segmentor)
     stage = Run("segmentor", ROOT / split).stage("con")
     images = ImageStage.open(session, stage, clip, fresh=False)
+    warm_up(images, segmentor)
     result = images.fit(ConModule(segmentor, images.text, images.to_trained, cfg))
     if not result.finished:
         raise UserError(f"The segmentor of split {split} was stopped.", "Call it again.")
     return result.weights
+
+
+def warm_up(images: ImageStage, segmentor: Segmentor) -> None:
+    """Teaches backbone and pixel decoder the seen classes under true masks, as what is published
+    begins with a backbone that knows what things look like; CLIP's image encoder teaches nothing.
+    """
+    if images.stage.state.exists():
+        return
+    cfg = images.session.cfg
+    pooled = replace(cfg.model, mask_pooling=True)
+    warmed = images.session.place(build_segmentor(pooled, images.text.shape[1]))
+    module = WarmupModule(warmed, images.text, images.to_trained, replace(cfg, model=pooled))
+    optim = replace(cfg.optim, steps=WARM_UP, lr=BackboneWarmupConfig.lr, ema=0.0)
+    if not images.fit(module, WarmupTask, optim, "warmup").finished:
+        raise UserError("The warm-up was stopped.", "Call it again.")
+    segmentor.backbone.load_state_dict(warmed.backbone.state_dict())
+    segmentor.pixel_decoder.load_state_dict(warmed.pixel_decoder.state_dict())
 
 
 def published(split: str, weights: Path) -> Path:
