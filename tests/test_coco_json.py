@@ -142,7 +142,7 @@ ODD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda j: j["annotations"][0].update(id=None),
         "annotation null: its `id` is null",
     ),
-    "annotation id missing": (lambda j: j["annotations"][0].pop("id"), "annotation: it has no `id`"),
+    "annotation id missing": (lambda j: j["annotations"][0].pop("id"), "tion: it has no `id`"),
     "image_id a list": (
         lambda j: j["annotations"][1].update(image_id=[2]),
         r"annotation 20: its `image_id` is \[2\]",
@@ -207,7 +207,7 @@ def test_boxes_alone_and_normalised_outlines_are_named(tmp_path: Path) -> None:
     content = listing()
     for annotation in content["annotations"]:
         annotation.update(segmentation=[], bbox=[4, 4, 16, 12])
-    with pytest.raises(UserError, match="none of its 2 annotations has an outline.*are boxes"):
+    with pytest.raises(UserError, match=r"none of its 2 annotations has an outline.*are boxes"):
         read(tmp_path, content)
     for annotation in content["annotations"]:
         annotation.update(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -73,6 +73,12 @@ class CocoJson:
     items: list[Item]
     parents: frozenset[int] = frozenset()
 
+    def without(self, parents: Collection[int]) -> CocoJson:
+        """The same without these categories; UserError where two others have one name."""
+        kept = [row for row in self.categories if row["id"] not in parents]
+        _refuse_same(self.location, "categories", "name", [row["name"] for row in kept])
+        return replace(self, categories=kept)
+
 
 def read_coco(
     location: Path | str,
@@ -100,9 +106,9 @@ def read_coco(
         _refuse_without_outlines(location, items)
     used = {segment.category_id for item in items for segment in item.segments or ()}
     parents = _parents(categories, used)
-    names = [row["name"] for row in categories if row["id"] not in parents]
-    _refuse_same(where, "categories", "name", names)
-    return CocoJson(where, truth, categories, items, parents)
+    found = CocoJson(where, truth, categories, items, parents)
+    found.without(parents)  # only for what it refuses
+    return found
 
 
 def _categories(
@@ -199,7 +205,7 @@ def _instances(
             else:
                 image, segment = _image(row, images), _segment(row, numbers)
         except _BAD as error:
-            entry = {"id": row[1].id} if isinstance(row, tuple) else row
+            entry: Any = {"id": row[1].id} if isinstance(row, tuple) else row
             raise _entry(where, "annotation", entry, error) from error
         segments[image.image_id].append(segment)
     return [

@@ -276,8 +276,8 @@ def _rle(counts: str, size: tuple[int, int]) -> Any:
 def encode_rle(rle: Any, size: tuple[int, int]) -> str:
     """Compressed run lengths of polygons or of run lengths as a JSON holds them.
 
-    ValueError, TypeError or KeyError where it is neither, or of another (height, width). Text is the
-    reason why it is neither.
+    ValueError, TypeError or KeyError where it is neither, or of another (height, width). Text is
+    the reason why it is neither.
     """
     if isinstance(rle, str):
         raise ValueError(rle)

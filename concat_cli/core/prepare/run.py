@@ -22,8 +22,10 @@ from concat_cli.core.data.index import Row, write_rows
 from concat_cli.core.data.store import ZipMember, split_location
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.protocol import (
+    Annotations,
     Census,
     Taken,
+    annotation_counts,
     census,
     cut_dev,
     keep_seen,
@@ -48,6 +50,7 @@ class Report:
 
     unchanged: everything was there already, and nothing was written.
     parts: train, dev, val -> what they hold. bad: source part -> images that were left out.
+    annotations: source part -> what became of them, where they are masks that may overlap.
     """
 
     out: Path
@@ -57,6 +60,7 @@ class Report:
     taken: Taken
     parts: dict[str, Census]
     bad: dict[PartName, list[Bad]]
+    annotations: dict[PartName, Annotations]
     unchanged: bool = False
 
 
@@ -133,6 +137,11 @@ def prepare(
         taken,
         parts={part: census(listed, vocabulary) for part, listed in rows.items()},
         bad=bad,
+        annotations={
+            name: annotation_counts(checked[name])
+            for name, part in parts.items()
+            if part.format.kind.startswith("instances")
+        },
     )
     written = _write(out, _header(report, root, parts), rows, report.bad)
     return replace(report, unchanged=not written)
@@ -259,6 +268,7 @@ def _header(report: Report, root: Path, parts: Parts) -> dict[str, Any]:
     """The content of dataset.json."""
     source = report.source
     bad = sum(len(bad) for bad in report.bad.values())
+    told = {name: asdict(counts) for name, counts in report.annotations.items()}
     return {
         "format": FORMAT,
         "name": source.name,
@@ -269,6 +279,7 @@ def _header(report: Report, root: Path, parts: Parts) -> dict[str, Any]:
         "protocol": to_json(report.taken) | {"images_bad": bad},
         "parts": {name: _places(name, root, report.out, parts) for name in report.parts},
         "counts": {name: asdict(counts.totals) for name, counts in report.parts.items()},
+        **({"annotations": told} if told else {}),
         "source": {"root": str(root)},
         "classes": report.vocabulary.to_json(),
     }

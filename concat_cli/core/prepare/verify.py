@@ -248,8 +248,8 @@ def _refuse_missing(
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
         raise UserError(
             f"Missing: {missing[0]}{more}.",
-            "Check the folder and the names, finish copying or unpacking, or leave these images out "
-            "with --skip-bad.",
+            "Check the folder and the names, finish copying or unpacking, or leave these images "
+            "out with --skip-bad.",
         )
 
 
