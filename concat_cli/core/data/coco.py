@@ -248,8 +248,7 @@ def _entry(where: str, kind: str, row: Any, error: Exception, name: str = "id") 
     """What is wrong with one entry of the JSON. name: the field that tells which it is."""
     if not isinstance(row, dict):
         return UserError(f"{where}: the {kind} {shown(row)} is no object.", _MEND)
-    entry = cast("dict[str, Any]", row)
-    which = f" {shown(entry[name])}" if name in entry else ""
+    which = f" {shown(row[name])}" if name in row else ""
     reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else error
     return UserError(f"{where}: {kind}{which}: {reason}.", _MEND)
 

@@ -60,7 +60,7 @@ class Row:
     crowd: list[int] = field(default_factory=list[int])
     areas: list[int] = field(default_factory=list[int])
     hidden: int = 0
-    lost: list[int] = field(default_factory=list[int])
+    lost: tuple[int, ...] = ()
 
     def line(self, whole: bool = False) -> str:
         """The row as JSON. whole: with `lost`."""

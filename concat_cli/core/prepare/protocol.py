@@ -185,6 +185,8 @@ def annotation_counts(rows: Iterable[Row]) -> Annotations:
     kept = hidden = double = empty = 0
     for row in rows:
         kept += sum(number > INSTANCE for number in row.ids)
-        lost = row.lost or (0, 0, 0)
-        empty, hidden, double = empty + lost[0], hidden + lost[1], double + lost[2]
+        if row.lost:
+            empty += row.lost[0]
+            hidden += row.lost[1]
+            double += row.lost[2]
     return Annotations(kept + hidden + empty, kept, hidden, double, empty)

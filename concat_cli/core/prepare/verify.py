@@ -100,7 +100,7 @@ class Checker:
         kept = sum(number in segments for number in row.ids)
         if kept < len(segments):
             doubles = len(masks) - len({counts for _, counts in masks})
-            row.lost[:] = len(segments) - len(masks), len(masks) - kept, doubles
+            row = replace(row, lost=(len(segments) - len(masks), len(masks) - kept, doubles))
         write_id_png(self.map_of(item), ids, quick=True)
         return row
 
