@@ -117,6 +117,7 @@ def prepare(
 ) -> Report:
     """Checks and writes what a recipe found; see `prepare_data`."""
     check_writable(out)
+    files.remove_leftovers(out)
     for note in source.notes:
         progress.say(note)
     _refuse_another(out, source.name)
@@ -315,30 +316,28 @@ def _write(
     bad: Mapping[PartName, list[Bad]],
 ) -> bool:
     """All files, `dataset.json` last; False where they are there already and nothing is written."""
-    new = out / ".new"
     names = [f"index/{name}.jsonl" for name in rows]
     lines = [{"part": part} | vars(entry) for part, entries in bad.items() for entry in entries]
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        for name, listed in rows.items():
-            write_rows(new / "index" / f"{name}.jsonl", listed)
-        if lines:
-            names.append(BAD)
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            files.write_text(new / BAD, text)
-        names.append("dataset.json")
-        files.write_json(new / names[-1], header, indent=1)
-        if all(
-            (out / name).is_file() and filecmp.cmp(new / name, out / name, False) for name in names
-        ):
-            return False
-        for name in ("dataset.json", BAD):  # an old header must not meet new lists
-            (out / name).unlink(missing_ok=True)
-        (out / "index").mkdir(exist_ok=True)
-        for name in names:
-            os.replace(new / name, out / name)
+        with files.workspace(out, "new") as new:
+            for name, listed in rows.items():
+                write_rows(new / "index" / f"{name}.jsonl", listed)
+            if lines:
+                names.append(BAD)
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                files.write_text(new / BAD, text)
+            names.append("dataset.json")
+            files.write_json(new / names[-1], header, indent=1)
+            if all(
+                (out / name).is_file() and filecmp.cmp(new / name, out / name, False)
+                for name in names
+            ):
+                return False
+            for name in ("dataset.json", BAD):  # an old header must not meet new lists
+                (out / name).unlink(missing_ok=True)
+            (out / "index").mkdir(exist_ok=True)
+            for name in names:
+                os.replace(new / name, out / name)
     except OSError as error:
         raise files.write_error(out, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return True
