@@ -55,9 +55,11 @@ def read(folder: Path, content: dict[str, Any]) -> CocoJson:
         [[[4, 4], [20, 4], [20, 16], [4, 16]]],
         [list(map(str, SQUARE))],
         [["4", "4"], ["20", "4"], ["20", "16"], ["4", "16"]],
+        [{"exterior": [[4, 4], [20, 4], [20, 16], [4, 16]], "interiors": []}],
+        {"exterior": [[4, 4], [20, 4], [20, 16], [4, 16]]},
         [SQUARE, [4, 4, 20, 16]],  # a box beside the outline says nothing more
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_outlines_of_every_obvious_form(form: Any) -> None:
     found = mask_of(form)
@@ -85,6 +87,9 @@ def test_what_covers_nothing(form: Any) -> None:
         ([["a", "b"]], "no outline of numbers"),
         ([[4, 4, None, 4, 20, 16]], "no outline of numbers"),
         ([[10**400, 4, 4, 4, 20, 16]], "no outline of numbers"),
+        ([{"exterior": [[1, 1]], "interiors": [[[2, 2]]]}], "without holes"),
+        ([{"outline": [[1, 1]]}], "no outline"),
+        ([SQUARE, 5], "no outline"),
         ([[4, 4, 20, 4, 20]], "an x without a y"),
         ({"counts": [3]}, "`size` of its run lengths is null"),
         ({"size": [32, 48], "counts": None}, "`counts` of its run lengths are null"),
@@ -105,6 +110,7 @@ def test_text_ids_work_everywhere(tmp_path: Path) -> None:
     found = read(tmp_path, content)
     assert [row["id"] for row in found.categories] == [2, 1]  # numbered in the order of the texts
     assert [[s.category_id for s in item.segments or ()] for item in found.items] == [[2], [2]]
+    assert len(found.notes) == 2 and "'b' is 1" in found.notes[0]
     ids = [item.image_id for item in found.items]
     assert len(set(ids)) == 2 and min(ids) > 1 << 20
     content["images"].reverse()
@@ -227,6 +233,11 @@ def test_a_json_that_nests_too_deeply_is_one_error(tmp_path: Path) -> None:
         assert len(caught.value.what) < 300
     nested = json.loads("[" * 500 + "]" * 500)
     assert mask_of(nested) is None and isinstance(mask_of([nested, "a"]), str)
+
+
+def test_a_json_without_classes_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"own\.json lists no category"):
+        read(tmp_path, panoptic() | {"categories": []})
 
 
 def test_unused_parents_are_known(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ class CocoJson:
     annotated ones of a panoptic JSON, all of one of instances.
 
     parents: ids of categories that others name as what they belong to and no segment has.
+    notes: what to say of it.
     """
 
     location: str
@@ -72,6 +73,7 @@ class CocoJson:
     categories: list[dict[str, Any]]
     items: list[Item]
     parents: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
 
     def without(self, parents: Collection[int]) -> CocoJson:
         """The same without these categories; UserError where two others have one name."""
@@ -97,6 +99,8 @@ def read_coco(
         if not isinstance(raw.get(key), list):
             what = f"{where} is not a COCO {truth} JSON: it has no {key}, or no list of them."
             raise UserError(what, f"Give the file whose annotations hold `{_MASKS[truth]}`.")
+    if not raw["categories"]:
+        raise UserError(f"{where} lists no category.", "Write the JSON with its `categories`.")
     categories, numbers = _categories(where, raw["categories"])
     images = _images(where, raw["images"], named or _named)
     if truth == "panoptic":
@@ -106,7 +110,9 @@ def read_coco(
         _refuse_without_outlines(location, items)
     used = {segment.category_id for item in items for segment in item.segments or ()}
     parents = _parents(categories, used)
-    found = CocoJson(where, truth, categories, items, parents)
+    named_by = {"categories": numbers, "images": {key: i.image_id for key, i in images.items()}}
+    notes = tuple(note for rows, ids in named_by.items() if (note := _told_text(where, rows, ids)))
+    found = CocoJson(where, truth, categories, items, parents, notes)
     found.without(parents)  # only for what it refuses
     return found
 
@@ -198,14 +204,15 @@ def _instances(
     """All images with their annotations in the order of their ids, numbers before text."""
     segments: dict[int, list[Segment]] = {image.image_id: [] for image in images.values()}
     for row in rows:
+        entry = row
         try:
             if isinstance(row, tuple):
                 image_id, segment = cast("tuple[Any, Segment]", row)
-                image = _image({"image_id": image_id}, images)
+                entry = {"id": segment.id, "image_id": image_id}
             else:
-                image, segment = _image(row, images), _segment(row, numbers)
+                segment = _segment(row, numbers)
+            image = _image(entry, images)
         except _BAD as error:
-            entry: Any = {"id": row[1].id} if isinstance(row, tuple) else row
             raise _entry(where, "annotation", entry, error) from error
         segments[image.image_id].append(segment)
     return [
@@ -251,6 +258,14 @@ def _entry(where: str, kind: str, row: Any, error: Exception, name: str = "id") 
     which = f" {shown(row[name])}" if name in row else ""
     reason = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else error
     return UserError(f"{where}: {kind}{which}: {reason}.", _MEND)
+
+
+def _told_text(where: str, rows: str, numbers: Mapping[int | str, int]) -> str:
+    """What to say of ids that are text; "" where none is."""
+    texts = [key for key in numbers if isinstance(key, str)]
+    if not texts:
+        return ""
+    return f"{where}: ids of {rows} are text; {texts[0]!r} is {numbers[texts[0]]} in what is written"
 
 
 def _named(image: Any) -> tuple[int, str]:

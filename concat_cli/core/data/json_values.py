@@ -17,6 +17,7 @@ covers nothing; or, as text, why it cannot be read, which matters once its image
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
+_BOUND = 1 << 63
 _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -55,8 +56,10 @@ def numbered(found: int | str) -> int:
 def flag(row: Mapping[str, Any], field: str) -> bool | None:
     """0 or 1, also as true, 1.0 or "True"; None where it is null or missing."""
     value = row.get(field)
-    found = _FLAGS.get(str(value).strip().lower()) if isinstance(value, str | int | float) else None
-    if found is None and value is not None:
+    if value is None:
+        return None
+    found = _FLAGS.get(str(value).strip().lower()) if isinstance(value, (str, int, float)) else None
+    if found is None:
         raise odd(row, field, "neither 0 nor 1")
     return found
 
@@ -76,30 +79,36 @@ def odd(row: Mapping[str, Any], field: str, why: str) -> ValueError:
 def mask_of(value: Any) -> Mask:
     """An annotation's `segmentation`.
 
-    Outlines may also be one flat list, pairs of x and y, or lists nested once too often. One of
-    fewer than three corners covers nothing: the two corners of a box do not say what is in it.
+    Outlines may also be one flat list, pairs of x and y, lists nested once too often, or kwcoco's
+    {"exterior": pairs} without holes. One of fewer than three corners covers nothing: the two
+    corners of a box do not say what is in it.
     """
     if value is None:
         return None
     if isinstance(value, dict):
-        return _run_lengths(cast("dict[str, Any]", value))
+        if "exterior" not in value:
+            return _run_lengths(cast("dict[str, Any]", value))
+        value = [value]
     if not isinstance(value, list):
         return f"its `segmentation` is {shown(value)}"
     try:
         polygons = _polygons(cast("list[Any]", value))
     except (TypeError, ValueError, OverflowError):
-        return f"its `segmentation` is {shown(value)}, no outline of numbers"
+        return f"its `segmentation` is {shown(value)}, no outline of numbers without holes"
     if any(len(polygon) % 2 for polygon in polygons):
         return "an outline has an x without a y"
     return [polygon for polygon in polygons if len(polygon) >= 6] or None
 
 
 def _number(value: Any) -> int | None:
-    if isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdecimal():
-        value = int(value)
-    elif isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and abs(value) < 1 << 63 else None
+    if type(value) is not int:
+        if isinstance(value, str) and len(value) < 20 and value.isascii() and value.isdecimal():
+            value = int(value)
+        elif isinstance(value, float) and value.is_integer():
+            value = int(value)
+        else:
+            return None
+    return value if -_BOUND < value < _BOUND else None
 
 
 def _run_lengths(value: dict[str, Any]) -> Mask:
@@ -122,7 +131,7 @@ def _polygons(value: list[Any]) -> list[array[float]]:
             if not isinstance(value[0][0], list):
                 break
             value = cast("list[Any]", value[0])
-        if value and not any(isinstance(part, list) for part in value):
+        if value and not any(isinstance(part, (list, dict)) for part in value):
             value = [value]
         for polygon in value:
             polygons.append(_joined(polygon))
@@ -133,6 +142,12 @@ def _polygons(value: list[Any]) -> list[array[float]]:
 
 def _joined(polygon: Any) -> array[float]:
     """One outline, of which the corners may be pairs."""
+    if isinstance(polygon, dict):
+        outline = cast("dict[str, Any]", polygon)
+        polygon = None if outline.get("interiors") else outline.get("exterior")
+    if not isinstance(polygon, list):
+        raise TypeError("no list of corners")
+    polygon = cast("list[Any]", polygon)
     while len(polygon) == 1 and isinstance(polygon[0], list):
         polygon = cast("list[Any]", polygon[0])
     numbers: list[Any] = []

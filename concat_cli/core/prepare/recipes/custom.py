@@ -135,7 +135,7 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
     if not json:
         return _Given(images, labels, None)
     listed = read_coco(root / json)
-    items, notes = listed.items, list[str]()
+    items, notes = listed.items, list(listed.notes)
     if crowds == Crowds.objects:
         items = [_of_objects(item) for item in items]
     files, note = fitted([item.image for item in items], images, listed.location)
