@@ -137,12 +137,12 @@ PANOPTIC: dict[str, tuple[Change, str]] = {
     "NUL in a name": (lambda j: j["images"][0].update(file_name="a\0.png"), "no text"),
     "half a character": (lambda j: j["images"][0].update(file_name="\ud800.png"), "no text"),
     "absurd height": (lambda j: j["images"][0].update(height=1 << 40), "pixels"),
-    "NaN as height": (lambda j: j["images"][0].update(height=float("nan")), "no integers"),
-    "infinite id": (lambda j: j["images"][0].update(id=float("inf")), "neither number nor text"),
-    "list as id": (lambda j: j["categories"][0].update(id=[3]), "cannot be"),
-    "negative category": (lambda j: j["categories"][0].update(id=-3), "cannot be"),
+    "NaN as height": (lambda j: j["images"][0].update(height=float("nan")), "`height` is nan"),
+    "infinite id": (lambda j: j["images"][0].update(id=float("inf")), "`id` is inf"),
+    "list as id": (lambda j: j["categories"][0].update(id=[3]), r"`id` is \[3\]"),
+    "negative category": (lambda j: j["categories"][0].update(id=-3), "`id` is -3"),
     "images is a number": (lambda j: j.update(images=3), "no list"),
-    "no text as name": (lambda j: j["categories"][0].update(name=["cat"]), "cannot be"),
+    "no text as name": (lambda j: j["categories"][0].update(name=["cat"]), "`name` is"),
 }
 
 

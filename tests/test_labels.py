@@ -172,7 +172,6 @@ def test_a_map_of_things_must_fit(tmp_path: Path) -> None:
         {"size": [4, 5], "counts": "P"},
         [[1.0, 2.0, 3.0]],
         [],
-        None,
         "text",
     ],
 )

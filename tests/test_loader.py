@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import (
     Batch,
     StepSampler,
+    _Views,
     collate,
     dataset_index,
     make_loader,
@@ -130,3 +135,47 @@ def test_no_images(tmp_path: Path) -> None:
     empty = PanopticDataset(write_part(simple_part(tmp_path), {}), VOCABULARY)
     with pytest.raises(UserError, match="no images"):
         make_loader(empty, None, StepSampler(1), 0)
+
+
+class Lost:
+    """Cannot be handed over: pickling it fails, as of a tensor where shared memory is full."""
+
+    def __reduce__(self) -> str:
+        raise OSError(28, "No space left on device")
+
+
+def _killed(_: object, positions: list[int]) -> Batch:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def _broken(_: object, positions: list[int]) -> Batch:
+    raise ValueError("a fault of ours")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loader processes are forked there")
+@pytest.mark.parametrize(
+    ("work", "reason"),
+    [(_killed, "worker"), (_broken, "a fault of ours"), (lambda *_: Lost(), "worker")],
+)
+def test_a_loader_that_fails_ends_the_training(dataset, monkeypatch, work, reason) -> None:
+    """A killed process, an exception, a batch that is lost on its way: one error, no waiting."""
+    monkeypatch.setattr(_Views, "__getitem__", work)
+    stream = make_loader(dataset, None, StepSampler(1), 0, workers=2)
+    with pytest.raises(UserError, match="One of 2 loader processes") as caught:
+        next(stream)
+    assert reason in caught.value.what and "\n" not in caught.value.what
+    assert "data.workers=0" in caught.value.hint and caught.value.__cause__ is None
+    assert not multiprocessing.active_children()
+
+
+def test_without_semaphores_nothing_is_started(dataset, monkeypatch) -> None:
+    """As where there is no /dev/shm."""
+
+    def missing() -> None:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(multiprocessing, "Lock", missing)
+    with pytest.raises(UserError, match="No such file") as caught:
+        next(make_loader(dataset, None, StepSampler(1), 0, workers=1))
+    assert "/dev/shm" in caught.value.hint

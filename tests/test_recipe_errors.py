@@ -345,7 +345,7 @@ def test_a_json_of_another_data_set(tmp_path: Path) -> None:
     content["categories"][0]["name"] = "road"
     content["annotations"][0]["image_id"] = "ulm_1"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="names an image that is not listed"):
+    with pytest.raises(UserError, match=r"`image_id` is .ulm_1., which no image has"):
         cityscapes.find(tmp_path)
 
 

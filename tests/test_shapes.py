@@ -350,7 +350,7 @@ def test_the_leavings_of_a_killed_run_are_removed(tmp_path: Path) -> None:
         f"m.prepare_shapes(Path({str(out)!r}), ShapesConfig(train=2, dev=1, val=1))\n"
     )
     assert subprocess.run([sys.executable, "-c", kill], check=False).returncode == -9
-    assert [p.name.startswith(".partial") for p in out.iterdir()] == [True]
+    assert [p.name.startswith(".drawing") for p in out.iterdir()] == [True]
     prepare_shapes(out, ShapesConfig(train=2, dev=1, val=1))
     assert sorted(p.name for p in out.iterdir()) == [
         "annotations",

@@ -198,3 +198,18 @@ def test_a_broken_picture_in_a_zip_is_named(tmp_path: Path) -> None:
     for read in (read_image, check_image, read_id_png):
         with pytest.raises(UserError, match=r"x\.zip!in/a\.jpg: it is damaged"):
             read(file)
+
+
+def lambda_of() -> object:
+    return lambda: 0
+
+
+def test_no_message_tells_where_an_object_lies(tmp_path: Path) -> None:
+    """Pillow names what it reads by its address, which differs from run to run."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("a.jpg", b"no picture")
+    with pytest.raises(UserError, match=r"a\.jpg.* \(cannot identify image file\)") as caught:
+        read_image(open_store(tmp_path / "photos.zip").file("a.jpg"))
+    assert " at 0x" not in caught.value.what
+    other = UserError(f"It is {object()!r}.", f"Not {zip_of!r} or {lambda_of()!r}.")
+    assert (other.what, other.hint) == ("It is.", "Not or.")

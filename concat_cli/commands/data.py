@@ -121,8 +121,11 @@ def _command(recipe: Recipe) -> Callable[..., None]:
     """The command of a data set: its folder, the options of its recipe, and those of all."""
     root = Annotated[Path, typer.Argument(help=recipe.root)]
     options: dict[str, tuple[Any, Any]] = {"root": (root, Parameter.empty)}
-    hints = get_type_hints(recipe.find, include_extras=True)
-    for name, parameter in list(signature(recipe.find).parameters.items())[1:]:
+    of = recipe.options or recipe.find
+    hints = get_type_hints(of, include_extras=True)
+    for name, parameter in signature(of).parameters.items():
+        if name == "root":
+            continue
         kind, text = get_args(hints[name])
         options[name] = (_option(kind, text, name), parameter.default)
     for name, (kind, text, default) in _COMMON.items():
@@ -169,8 +172,10 @@ def show(console: Console, report: Report) -> None:
         for name, t in ((name, part.totals) for name, part in report.parts.items())
     ]
     console.table(["part", "images", "segments", "crowd", "void pixels"], rows)
-    for line in (*_protocol(report), *_classes(report)):
+    for line in (*_protocol(report), *_annotations(report), *_classes(report)):
         console.say(line)
+    for line in (*_kinds(report), *_crowds(report)):
+        console.warn(line)
     if bad := sum(map(len, report.bad.values())):
         console.say(f"{bad} faulty images are left out; see {relative(report.out)}/bad.jsonl")
     if report.unchanged:
@@ -180,7 +185,10 @@ def show(console: Console, report: Report) -> None:
 def _protocol(report: Report) -> list[str]:
     seen = len(report.vocabulary.seen_indices)
     taken, unseen = report.taken, len(report.vocabulary) - seen
+    things = sum(report.vocabulary.is_thing)
+    stuff = len(report.vocabulary) - things
     lines = [f"{report.class_split}: {seen} seen, {unseen} unseen classes"]
+    lines.append(f"kinds: {things} things, {stuff} stuff")
     if "panoptic" not in report.source.tasks:
         tasks = ", ".join(report.source.tasks)
         lines.append(f"this truth can score: {tasks}; PQ would mean nothing")
@@ -200,6 +208,59 @@ def _protocol(report: Report) -> list[str]:
             f"pixels, are void (images: {most})"
         )
     return lines
+
+
+def _annotations(report: Report) -> list[str]:
+    """What became of annotations that left no segment."""
+    return [
+        f"annotations of {name}: {a.listed} listed, {a.kept} kept, {a.hidden} hidden under others "
+        f"({a.double} with the mask of another), {a.empty} empty (no outline, or no pixels)"
+        for name, a in report.annotations.items()
+        if a.kept < a.listed and name in report.source.parts  # one part may serve as both
+    ]
+
+
+def _kinds(report: Report) -> list[str]:
+    """What is odd about which classes are things, where the truth divides them."""
+    if "panoptic" not in report.source.tasks:
+        return []
+    vocabulary, parts = report.vocabulary, report.parts.values()
+    lines: list[str] = []
+    if len(set(vocabulary.is_thing)) == 1 < len(vocabulary):
+        kind = vocabulary.entries[0].kind
+        lines.append(
+            f"all {len(vocabulary)} classes are {kind}{'s' * (kind == 'thing')}, as tools write it "
+            "that do not know better; custom's --kinds says which can be counted"
+        )
+    several = [max(part.several[i] for part in parts) for i in range(len(vocabulary))]
+    odd = [
+        f"{entry.name} ({several[i]} images)"
+        for i, entry in enumerate(vocabulary.entries)
+        if entry.kind == "stuff" and several[i]
+    ]
+    if odd:
+        lines.append(
+            f"stuff with several segments in an image: {_some(odd, _SHOWN)}: of stuff a model "
+            "gives one; what can be counted is a thing (custom's --kinds)"
+        )
+    return lines
+
+
+def _crowds(report: Report) -> list[str]:
+    """The classes of which most segments are crowds."""
+    found: dict[str, str] = {}
+    for part in ("val", "train"):
+        counts = report.parts[part]
+        rows = zip(report.vocabulary.names, counts.crowds, counts.segments, strict=True)
+        found |= {name: f"{n} of {all_} in {part}" for name, n, all_ in rows if 2 * n > all_}
+    if not found:
+        return []
+    most = _some([f"{name} ({counts})" for name, counts in found.items()], _SHOWN)
+    return [
+        f"all or most segments are crowds: {most}: nothing is learnt from a crowd, and none is "
+        "scored; where each is one object, as brush masks of CVAT and Datumaro are, use custom's "
+        "--crowds objects"
+    ]
 
 
 def _classes(report: Report) -> list[str]:

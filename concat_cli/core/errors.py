@@ -1,5 +1,11 @@
 """The one exception that a user is meant to read."""
 
+import re
+
+_ADDRESS = re.compile(
+    r" ?<(?:[^<>]|<\w+>)* at 0x[0-9A-Fa-f]+>"
+)  # of an object, as other packages show it
+
 
 class UserError(Exception):
     """A mistake that the user can mend: what happened and what to do about it.
@@ -9,7 +15,7 @@ class UserError(Exception):
         hint: what to do next, ideally a command. May be empty.
 
     Both may quote what a file holds; what cannot be printed, such as half a character, is told by
-    its escape.
+    its escape, and where an object of Python's lies in memory is left out.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -18,4 +24,4 @@ class UserError(Exception):
 
 
 def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _ADDRESS.sub("", text).encode("utf-8", "backslashreplace").decode("utf-8")

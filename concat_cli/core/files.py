@@ -6,7 +6,11 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+import socket
+import zlib
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +29,10 @@ _HINTS = {
     errno.EISDIR: "There is a folder of that name: move it away or choose another path.",
     errno.ENAMETOOLONG: "The name is too long for the file system: choose a shorter one.",
 }
+
+# Temporary names tell who writes them, so that what a killed process left is known as such.
+_MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
 
 
 def write_error(path: Path, error: OSError) -> UserError:
@@ -46,7 +54,7 @@ def atomic_path(path: Path, sync: bool = True) -> Generator[Path, None, None]:
             Without it (many small files that can be made again) only a killed process is safe.
     """
     path = Path(path)
-    temp = path.parent / f".{path.name[:80]}.{secrets.token_hex(4)}.tmp"
+    temp = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temp.touch(exist_ok=False)
@@ -60,6 +68,55 @@ def atomic_path(path: Path, sync: bool = True) -> Generator[Path, None, None]:
     finally:
         with suppress(OSError):  # it is renamed, or never was
             temp.unlink()
+
+
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside a path that nobody can foresee and that tells which process chose it."""
+    owner = f"{_MACHINE}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.parent / f".{path.name[:80]}.{owner}.tmp"
+
+
+@contextmanager
+def workspace(folder: Path, name: str) -> Generator[Path]:
+    """A hidden folder of a temporary name inside of a folder; removed at the end."""
+    temp = temporary_name(folder / name)
+    temp.mkdir(parents=True)
+    try:
+        yield temp
+    finally:
+        shutil.rmtree(temp, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, alone: bool = False) -> None:
+    """Removes what killed processes left below a folder: files and folders of temporary names.
+
+    Args:
+        alone: nobody else writes here, so that those of other machines can go as well, and those
+            whose process number has been given to another process.
+    """
+    for parent, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            found = _TEMPORARY.fullmatch(name)
+            if found is None or not (alone or (found[1] == _MACHINE and not _alive(int(found[2])))):
+                continue
+            path = Path(parent, name)
+            if name in folders:
+                folders.remove(name)
+                shutil.rmtree(path, ignore_errors=True)  # which follows no link
+            with suppress(OSError):  # a folder, or somebody else was faster
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process of this machine still runs; True where that cannot be told."""
+    if os.name == "posix":
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except (PermissionError, OverflowError):
+            pass
+    return True
 
 
 def write_bytes(path: Path, data: bytes, sync: bool = True) -> None:

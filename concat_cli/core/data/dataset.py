@@ -225,3 +225,19 @@ class PanopticDataset(Dataset[Sample]):
             image, numbers, record.labels, record.crowd, record.image_id, record.file_name
         )
         return sample if self._keep_crowd else keep_segments(sample, ~record.crowd)
+
+
+def training_part(info: DatasetInfo, cache: bool = False) -> PanopticDataset:
+    """The train part; UserError where nothing can be learnt from it. cache: of `PanopticDataset`."""
+    train = PanopticDataset(info.part("train"), info.vocabulary, cache)
+    if all(record.crowd.all() for record in train.records):
+        crowds = sum(len(record.crowd) for record in train.records)
+        only = f"its {crowds} segments are crowds" if crowds else "it has no segment"
+        raise UserError(
+            f"There is nothing to learn in {train.part.index}: {only}.",
+            "Crowds are groups that nobody divided. If each is one object, prepare the data again "
+            "with `concat prepare-data custom ... --crowds objects`."
+            if crowds
+            else AGAIN,
+        )
+    return train

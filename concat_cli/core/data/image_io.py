@@ -22,7 +22,7 @@ from concat_cli.core.errors import UserError
 MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
 # Pillow would also run other programs on some files, such as Ghostscript on EPS.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA")  # MPO is a JPEG
-TOGETHER = "JSON, labels and images must belong together: download or write them again."
+TOGETHER = "JSON, labels and images must belong together: take them from one export."
 _END = b"\xff\xd9"  # of a JPEG
 Z_RLE = 3  # zlib's strategy for runs, as segments are
 _TAIL = 4096  # bytes in which that mark is looked for: some programs write a little more behind it
@@ -246,5 +246,5 @@ def broken(path: File, error: BaseException) -> UserError:
     reason = str(error).split("\n")[0] or type(error).__name__
     return UserError(
         f"Cannot read image {path}: it is damaged or not an image ({reason}).",
-        "Download or export the file again, or take it out.",
+        "Export, copy or fetch the file again, or take it out.",
     )

@@ -44,7 +44,11 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of an index; ids, categories (the data's ids), crowd and areas are of its segments."""
+    """A line of an index; ids, categories (the data's ids), crowd and areas are of its segments.
+
+    lost: how many annotations left no segment, which is told while a data set is prepared and is in
+        no index: [without pixels, entirely under others, of these with the mask of another].
+    """
 
     id: int
     image: str
@@ -56,12 +60,15 @@ class Row:
     crowd: list[int] = field(default_factory=list[int])
     areas: list[int] = field(default_factory=list[int])
     hidden: int = 0
+    lost: tuple[int, ...] = ()
 
-    def line(self) -> str:
-        """The row as JSON."""
+    def line(self, whole: bool = False) -> str:
+        """The row as JSON. whole: with `lost`."""
         values = {name: getattr(self, name) for name in self.__slots__}
         if not self.hidden:
             del values["hidden"]
+        if not (whole and self.lost):
+            del values["lost"]
         return json.dumps(values, ensure_ascii=False)
 
     def record(self, vocabulary: Vocabulary) -> Record:
@@ -163,8 +170,8 @@ def read_records(path: Path, vocabulary: Vocabulary) -> Records:
 def listed_row(item: Item, size: tuple[int, int], known: Collection[int], where: str) -> Row:
     """The row of an image whose segments are listed, sorted by id, areas still 0; UserError where
     an id or a category cannot be."""
-    segments = sorted(item.segments or (), key=lambda segment: segment.id)
-    ids = [segment.id for segment in segments]
+    segments = sorted(item.segments or (), key=lambda segment: int(segment.id))
+    ids = [int(segment.id) for segment in segments]
     if ids and (ids[0] < 1 or ids[-1] >= 1 << 24 or len(set(ids)) < len(ids)):
         raise UserError(
             f"{where}: image {item.image_id} has segment ids that are repeated or outside "
@@ -194,7 +201,8 @@ def row_of(values: dict[str, Any]) -> Row:
     lists = row.ids, row.categories, row.crowd, row.areas
     if len(set(map(len, lists))) > 1:
         raise ValueError("its lists differ in length")
-    numbers = [row.id, row.height, row.width, row.hidden, *(v for one in lists for v in one)]
+    numbers = [row.id, row.height, row.width, row.hidden, *row.lost]
+    numbers += [value for one in lists for value in one]
     if not all(type(value) is int and abs(value) < 1 << 63 for value in numbers):
         raise ValueError("a number is no integer of 64 bits")
     if {type(row.image), type(row.label)} != {str}:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,20 +183,48 @@ def make_loader(
         raise UserError(f"{dataset.part.index} lists no images.", "Prepare the data set again.")
     views = _Views(dataset, augment, seed, divisor)
     if workers == 0:
-        batches = (views[positions] for positions in sampler)
-    else:
-        batches = iter(
-            DataLoader(
-                views,
-                batch_size=None,
-                sampler=sampler,
-                num_workers=workers,
-                collate_fn=_unchanged,
-                pin_memory=torch.cuda.is_available(),
-                generator=torch.Generator(),  # leaves the global random state alone
-            )
-        )
-    return _raised(batches)
+        return _raised(views[positions] for positions in sampler)
+    loader = DataLoader(
+        views,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        worker_init_fn=_end_where_a_batch_is_lost,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # leaves the global random state alone
+    )
+    return _raised(_told(loader, workers))
+
+
+def _end_where_a_batch_is_lost(_: int) -> None:
+    """In a loader process: where a batch cannot be handed over, such as for lack of shared memory,
+    Python drops it and goes on, and the training would wait for it for ever."""
+
+    def end(error: Exception, _: object) -> None:
+        os._exit(getattr(error, "errno", None) or 1)
+
+    Queue._on_queue_feeder_error = staticmethod(end)  # pyright: ignore
+
+
+def _told(loader: DataLoader[Batch | UserError], workers: int) -> Iterator[Batch | UserError]:
+    """Its batches, and whatever fails in its processes or on the way as a UserError."""
+    try:
+        multiprocessing.Lock()  # which the loader needs; it fails noisily where it gets none
+        yield from loader
+        return
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        # of what was raised in a loader process, the last line of its traceback
+        reason = lines[-1] if "Traceback" in str(error) else lines[0].partition(". ")[0]
+        traceback.clear_frames(error.__traceback__)  # which would keep the other processes alive
+    shared = Path("/dev/shm")
+    free = f" ({shutil.disk_usage(shared).free / 1e6:,.0f} MB are free)" if shared.is_dir() else ""
+    yield UserError(
+        f"One of {workers} loader processes failed: {reason}",
+        f"Use data.workers=0, which also shows more of a fault; or give more shared memory "
+        f"(/dev/shm{free}) and open files (ulimit -n).",
+    )
 
 
 def _raised(batches: Iterator[Batch | UserError]) -> Iterator[Batch]:

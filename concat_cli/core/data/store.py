@@ -24,7 +24,7 @@ from concat_cli.core.errors import UserError
 LARGEST = 1 << 30  # bytes of a member when unpacked; no image or label comes near
 SUSPICIOUS = 64 << 20  # from here on a member must not be packed by more than RATIO
 RATIO = 1000  # deflate can do 1032, but no image of that size comes near
-_AGAIN = "Download the archive again."
+_AGAIN = "Copy or fetch the archive again, or pack it again."
 _DAMAGED = (  # what reading a zip raises where it is damaged
     OSError, EOFError, ValueError, IndexError, OverflowError, NotImplementedError, struct.error,
     zlib.error, zipfile.BadZipFile,
@@ -63,7 +63,7 @@ class ZipMember:
         """What the archive says of it; UserError where it is missing or cannot be meant."""
         entry = directory(self.archive).get(self.member)
         if entry is None:
-            raise UserError(f"{self.archive} has no member {self.member}.", _AGAIN)
+            raise UserError(f"{self.archive} has no member {self.member}.", "Check the name.")
         if entry.flag_bits & 1:
             raise UserError(f"{self} is encrypted.", "Unpack the archive with its password first.")
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -239,7 +239,7 @@ def _opened(archive: Archive) -> zipfile.ZipFile:
         raise UserError(f"There is no archive {path}.", "Check the path.") from error
     except _DAMAGED as error:
         raise UserError(
-            f"{archive} is no complete zip ({error}).", "Finish or repeat its download."
+            f"{archive} is no complete zip ({error}).", "Finish copying or fetching it, or pack it again."
         ) from error
 
 

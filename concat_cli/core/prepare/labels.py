@@ -242,21 +242,25 @@ def _elements(content: bytes, order: str) -> Iterator[tuple[int, bytes]]:
 def painted(
     segments: Mapping[int, Segment], size: tuple[int, int], image_id: int, where: str
 ) -> list[tuple[int, str]]:
-    """Ids and run lengths in the order of painting: crowds, then the larger before the smaller.
+    """Ids and run lengths of masks with pixels in the order of painting: crowds, then the larger
+    before the smaller.
 
     where: the file that lists them, as the UserError names it where a mask cannot be.
     """
     found: list[tuple[bool, int, int, str]] = []
     for number, segment in segments.items():
+        if segment.mask is None:
+            continue
         try:
             counts = encode_rle(segment.mask, size)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{where}: the mask of annotation {segment.id} of image {image_id} cannot be "
                 f"read ({error}).",
-                "Write the JSON again.",
+                "Mend that annotation, or write the JSON again.",
             ) from error
-        found.append((not segment.crowd, -int(coco_mask.area(_rle(counts, size))), number, counts))
+        if area := int(coco_mask.area(_rle(counts, size))):
+            found.append((not segment.crowd, -area, number, counts))
     return [(number, counts) for _, _, number, counts in sorted(found)]
 
 
@@ -272,8 +276,11 @@ def _rle(counts: str, size: tuple[int, int]) -> Any:
 def encode_rle(rle: Any, size: tuple[int, int]) -> str:
     """Compressed run lengths of polygons or of run lengths as a JSON holds them.
 
-    ValueError, TypeError or KeyError where it is neither, or of another (height, width).
+    ValueError, TypeError or KeyError where it is neither, or of another (height, width). Text is
+    the reason why it is neither.
     """
+    if isinstance(rle, str):
+        raise ValueError(rle)
     if isinstance(rle, list):
         polygons = cast("list[Any]", rle)
         if not rle or any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
@@ -282,7 +289,10 @@ def encode_rle(rle: Any, size: tuple[int, int]) -> str:
         merged: Any = coco_mask.merge(coco_mask.frPyObjects(polygons, *size))
         return merged["counts"].decode()
     if tuple(rle["size"]) != size:
-        raise ValueError(f"run lengths are of size {rle['size']}, the image is {list(size)}")
+        turned = ", with its sides swapped" if tuple(rle["size"]) == size[::-1] else ""
+        raise ValueError(
+            f"run lengths are of size {rle['size']}, the image is {list(size)}{turned}"
+        )
     counts = rle["counts"]
     if isinstance(counts, list):
         if any(type(count) is not int or count < 0 for count in cast("list[Any]", counts)):

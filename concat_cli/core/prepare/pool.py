@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -27,6 +28,12 @@ def processes_for(jobs: int, asked: int | None, progress: Progress) -> int:
     if count > 1 and not _can_spawn():
         progress.say("Working in one process: a program read from a pipe cannot start others.")
         return 1
+    if count > 1:
+        try:
+            multiprocessing.Lock()
+        except OSError as error:
+            progress.say(f"Working in one process: no shared memory (/dev/shm, {error.strerror}).")
+            return 1
     return count
 
 
@@ -57,6 +64,7 @@ def mapper(
 
 
 def _begin(setup: Callable[[], None] | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent ends this one
     _end_with_parent()
     if setup is not None:
         setup()

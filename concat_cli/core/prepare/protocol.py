@@ -8,12 +8,14 @@ void: every image stays, unseen segments are void (as SPNet does). The index lis
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from concat_cli.core.data.index import Row
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.labels import INSTANCE
 from concat_cli.core.prepare.source import UnseenPixels
 from concat_cli.core.progress import Progress
 from concat_cli.core.vocabulary import Vocabulary
@@ -135,24 +137,56 @@ class Totals:
 
 @dataclass(frozen=True)
 class Census:
-    """What a part holds; segments and pixels by class index."""
+    """What a part holds; segments, those that are crowds, images with several, and pixels, each by
+    class index."""
 
     totals: Totals
     segments: tuple[int, ...]
+    crowds: tuple[int, ...]
+    several: tuple[int, ...]
     pixels: tuple[int, ...]
 
 
 def census(rows: Iterable[Row], vocabulary: Vocabulary) -> Census:
     """Counts the rows of a part."""
-    segments, pixels = [0] * len(vocabulary), [0] * len(vocabulary)
+    segments, crowds, several, pixels = ([0] * len(vocabulary) for _ in range(4))
     index = vocabulary.index_of_id
-    images = crowd = total = 0
+    images = total = 0
     for row in rows:
         images += 1
-        crowd += sum(row.crowd)
         total += row.height * row.width
-        for category, area in zip(row.categories, row.areas, strict=True):
+        for category, crowd, area in zip(row.categories, row.crowd, row.areas, strict=True):
             segments[index[category]] += 1
+            crowds[index[category]] += crowd
             pixels[index[category]] += area
-    totals = Totals(images, sum(segments), crowd, total, total - sum(pixels))
-    return Census(totals, tuple(segments), tuple(pixels))
+        for category, count in Counter(row.categories).items():
+            several[index[category]] += count > 1
+    totals = Totals(images, sum(segments), sum(crowds), total, total - sum(pixels))
+    return Census(totals, *map(tuple, (segments, crowds, several, pixels)))
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """What became of the annotations of a part whose masks may overlap.
+
+    hidden: entirely under others. double: of these, with the very mask of another. empty: without
+    pixels.
+    """
+
+    listed: int
+    kept: int
+    hidden: int
+    double: int
+    empty: int
+
+
+def annotation_counts(rows: Iterable[Row]) -> Annotations:
+    """Counts the annotations of instances, as whose ids those of segments are known."""
+    kept = hidden = double = empty = 0
+    for row in rows:
+        kept += sum(number > INSTANCE for number in row.ids)
+        if row.lost:
+            empty += row.lost[0]
+            hidden += row.lost[1]
+            double += row.lost[2]
+    return Annotations(kept + hidden + empty, kept, hidden, double, empty)

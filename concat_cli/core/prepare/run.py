@@ -22,8 +22,10 @@ from concat_cli.core.data.index import Row, write_rows
 from concat_cli.core.data.store import ZipMember, split_location
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.protocol import (
+    Annotations,
     Census,
     Taken,
+    annotation_counts,
     census,
     cut_dev,
     keep_seen,
@@ -48,6 +50,7 @@ class Report:
 
     unchanged: everything was there already, and nothing was written.
     parts: train, dev, val -> what they hold. bad: source part -> images that were left out.
+    annotations: source part -> what became of them, where they are masks that may overlap.
     """
 
     out: Path
@@ -57,6 +60,7 @@ class Report:
     taken: Taken
     parts: dict[str, Census]
     bad: dict[PartName, list[Bad]]
+    annotations: dict[PartName, Annotations]
     unchanged: bool = False
 
 
@@ -113,6 +117,7 @@ def prepare(
 ) -> Report:
     """Checks and writes what a recipe found; see `prepare_data`."""
     check_writable(out)
+    files.remove_leftovers(out)
     for note in source.notes:
         progress.say(note)
     _refuse_another(out, source.name)
@@ -133,6 +138,11 @@ def prepare(
         taken,
         parts={part: census(listed, vocabulary) for part, listed in rows.items()},
         bad=bad,
+        annotations={
+            name: annotation_counts(checked[name])
+            for name, part in parts.items()
+            if part.format.kind.startswith("instances")
+        },
     )
     written = _write(out, _header(report, root, parts), rows, report.bad)
     return replace(report, unchanged=not written)
@@ -259,6 +269,7 @@ def _header(report: Report, root: Path, parts: Parts) -> dict[str, Any]:
     """The content of dataset.json."""
     source = report.source
     bad = sum(len(bad) for bad in report.bad.values())
+    told = {name: asdict(counts) for name, counts in report.annotations.items()}
     return {
         "format": FORMAT,
         "name": source.name,
@@ -269,6 +280,7 @@ def _header(report: Report, root: Path, parts: Parts) -> dict[str, Any]:
         "protocol": to_json(report.taken) | {"images_bad": bad},
         "parts": {name: _places(name, root, report.out, parts) for name in report.parts},
         "counts": {name: asdict(counts.totals) for name, counts in report.parts.items()},
+        **({"annotations": told} if told else {}),
         "source": {"root": str(root)},
         "classes": report.vocabulary.to_json(),
     }
@@ -304,30 +316,28 @@ def _write(
     bad: Mapping[PartName, list[Bad]],
 ) -> bool:
     """All files, `dataset.json` last; False where they are there already and nothing is written."""
-    new = out / ".new"
     names = [f"index/{name}.jsonl" for name in rows]
     lines = [{"part": part} | vars(entry) for part, entries in bad.items() for entry in entries]
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        for name, listed in rows.items():
-            write_rows(new / "index" / f"{name}.jsonl", listed)
-        if lines:
-            names.append(BAD)
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            files.write_text(new / BAD, text)
-        names.append("dataset.json")
-        files.write_json(new / names[-1], header, indent=1)
-        if all(
-            (out / name).is_file() and filecmp.cmp(new / name, out / name, False) for name in names
-        ):
-            return False
-        for name in ("dataset.json", BAD):  # an old header must not meet new lists
-            (out / name).unlink(missing_ok=True)
-        (out / "index").mkdir(exist_ok=True)
-        for name in names:
-            os.replace(new / name, out / name)
+        with files.workspace(out, "new") as new:
+            for name, listed in rows.items():
+                write_rows(new / "index" / f"{name}.jsonl", listed)
+            if lines:
+                names.append(BAD)
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                files.write_text(new / BAD, text)
+            names.append("dataset.json")
+            files.write_json(new / names[-1], header, indent=1)
+            if all(
+                (out / name).is_file() and filecmp.cmp(new / name, out / name, False)
+                for name in names
+            ):
+                return False
+            for name in ("dataset.json", BAD):  # an old header must not meet new lists
+                (out / name).unlink(missing_ok=True)
+            (out / "index").mkdir(exist_ok=True)
+            for name in names:
+                os.replace(new / name, out / name)
     except OSError as error:
         raise files.write_error(out, error) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return True

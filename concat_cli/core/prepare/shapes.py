@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
-import os
-import shutil
-import socket
-from collections.abc import Collection, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +34,7 @@ from concat_cli.core.progress import SILENT, Progress
 
 WORLD = 1  # raised when the same seed draws other pixels
 PARTS = ("train", "dev", "val")
+DRAWN = ".drawn"  # the folder in `out` of what is drawn in full
 # of a world whose dataset.json does not tell: drawn before this could be chosen, or as by default
 _UNTOLD = {"unseen_pixels": ShapesConfig.unseen_pixels}
 _CHUNK = 25  # scenes that a process draws at a time
@@ -59,16 +56,23 @@ def prepare_shapes(
         raise UserError(f"shapes.seed is {cfg.seed}.", f"Take one of 0..{SEED_BOUND - 1}.")
     split, unseen = unseen_split(cfg.unseen, cfg.unseen_seed)
     try:
+        _finish(out)
         if _is_done(out, cfg):
             progress.say(f"{out} already holds this data set: nothing to draw.")
             return
-        with _workspace(out) as folder:
-            taken = _draw_parts(folder, cfg, unseen, progress, processes)
-            if not _is_done(out, cfg):  # else another process was faster with the same
-                for name in (*PARTS, "annotations"):
-                    (folder / name).rename(out / name)
+        files.remove_leftovers(out)
+        made = not out.exists()
+        try:
+            with files.workspace(out, "drawing") as folder:
+                taken = _draw_parts(folder, cfg, unseen, progress, processes)
                 header = _header(cfg) | {"protocol": protocol.to_json(taken)}
-                files.write_json(out / "dataset.json", header, indent=1)  # makes it a data set
+                files.write_json(folder / "dataset.json", header, indent=1)
+                if not _is_done(out, cfg):  # else another process was faster with the same
+                    folder.rename(out / DRAWN)  # from now on it can always be finished
+                    _finish(out)
+        finally:
+            if made and not any(out.iterdir()):
+                out.rmdir()
     except OSError as error:
         raise files.write_error(out, error) from error
     progress.say(
@@ -135,36 +139,16 @@ def _is_done(out: Path, cfg: ShapesConfig) -> bool:
     )
 
 
-@contextmanager
-def _workspace(out: Path) -> Generator[Path]:
-    """A hidden folder inside `out` to draw in; removed at the end, as are those of dead runs."""
-    made = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    host = socket.gethostname()
-    for left in out.glob(f".partial-{host}-*"):
-        if not _alive(left.name.rpartition("-")[2]):
-            shutil.rmtree(left, ignore_errors=True)
-    folder = out / f".partial-{host}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made and not any(out.iterdir()):
-            out.rmdir()
-
-
-def _alive(pid: str) -> bool:
-    """Whether a process of this machine still runs; True where that cannot be told."""
-    if os.name == "posix" and pid.isdecimal():
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
-            return False
-        except (PermissionError, OverflowError):
-            pass
-    return True
+def _finish(out: Path) -> None:
+    """Moves what was drawn in full to where it belongs, `dataset.json` last; goes on where that
+    was broken off."""
+    drawn = out / DRAWN
+    if not drawn.is_dir() or drawn.is_symlink():
+        return
+    for name in (*PARTS, "annotations", "dataset.json"):
+        if (drawn / name).exists():  # else it is there already
+            (drawn / name).rename(out / name)
+    drawn.rmdir()
 
 
 def _draw_parts(

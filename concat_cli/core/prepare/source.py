@@ -110,6 +110,7 @@ class Recipe:
 
     find: the folder of the data and options -> what is there; UserError that says what is missing.
         The options are those of the command, each with its help as `Annotated[type, help]`.
+    options: a dataclass of them, where `find` takes its fields.
     unseen_pixels: what becomes of unseen classes in training images by default.
     single: one part alone serves as train and as val without being asked to.
     root: help of the folder.
@@ -121,4 +122,5 @@ class Recipe:
     examples: tuple[str, ...]
     unseen_pixels: UnseenPixels = "void"
     single: bool = False
+    options: type | None = None
     root: str = "Folder of the data, unpacked or with its zips."

@@ -39,8 +39,8 @@ from concat_cli.core.vocabulary import Vocabulary
 
 CHUNK = 64  # images that a process checks at a time
 SHOWN = 10  # faulty images that an error names
-_VERSION = 3  # raised when a row or an id map would come out otherwise
-_HINT = "Mend or download them again, or leave them out with --skip-bad."
+_VERSION = 4  # raised when a row or an id map would come out otherwise
+_HINT = "Mend or replace them, or leave them out with --skip-bad."
 Stamp = tuple[int, int] | None  # changes when a file does; None where it is missing
 Key = list[Any]  # [digest of the item, stamps of its files]
 
@@ -97,6 +97,10 @@ class Checker:
         ids = self._reader.id_map(labels, size, masks)
         row = Row(item.image_id, item.image, self.map_of(item).name, *size)
         self._add_found(row, ids, segments)
+        kept = sum(number in segments for number in row.ids)
+        if kept < len(segments):
+            doubles = len(masks) - len({counts for _, counts in masks})
+            row = replace(row, lost=(len(segments) - len(masks), len(masks) - kept, doubles))
         write_id_png(self.map_of(item), ids, quick=True)
         return row
 
@@ -244,7 +248,8 @@ def _refuse_missing(
         more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
         raise UserError(
             f"Missing: {missing[0]}{more}.",
-            "Finish the download or unpacking, or leave these images out with --skip-bad.",
+            "Check the folder and the names, finish copying or unpacking, or leave these images "
+            "out with --skip-bad.",
         )
 
 
@@ -277,7 +282,7 @@ def _checked_before(ledger: Path, checker: Checker) -> Iterator[tuple[Key, Row]]
                 if line.endswith(b"\n"):
                     value = json.loads(line)
                     row = row_of(value["row"])
-                    if value["sum"] != _sum(row.line()):
+                    if value["sum"] != _sum(row.line(whole=True)):
                         raise ValueError("a line was changed")
                     yield value["key"], row
     except FileNotFoundError:
@@ -289,7 +294,7 @@ def _checked_before(ledger: Path, checker: Checker) -> Iterator[tuple[Key, Row]]
 
 
 def _line(key: Key, row: Row) -> str:
-    line = row.line()
+    line = row.line(whole=True)
     return f'{{"key": {json.dumps(key)}, "sum": {_sum(line)}, "row": {line}}}\n'
 
 

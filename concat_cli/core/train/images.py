@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.config import Config, OptimConfig
-from concat_cli.core.data.dataset import PanopticDataset
+from concat_cli.core.data.dataset import PanopticDataset, training_part
 from concat_cli.core.data.loader import Batch, StepSampler, make_loader
 from concat_cli.core.data.transforms import Augment
 from concat_cli.core.device import Share
@@ -186,7 +186,7 @@ class ImageStage:
         cfg, vocabulary = session.cfg, session.info.vocabulary
         text = embed(clip, vocabulary.seen_only(), cfg, session.device)
         to_trained = trained_indices(vocabulary.is_seen, session.device)
-        train = PanopticDataset(session.info.part("train"), vocabulary, cache=cfg.data.cache)
+        train = training_part(session.info, cfg.data.cache)
         inputs = {"classes": classes_digest(vocabulary), "training images": train.digest()}
         session.open_stage(stage, fresh=fresh, inputs=inputs)
         meta = session.meta(stage.stage, clip)

@@ -31,7 +31,7 @@ from concat_cli.core.config import (
     LossConfig,
     OptimConfig,
 )
-from concat_cli.core.data.dataset import PanopticDataset
+from concat_cli.core.data.dataset import PanopticDataset, training_part
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.device import one_thread
@@ -322,7 +322,7 @@ def train_on_borrowed(
             f"unseen classes are not zero-shot: {'; '.join(leaked)}"
         )
     clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
-    train = PanopticDataset(info.part("train"), info.vocabulary)
+    train = training_part(info)
     teaching = f"{clip.identity.sha256}, {cfg.align.crops} crops"
     inputs = {
         "classes": classes_digest(info.vocabulary),

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 from concat_cli.core.data.coco import CocoJson, Item, read_coco
 from concat_cli.core.data.store import file_exists, location_exists, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.coco import same_categories
 from concat_cli.core.prepare.recipes.layouts import hashed, named, unpacking
+from concat_cli.core.prepare.recipes.names import fitted
 from concat_cli.core.prepare.source import (
     EVERY,
     Kind,
@@ -23,7 +26,7 @@ from concat_cli.core.prepare.source import (
     SourcePart,
     Task,
 )
-from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, without_comment
+from concat_cli.core.vocabulary import Vocabulary, parse_classes, parse_vocabulary, without_comment
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _LABELS = (".png", ".tif", ".tiff", ".mat")
@@ -40,13 +43,36 @@ _TASKS: dict[Kind, tuple[Task, ...]] = {
 _SAME = "The same of val."
 
 
+class Crowds(str, Enum):
+    """What `iscrowd` in a JSON stands for."""
+
+    groups = "groups"
+    objects = "objects"
+
+
+@dataclass(frozen=True)
+class Own:
+    """The options of the command; places may be relative to its folder."""
+
+    images: Annotated[str, "Folder or zip of the images."] = ""
+    json: Annotated[str, "COCO JSON: panoptic or of instances."] = ""
+    labels: Annotated[str, "PNGs of the JSON, or maps of classes."] = ""
+    classes: Annotated[str, "Names of the values in maps, a line each."] = ""
+    val_images: Annotated[str, "The same of val; else train is val."] = ""
+    val_json: Annotated[str, _SAME] = ""
+    val_labels: Annotated[str, _SAME] = ""
+    crowds: Annotated[Crowds, "objects: what has iscrowd is one object."] = Crowds.groups
+    kinds: Annotated[str, 'Kinds, if not as listed: "dog; sky : stuff"; or a file.'] = ""
+
+
 @dataclass(frozen=True)
 class _Given:
-    """The places of one part, "" where none was given, and what its JSON lists."""
+    """The places of one part, "" where none was given, what its JSON lists, and what to say."""
 
     images: str
     labels: str
     json: CocoJson | None
+    notes: tuple[str, ...] = ()
 
     def part(self, form: LabelFormat, items: list[Item]) -> SourcePart:
         """The part with images of the given items."""
@@ -57,42 +83,41 @@ class _Given:
         return SourcePart(self.images, labels, form, items, listed_in=listed, categories=categories)
 
 
-def find(
-    root: Path,
-    images: Annotated[str, "Folder or zip of the images."] = "",
-    json: Annotated[str, "COCO JSON: panoptic or of instances."] = "",
-    labels: Annotated[str, "PNGs of the JSON, or maps of classes."] = "",
-    classes: Annotated[str, "Names of the values in maps, a line each."] = "",
-    val_images: Annotated[str, "The same of val; else train is val."] = "",
-    val_json: Annotated[str, _SAME] = "",
-    val_labels: Annotated[str, _SAME] = "",
-) -> Source:
-    """Data described by its places, which may be relative to `root`.
+def find(root: Path, **given: Any) -> Source:
+    """Data described by its places, fields of `Own`, which may be relative to `root`.
 
     Panoptic: json and labels (by default the folder named like the JSON). Instances: json alone.
     Semantic: labels and classes, label maps named like the images. Instances over semantic maps:
     json, labels and classes. UserError where these do not fit or something is not there.
     """
-    given: dict[PartName, _Given] = {"train": _given(root, images, json, labels)}
-    if val_images or val_json or val_labels:
-        given["val"] = _given(root, val_images, val_json, val_labels)
-    kinds: set[Kind] = {_kind(places, classes) for places in given.values()}
+    own = Own(**given)
+    there: dict[PartName, _Given] = {
+        "train": _given(root, own.images, own.json, own.labels, own.crowds)
+    }
+    if own.val_images or own.val_json or own.val_labels:
+        there["val"] = _given(root, own.val_images, own.val_json, own.val_labels, own.crowds)
+    kinds: set[Kind] = {_kind(places, own.classes) for places in there.values()}
     if len(kinds) > 1:
         raise UserError(f"train is {' and val is '.join(sorted(kinds))}.", _WAYS)
     kind = kinds.pop()
+    there, notes = _without_parents(there)
     parts: dict[PartName, SourcePart]
-    if classes:
-        vocabulary, parts = _with_classes(kind, given, root / classes)
+    if own.classes:
+        vocabulary, parts = _with_classes(kind, there, root / own.classes)
     else:
         form = LabelFormat(kind)
-        parts = {name: one.part(form, one.json.items) for name, one in given.items() if one.json}
+        parts = {name: one.part(form, one.json.items) for name, one in there.items() if one.json}
         vocabulary = same_categories(parts.values())
+    if own.kinds:
+        vocabulary = _with_kinds(vocabulary, own.kinds, root)
     layout = named(kind.replace("_", " "), parts.values())
     name = root.resolve().name or "custom"
-    return Source(name, layout, vocabulary, _TASKS[kind], parts, "all_seen", single=True)
+    notes += [note for one in there.values() for note in one.notes]
+    found = Source(name, layout, vocabulary, _TASKS[kind], parts, "all_seen", tuple(notes))
+    return replace(found, single=True)
 
 
-def _given(root: Path, images: str, json: str, labels: str) -> _Given:
+def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
     if not images:
         raise UserError("Nobody says where the images are.", _WAYS)
     if json and not labels:
@@ -106,8 +131,60 @@ def _given(root: Path, images: str, json: str, labels: str) -> _Given:
             raise UserError(f"There is no folder {path}.", hint)
     if json and not file_exists(root / json):
         raise UserError(f"There is no file {root / json}.", _WAYS)
-    listed = read_coco(root / json) if json else None
-    return _Given(str(root / images), str(root / labels) if labels else "", listed)
+    images, labels = str(root / images), str(root / labels) if labels else ""
+    if not json:
+        return _Given(images, labels, None)
+    listed = read_coco(root / json)
+    items, notes = listed.items, list(listed.notes)
+    if crowds == Crowds.objects:
+        items = [_of_objects(item) for item in items]
+    files, note = fitted([item.image for item in items], images, listed.location)
+    notes.append(note)
+    items = [replace(item, image=files[item.image]) for item in items]
+    if listed.truth == "panoptic" and labels:
+        files, note = fitted([item.label for item in items], labels, listed.location)
+        notes.append(note)
+        items = [replace(item, label=files[item.label]) for item in items]
+    if listed.truth == "panoptic" and not any("isthing" in row for row in listed.categories):
+        notes.append(f"No category of {listed.location} says `isthing`: all count as things.")
+    return _Given(images, labels, replace(listed, items=items), tuple(filter(None, notes)))
+
+
+def _of_objects(item: Item) -> Item:
+    """The item with each of its crowds as one object."""
+    return replace(item, segments=tuple(replace(s, crowd=False) for s in item.segments or ()))
+
+
+def _without_parents(there: dict[PartName, _Given]) -> tuple[dict[PartName, _Given], list[str]]:
+    """The parts without categories that only group others, and what to say of those."""
+    listed = [one.json for one in there.values() if one.json is not None]
+    parents = frozenset[int].intersection(*(one.parents for one in listed)) if listed else ()
+    kept: dict[PartName, _Given] = {
+        name: one if one.json is None else replace(one, json=one.json.without(parents))
+        for name, one in there.items()
+    }
+    notes = [
+        f"The category {row['name']!r} (id {row['id']}) groups others and has no annotation: it is "
+        "left out."
+        for row in (listed[0].categories if listed else ())
+        if row["id"] in parents
+    ]
+    return kept, notes
+
+
+def _with_kinds(vocabulary: Vocabulary, kinds: str, root: Path) -> Vocabulary:
+    """The classes with the kinds of those that a list or a file names; UserError where one is
+    unknown."""
+    things = Vocabulary(tuple(replace(entry, kind="thing") for entry in vocabulary.entries))
+    path = str(root / kinds)
+    is_file = os.path.isfile(path)  # noqa: PTH113 - unlike Path's, False of impossible names
+    listed = parse_vocabulary(path, things) if is_file else parse_classes(kinds, things)
+    kind_of = {entry.id: entry.kind for entry in listed.entries}
+    if unknown := [entry.name for entry in listed.entries if entry.id not in vocabulary.ids]:
+        what = f"--kinds names {unknown[0]!r}, which is no class of this data set."
+        raise UserError(what, f"Its classes: {', '.join(vocabulary.names)[:300]}.")
+    entries = (replace(e, kind=kind_of.get(e.id, e.kind)) for e in vocabulary.entries)
+    return Vocabulary(tuple(entries))
 
 
 def _kind(given: _Given, classes: str) -> Kind:
@@ -262,5 +339,6 @@ RECIPE = Recipe(
     ),
     unseen_pixels="drop",
     single=True,
+    options=Own,
     root="Folder that the places below are relative to.",
 )

@@ -6,7 +6,6 @@ location is a folder, "x.zip", or "x.zip!folder/inside" (`store.py`).
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from concat_cli.core.data.coco import Item, read_coco
+from concat_cli.core.data.json_values import numbered
 from concat_cli.core.data.store import (
     file_exists,
     location_exists,
@@ -165,8 +165,7 @@ def digits(stem: str) -> int:
 
 def hashed(stem: str) -> int:
     """An image id for names whose digits are not unique: 48 bits of the file name's SHA-256."""
-    name = stem.rpartition("/")[2]
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+    return numbered(stem.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
