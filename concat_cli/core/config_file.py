@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -148,7 +148,7 @@ def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
         raise UserError(f"There is no configuration {path}.", _others(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read {path}: {error}.", "Give a YAML file in UTF-8.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -158,9 +158,13 @@ def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
             mistakes.note(f"{where}: unknown section '{section}'.", _meant(section))
             continue
         for key, leaf, place in _items(node, path, section, mistakes):
-            value: Any = None if _is_null(leaf) else str(leaf.value)
-            if leaf.id == "sequence":
-                value = [str(item.value) for item in leaf.value]
+            listed = leaf.value if isinstance(leaf, yaml.SequenceNode) else [leaf]
+            if not all(isinstance(one, yaml.ScalarNode) for one in listed):
+                mistakes.note(f"{place}: '{section}.{key}' takes a value, or a list of them.")
+                continue
+            value: Any = None if _is_null(leaf) else leaf.value
+            if listed is leaf.value:
+                value = [one.value for one in listed]
             yield _Given(f"{section}.{key}", value, place)
 
 
@@ -219,10 +223,12 @@ def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
 def _prepared(value: Any, default: Any) -> Any:
     """A value as written, in a form that pydantic takes for one of the default's type."""
     if isinstance(default, list):
-        parts = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
-        return [part for part in parts if str(part).strip()]
+        parts: Any = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
+        if not isinstance(parts, list):
+            return parts
+        return [part for part in cast("list[Any]", parts) if str(part).strip()]
     if isinstance(default, str):
-        return value or ""
+        return "" if value is None else value
     if type(default) is int and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)  # 1e3 and 2.0 are whole numbers
