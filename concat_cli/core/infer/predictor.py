@@ -265,10 +265,21 @@ class Predictor:
                 raw = self._run(*self._batch([resized[p] for p in positions], padded), valid)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)  # or the next step would be booked for it
+                self._check(raw)
                 elapsed = (time.perf_counter() - start) * 1000 / len(positions)
                 yield replace(
                     raw, positions=positions, sizes=sizes, valid=valid, milliseconds=elapsed
                 )
+
+    def _check(self, raw: Raw) -> None:
+        """UserError where the model gave NaN: nothing would be found, without a word."""
+        found = [value for value in vars(raw).values() if isinstance(value, Tensor)]
+        if any(bool(value.isnan().any()) for value in found):
+            raise UserError(
+                f"The model gives no numbers (NaN) for a picture (in {self.dtype or 'fp32'}).",
+                "In half precision, try --precision fp32 (of Python: precision='fp32'). Otherwise "
+                "the weights are damaged, or were saved by a training that went astray.",
+            )
 
     def segments(self, raw: Raw) -> list[PanopticResult]:
         """What `Prediction` holds of raw outputs, in the order of `raw.positions`."""
