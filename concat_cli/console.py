@@ -24,8 +24,8 @@ from concat_cli.core.errors import UserError
 
 T = TypeVar("T")
 Cell = str | int | float | None
-# What a terminal obeys instead of showing: control characters but for tab and newline, the marks
-# that turn the direction of text, line separators, and halves of characters, which no file can hold.
+# What a terminal obeys instead of showing: control characters but for tab and newline, marks that
+# turn the direction of text, line separators, and halves of characters, which no file can hold.
 _OBEYED = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )

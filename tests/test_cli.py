@@ -514,7 +514,7 @@ def test_what_a_terminal_would_obey_is_shown_as_its_escape(
     show_error(UserError(odd, odd))
     out, err = capsys.readouterr()
     kept = set("\n\t") | {char for char in out + err if char.isprintable()}
-    assert set(out + err) == kept and out.count("猫 [red]ä") >= 7
+    assert set(out + err) <= kept and out.count("猫 [red]ä") >= 7
     assert "\\u001b]0;owned\\u0007" in out and "\\u001b" in err
     console.json({odd: [odd]})
     out = capsys.readouterr().out
