@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ from data_helpers import CATEGORIES
 from PIL import Image
 
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
-from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.run import Options, prepare_data
 
 INSTANCES = {  # what the recipe "custom" is given for `write_instances`
@@ -22,23 +19,6 @@ INSTANCES = {  # what the recipe "custom" is given for `write_instances`
     "val_images": "val2017",
     "val_json": "annotations/instances_val2017.json",
 }
-
-
-def survives(call: Callable[[], object], *names: str) -> None:
-    """The call returns, or raises a UserError that names one of the files."""
-    try:
-        call()
-    except UserError as error:
-        text = f"{error.what} {error.hint}"
-        assert any(name in text for name in names), f"names none of {names}: {text}"
-        assert text.encode() and len(text) < 20_000
-
-
-def fresh_copy(source: Path, work: Path) -> Path:
-    """The data set once more, nothing prepared."""
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(source, work)
-    return work
 
 
 def prepare_and_read(root: Path, name: str = "coco", **given: Any) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 _KEY = "concat"
 _TORCH, _PICKLE = b"PK", b"\x80"  # what their files begin with
+_UNREADABLE = (  # what a damaged state raises
+    zipfile.BadZipFile, pickle.UnpicklingError, zlib.error, RuntimeError, ValueError, TypeError,
+    LookupError, AttributeError, EOFError, OSError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,7 @@ def load_state(path: Path) -> dict[str, Any]:
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} was changed")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} is damaged, the run cannot go on from it ({reason:.120}).",

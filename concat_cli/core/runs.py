@@ -117,13 +117,18 @@ class StageDir:
             raise write_error(self.metrics, error) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; one that was cut off by a kill is left out."""
+        """The lines of `metrics.jsonl`; one that was cut off by a kill, or is none, is left out."""
         rows: list[Any] = []
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, RecursionError):
                     rows.append(json.loads(line))
-        return [row for row in rows if isinstance(row, dict)]
+        return [
+            row
+            for row in rows
+            if isinstance(row, dict)
+            and all(type(row.get(key, 0)) in (int, float) for key in ("step", "seconds"))  # pyright: ignore
+        ]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed loop will do again."""

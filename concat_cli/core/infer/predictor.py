@@ -137,6 +137,7 @@ class Predictor:
     tasks: tuple[str, ...] = TASKS  # that it can be scored for
     needs_clip_image = False  # whether CLIP's image encoder runs at test
     semantic_from = "queries"
+    source = "The model"  # its weights file, where it is of one
 
     def __init__(
         self,
@@ -276,7 +277,7 @@ class Predictor:
         found = [value for value in vars(raw).values() if isinstance(value, Tensor)]
         if any(bool(value.isnan().any()) for value in found):
             raise UserError(
-                f"The model gives no numbers (NaN) for a picture (in {self.dtype or 'fp32'}).",
+                f"{self.source} gives no numbers (NaN) for a picture (in {self.dtype or 'fp32'}).",
                 "In half precision, try --precision fp32 (of Python: precision='fp32'). Otherwise "
                 "the weights are damaged, or were saved by a training that went astray.",
             )
@@ -403,7 +404,7 @@ class Loading:
     def open(self, kind: Callable[..., P], text: Tensor | None = None, **own: Any) -> P:
         """A predictor whose first arguments are those of `Predictor`, and `own` its own. text: by
         default that of the vocabulary's classes."""
-        return kind(
+        found = kind(
             self.model(),
             self.text() if text is None else text,
             self.vocabulary,
@@ -413,6 +414,8 @@ class Loading:
             self.weights.meta,
             **own,
         )
+        found.source = str(self.weights.path)
+        return found
 
 
 def open_predictor(loading: Loading) -> Predictor:
