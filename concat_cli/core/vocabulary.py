@@ -114,12 +114,9 @@ class Vocabulary:
     def from_json(rows: Iterable[dict[str, Any]]) -> Vocabulary:
         """The inverse of `to_json`; keys of later versions are left aside."""
         known = {one.name for one in fields(ClassEntry)}
-        listed = [{key: value for key, value in row.items() if key in known} for row in rows]
-        return Vocabulary(
-            tuple(
-                ClassEntry(**row | {"synonyms": tuple(row.get("synonyms", ()))}) for row in listed
-            )
-        )
+        listed: list[dict[str, Any]] = [{k: v for k, v in r.items() if k in known} for r in rows]
+        entries = (ClassEntry(**row) for row in listed)
+        return Vocabulary(tuple(replace(one, synonyms=tuple(one.synonyms)) for one in entries))
 
     @staticmethod
     def from_categories(

@@ -191,7 +191,8 @@ def _read(path: Path, classes: int, progress: Progress) -> Tensor | None:
         return None
     with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
         with cast("Any", safe_open(path, framework="pt")) as file:
-            embeddings, digest = file.get_tensor("embeddings"), (file.metadata() or {})["sha256"]
+            embeddings: Tensor = file.get_tensor("embeddings")
+            digest: str = file.metadata()["sha256"]  # TypeError: an earlier version's has none
         if embeddings.shape[:-1] == (classes,) and digest == _digest(embeddings):
             return embeddings
     progress.say(
