@@ -153,7 +153,9 @@ def _of(weights: Weights) -> Generator[None]:
 
 
 def _unfit(weights: Weights, why: str) -> UserError:
-    return UserError(f"{weights.path} does not fit its own configuration: {why}.", AGAIN)
+    return UserError(
+        f"{weights.path} is damaged, or does not fit its own configuration: {why}.", AGAIN
+    )
 
 
 def part_of(weights: Weights, prefix: str) -> dict[str, Tensor]:
