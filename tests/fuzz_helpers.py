@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,25 @@ INSTANCES = {  # what the recipe "custom" is given for `write_instances`
 }
 
 
-def prepare_and_read(root: Path, name: str = "coco", **given: Any) -> None:
-    """What a user does: prepare with every class seen, then read every sample."""
+def prepare_and_read(root: Path, name: str = "coco", **given: Any) -> str:
+    """What a user does: prepare with every class seen, then read every sample; its digest."""
     options = Options(class_split="all_seen", processes=1)
     prepare_data(name, root, root / "out", options, **given)
-    read_all(root / "out")
+    return read_all(root / "out")
 
 
-def read_all(out: Path) -> None:
-    """Every sample of every part."""
-    info = read_dataset_info(out)
+def read_all(out: Path) -> str:
+    """A digest of every sample of every part."""
+    info, found = read_dataset_info(out), hashlib.sha256()
     for part in info.parts:
         dataset = PanopticDataset(info.part(part), info.vocabulary, keep_crowd=True)
         for i in range(len(dataset)):
             sample = dataset[i]
             assert sample.image.shape[:2] == sample.segment_map.shape
             assert sample.segment_map.max(initial=0) <= len(sample.labels)
+            for values in (sample.image, sample.segment_map, sample.labels, sample.crowd):
+                found.update(values.tobytes())
+    return found.hexdigest()
 
 
 def write_instances(root: Path) -> Path:

@@ -244,19 +244,13 @@ def _prepared(folder: Path) -> None:
 def _prepare(folder: Path) -> str:
     options = Options(class_split=str(folder / "split.yaml"), processes=1, unseen_pixels="void")
     prepare_data("coco", folder, folder / "out", options)
-    return _read(folder)
-
-
-def _read(folder: Path) -> str:
-    read_all(folder / "out")
-    return digest(*(path.read_bytes() for path in sorted((folder / "out").glob("*/*.jsonl"))))
+    return read_all(folder / "out")
 
 
 def _read_and_prepared(folder: Path) -> str:
     """As it is, then prepared again: what was checked, and can be made again, is."""
-    found = _read(folder)
-    prepare_and_read(folder)
-    return found
+    found = read_all(folder / "out")
+    return digest(found, prepare_and_read(folder))
 
 
 def _maps(folder: Path) -> None:
@@ -273,16 +267,16 @@ def _maps(folder: Path) -> None:
 
 
 def _from_maps(folder: Path) -> str:
+    found: list[str] = []
     for labels in ("grey", "mat"):
         shutil.rmtree(folder / "out", ignore_errors=True)
         given = {"images": "images", "labels": labels, "classes": "classes.txt"}
-        prepare_and_read(folder, "custom", **given)
-    return _read(folder)
+        found.append(prepare_and_read(folder, "custom", **given))
+    return digest(found)
 
 
 def _from_instances(folder: Path) -> str:
-    prepare_and_read(folder, "custom", **INSTANCES)
-    return _read(folder)
+    return prepare_and_read(folder, "custom", **INSTANCES)
 
 
 def _pictures(folder: Path) -> None:

@@ -520,3 +520,9 @@ def test_what_a_terminal_would_obey_is_shown_as_its_escape(
     out = capsys.readouterr().out
     assert json.loads(out) == {odd: [odd]} and out.isprintable() is False
     assert all(char.isprintable() or char == "\n" for char in out)
+
+
+def test_the_middle_of_an_endless_message_is_left_out() -> None:
+    """A damaged file may hold a name of any length."""
+    error = UserError(f"a.json: there is no class {'x' * 100_000}.", "Mend it.")
+    assert len(error.what) < 6000 and error.what.startswith("a.json") and "more) ..." in error.what

@@ -109,7 +109,7 @@ def _segmentor(cfg: ModelConfig, clip_width: int, pretrained: bool) -> Segmentor
 
 def config_of(weights: Weights) -> Config:
     """The configuration that the weights were trained with; UserError names the file."""
-    with _of(weights):
+    with naming(weights):
         return from_dict(weights.meta["config"])
 
 
@@ -134,7 +134,7 @@ def filled(build: Callable[[], M], weights: Weights, part: str) -> M:
     another shape or not finite, before anything as large as the configuration asks for is made.
     """
     tensors = part_of(weights, part)
-    with _of(weights), on_paper(tensors):
+    with naming(weights), on_paper(tensors):
         wrong = misfit(build().state_dict(), tensors)
     if wrong:
         raise _unfit(weights, wrong)
@@ -144,7 +144,7 @@ def filled(build: Callable[[], M], weights: Weights, part: str) -> M:
 
 
 @contextmanager
-def _of(weights: Weights) -> Generator[None]:
+def naming(weights: Weights) -> Generator[None]:
     """A UserError inside names the file."""
     try:
         yield

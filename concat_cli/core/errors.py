@@ -1,5 +1,7 @@
 """The one exception that a user is meant to read."""
 
+MOST = 5000  # characters of a message, such as one that quotes a name of a damaged file
+
 
 class UserError(Exception):
     """A mistake that the user can mend: what happened and what to do about it.
@@ -9,7 +11,7 @@ class UserError(Exception):
         hint: what to do next, ideally a command. May be empty.
 
     Both may quote what a file holds; what cannot be printed, such as half a character, is told by
-    its escape.
+    its escape, and the middle of what nobody would read to its end is left out.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -18,4 +20,6 @@ class UserError(Exception):
 
 
 def _printable(text: str) -> str:
+    if len(text) > MOST:
+        text = f"{text[: MOST - 500]} ... ({len(text) - MOST} characters more) ... {text[-500:]}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

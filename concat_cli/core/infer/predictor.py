@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from concat_cli.core.build import config_of
+from concat_cli.core.build import config_of, naming
 from concat_cli.core.checkpoint import Weights, check_clip, open_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import cached_texts, check_words, class_texts, known_words
@@ -197,7 +198,8 @@ class Predictor:
         if vocabulary is not None and (doubtful := doubt(classes)):
             progress.say(doubtful)
         progress.say(told(classes))
-        unknown = check_words(classes, known_words(cfg.clip.model), force)
+        with naming(weights) if vocabulary is None else nullcontext():
+            unknown = check_words(classes, known_words(cfg.clip.model), force)
         if unknown:
             progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
         loading = Loading(weights, cfg, classes, place, dtype, progress, cache_dir, force)
