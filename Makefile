@@ -11,6 +11,7 @@ DEMO_SCENES ?=
 DEMO_ARGS ?=
 ABLATION_ARGS ?=
 COMPARE_ARGS ?=
+FUZZ_ARGS ?=
 
 BIN := $(VENV)/bin
 CONCAT := $(BIN)/concat
@@ -52,8 +53,8 @@ wheel: $(VENV)/.dev ## builds the wheel and uses it where nothing of this checko
 oldest: ## the core of the tests with the oldest dependencies allowed, in an environment of its own
 	.ci/oldest
 
-fuzz: $(VENV)/.dev ## 2,000 damaged inputs, other ones each time
-	FUZZ_TIMES=10 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_fuzz.py
+fuzz: $(VENV)/.dev ## 10,000 spoilt files of every kind that is read; FUZZ_ARGS="--seed 1" for others
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_ARGS)
 
 lint: $(VENV)/.dev ## ruff and pyright
 	$(BIN)/ruff check .

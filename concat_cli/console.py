@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,17 @@ from concat_cli.core.errors import UserError
 
 T = TypeVar("T")
 Cell = str | int | float | None
+# What a terminal obeys instead of showing: control characters but for tab and newline, marks that
+# turn the direction of text, line separators, and halves of characters, which no file can hold.
+_OBEYED = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def shown(text: str) -> str:
+    """Text as a terminal may have it, whatever file it is from: what it would obey is told by its
+    escape (of JSON, so that JSON stays the same value)."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 class Console:
@@ -44,11 +56,11 @@ class Console:
 
     def say(self, message: str) -> None:
         """One line."""
-        self._rich.print(Text(message))
+        self._rich.print(Text(shown(message)))
 
     def warn(self, message: str) -> None:
         """One line that stands out."""
-        self._rich.print(Text("note: ", style="bold yellow") + Text(message))
+        self._rich.print(Text("note: ", style="bold yellow") + Text(shown(message)))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
         """Rows under column names; numbers stand right, None is a dash, fractions have 1 digit."""
@@ -56,14 +68,17 @@ class Console:
         rows = [list(row) for row in rows]
         for i, name in enumerate(columns):
             numeric = any(isinstance(row[i], (int, float)) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+            table.add_column(
+                Text(shown(name)), justify="right" if numeric else "left", overflow="fold"
+            )
         for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row))
+            table.add_row(*(Text(shown(_cell(value))) for value in row))
         self._rich.print(table, soft_wrap=False)
 
     def done(self, results: Mapping[str, object], following: Sequence[str] = ()) -> None:
         """The last lines of a command: where the results are, and what to run next."""
-        lines = [(name, str(value), "") for name, value in results.items()]
+        lines = [(name, shown(str(value)), "") for name, value in results.items()]
+        following = [shown(text) for text in following]
         lines += [("next" if i == 0 else "", text, "bold") for i, text in enumerate(following)]
         width = max((len(name) for name, _, _ in lines), default=0)
         self._rich.print(Text("done", style="bold green"))
@@ -77,12 +92,12 @@ class Console:
     def text(self, block: str) -> None:
         """A block of text as it is."""
         if not self.silent:
-            self._stream.write(block.rstrip("\n") + "\n")
+            self._stream.write(shown(block.rstrip("\n")) + "\n")
 
     def json(self, value: Any) -> None:
         """The one JSON value of a `--json` command, on stdout."""
         if not self.silent:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.write(shown(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
 
 
 class ConsoleProgress:
@@ -103,7 +118,7 @@ class ConsoleProgress:
     def status(self, text: str) -> None:
         """Latest figures beside the running bar."""
         if self._bars:
-            self._bars[-1].set_postfix_str(text, refresh=False)
+            self._bars[-1].set_postfix_str(shown(text), refresh=False)
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
         """Yields the items while showing how far the work has come; a range that begins above 0
@@ -120,7 +135,7 @@ class ConsoleProgress:
         bar = tqdm(
             total=None if total is None else total + before,
             initial=before,
-            desc=what,
+            desc=shown(what),
             dynamic_ncols=True,
             leave=not self._bars,
             file=sys.stderr if sys.stderr.isatty() else io.StringIO(),  # lines are said instead
@@ -161,9 +176,9 @@ def show_error(error: UserError) -> None:
     """What is wrong and what to do, on stderr."""
     console = RichConsole(stderr=True, highlight=False, soft_wrap=True)
     where = f" (process {rank()})" if rank() else ""
-    console.print(Text(f"error{where}: ", style="bold red") + Text(error.what))
+    console.print(Text(f"error{where}: ", style="bold red") + Text(shown(error.what)))
     if error.hint:
-        console.print(Text(" hint: ", style="bold cyan") + Text(error.hint))
+        console.print(Text(" hint: ", style="bold cyan") + Text(shown(error.hint)))
 
 
 def relative(path: Path) -> str:
@@ -185,4 +200,4 @@ def duration(seconds: float) -> str:
 def _cell(value: Cell) -> str:
     if value is None:
         return "-"
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value).replace("\n", "\\n")

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from concat_cli.core.build import build_segmentor
-from concat_cli.core.checkpoint import FORMAT, save_weights
+from concat_cli.core.checkpoint import save_weights
 from concat_cli.core.config import Config, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
+from concat_cli.core.metadata import FORMAT
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 CLASSES = Vocabulary(

@@ -27,7 +27,7 @@ from torch.distributed.run import config_from_args, parse_args
 from concat_cli.app import main
 from concat_cli.commands.options import EXAMPLES
 from concat_cli.commands.train import resume_command
-from concat_cli.console import Console, ConsoleProgress, duration
+from concat_cli.console import Console, ConsoleProgress, duration, show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import Cost
 from concat_cli.core.infer.files import predict_paths
@@ -495,3 +495,34 @@ def test_the_command_that_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["/bin/concat", "train-con", "-c", "my runs.yaml", "--fresh", "optim.lr=0.5"]
     monkeypatch.setattr(sys, "argv", line)
     assert resume_command() == "concat train-con -c 'my runs.yaml' optim.lr=0.5"
+
+
+def test_what_a_terminal_would_obey_is_shown_as_its_escape(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Names of classes, files and keys are other people's text: no output hands it on raw."""
+    odd = "a\x1b]0;owned\x07\x1b[2J\x9b31m\r\x00\u202egnp.\u2028\ud800猫 [red]ä"
+    console = Console()
+    console.say(odd)
+    console.warn(odd)
+    console.text(odd)
+    console.table([odd], [[odd], [1.5]])
+    console.done({"results": odd}, [odd])
+    for _ in ConsoleProgress(console, every=0.0).track([1], odd):
+        console.progress.say(odd)
+        console.progress.status(odd)
+    show_error(UserError(odd, odd))
+    out, err = capsys.readouterr()
+    kept = set("\n\t") | {char for char in out + err if char.isprintable()}
+    assert set(out + err) <= kept and out.count("猫 [red]ä") >= 7
+    assert "\\u001b]0;owned\\u0007" in out and "\\u001b" in err
+    console.json({odd: [odd]})
+    out = capsys.readouterr().out
+    assert json.loads(out) == {odd: [odd]} and out.isprintable() is False
+    assert all(char.isprintable() or char == "\n" for char in out)
+
+
+def test_the_middle_of_an_endless_message_is_left_out() -> None:
+    """A damaged file may hold a name of any length."""
+    error = UserError(f"a.json: there is no class {'x' * 100_000}.", "Mend it.")
+    assert len(error.what) < 6000 and error.what.startswith("a.json") and "more) ..." in error.what

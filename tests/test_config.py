@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,3 +256,22 @@ def test_a_methods_own_section() -> None:
     cfg = load_config(None, ["zegformer.crop=mask", "clip_zss.glm=1"])
     assert cfg.own(ZegFormerConfig).crop == "mask" and cfg.own(ClipZssConfig).glm == 1
     assert diff(Config(), cfg) == ["zegformer.crop: cropmask -> mask", "clip_zss.glm: 0.0 -> 1.0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 20_000, "no valid YAML"),
+        ("model: " + "{a: " * 20_000, "no valid YAML"),
+        ("optim:\n  step_at: [[0.5]]\n", ":2: 'optim.step_at' takes a value, or a list"),
+        ("optim:\n  lr: {a: 1}\n", ":2: 'optim.lr' takes a value"),
+        ("optim:\n  step_at: &a [*a]\n", "takes a value"),
+    ],
+    ids=range(5),
+)
+def test_values_inside_values_are_told_by_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(told)) as caught:
+        load_config(path)
+    assert "mine.yaml" in caught.value.what and " at 0x" not in caught.value.what

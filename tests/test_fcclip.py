@@ -138,7 +138,7 @@ def test_what_lies_in_the_padding_does_not_matter(clip: Clip, tmp_path: Path) ->
         ),
         (
             lambda t: t.update({"sem_seg_head.predictor.query_embed.weight": torch.zeros(4, 256)}),
-            "query_position is (4, 256) instead of (5, 256)",
+            "query_position is (4, 256) there and (5, 256) here",
         ),
     ],
 )

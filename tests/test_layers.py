@@ -20,7 +20,7 @@ LAYERS = (
     ("vocabulary", "weights_from"),
     ("data", "clip", "model"),
     ("prepare",),
-    ("losses", "build", "checkpoint", "runs"),
+    ("losses", "build", "checkpoint", "metadata", "runs"),
     ("segmentors",),
     ("infer",),
     ("evaluate",),

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clip_helpers import random_clip
+from safetensors.torch import save
 
 from concat_cli.core.clip import prompts
 from concat_cli.core.clip.prompts import (
@@ -138,7 +139,7 @@ def test_other_names_or_templates_are_other_cache_entries(clip, tmp_path):
     assert len(list((tmp_path / "text").iterdir())) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "another"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "another", "value", "wider", "older"])
 def test_a_broken_cache_is_computed_again_and_said(clip, tmp_path, damage):
     expected = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path)
     (path,) = (tmp_path / "text").iterdir()
@@ -146,7 +147,12 @@ def test_a_broken_cache_is_computed_again_and_said(clip, tmp_path, damage):
     small = text_embeddings(clip, Vocabulary(VOCABULARY.entries[:1]), ClipConfig(), tmp_path / "x")
     assert small.shape[0] == 1
     (other,) = (tmp_path / "x" / "text").iterdir()
-    damaged = {"truncated": data[:50], "garbage": b"\0" * 99, "another": other.read_bytes()}
+    damaged = {
+        "truncated": data[:50], "garbage": b"\0" * 99, "another": other.read_bytes(),
+        "value": data[:-1] + bytes([data[-1] ^ 1]),
+        "wider": save({"embeddings": torch.ones(2, expected.shape[1] + 1)}),
+        "older": save({"embeddings": expected}),  # whose values nothing can vouch for
+    }  # fmt: skip
     path.write_bytes(damaged[damage])
     lines = Lines()
     again = text_embeddings(clip, VOCABULARY, ClipConfig(), tmp_path, lines)

@@ -19,6 +19,7 @@ import mask2former_helpers as m2f
 import published_helpers as published
 import transformers
 
+from concat_cli.core import segmentors
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.config import ModelConfig
 from concat_cli.core.errors import UserError
@@ -342,6 +343,61 @@ def test_a_damaged_config_is_told(opened: dict[str, Opened], tmp_path: Path) -> 
     (folder / "preprocessor_config.json").write_text('{"image_mean": 0.5}')
     with pytest.raises(UserError, match="no sound mean and deviation"):
         open_segmentor(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [
+        ("preprocessor_config.json", "rescale_factor", [1], "no sound mean"),
+        ("preprocessor_config.json", "rescale_factor", 0, "no sound mean"),
+        ("preprocessor_config.json", "image_std", [0.5, 0.0, 0.5], "no sound mean"),
+        ("preprocessor_config.json", "image_mean", [0.5, float("nan"), 0.5], "no sound mean"),
+        ("preprocessor_config.json", "metadata", {"thing_ids": ["a"]}, "thing_ids"),
+        ("config.json", "image_size", [128, 128], "image_size|cannot build"),
+        ("config.json", "image_size", 10**9, "image_size|million|cannot build"),
+        ("config.json", "hidden_size", 1 << 20, "million parameters"),
+        ("config.json", "num_hidden_layers", 10**6, "far fewer than its configuration needs"),
+    ],
+    ids=range(9),
+)
+def test_odd_values_beside_the_weights_are_told(
+    opened: dict[str, Opened], tmp_path: Path, name: str, key: str, value: Any, told: str
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(opened["eomt"].folder, folder)
+    path = folder / name
+    held = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(held | {key: value}))
+    with pytest.raises(UserError, match=told) as caught:
+        open_segmentor(str(folder))
+    assert str(folder) in caught.value.what
+
+
+@pytest.mark.parametrize("size", [-1, 0.5, "large", [], {"shortest_edge": 10**9}], ids=range(5))
+def test_sides_that_cannot_be_are_told(tmp_path: Path, size: Any) -> None:
+    files = Files("m", tmp_path / "model.safetensors", {}, {"size": size})
+    if size == []:  # as without one
+        assert files.sizes == (800, 1333)
+        return
+    with pytest.raises(UserError, match=r"model\.safetensors gives .* for a side of pictures"):
+        _ = files.sizes
+
+
+def test_values_that_are_no_numbers_are_told(opened: dict[str, Opened], tmp_path: Path) -> None:
+    for kind in ("eomt", "mask2former"):
+        name = _LAST[kind]
+        folder = _changed(opened[kind], tmp_path / kind, lambda t, n=name: t[n][0].fill_(torch.nan))
+        with pytest.raises(UserError, match="holds values that are no numbers"):
+            open_segmentor(str(folder))
+
+
+def test_opening_reads_no_digest(
+    opened: dict[str, Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of gigabytes is read once; who trains on top asks for the digest."""
+    monkeypatch.setattr(segmentors, "sha256_of", lambda path: f"of {path.name}")
+    found = open_segmentor(str(opened["mask2former"].folder))
+    assert "sha256" not in vars(found) and found.sha256 == "of model.safetensors"
 
 
 def test_deltas_to_gated_weights_are_refused(opened: dict[str, Opened], tmp_path: Path) -> None:

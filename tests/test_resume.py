@@ -22,7 +22,7 @@ from mini import Heard, Interrupt, KilledError, flat_state, metrics, mini_config
 
 from concat_cli.app import main
 from concat_cli.core.build import config_of, restore_segmentor
-from concat_cli.core.checkpoint import load_weights
+from concat_cli.core.checkpoint import load_weights, save_state
 from concat_cli.core.config_file import dump_yaml
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
@@ -332,6 +332,10 @@ def test_a_damaged_state_is_named(mini_world, mini_run, copied):
     stage.state.write_bytes(stage.state.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"last\.state\.pt is damaged"):
         train_con(mini_run.cfg, copied)
+    save_state(stage.state, {"step": 3, "module": {"another": torch.ones(2)}})
+    with pytest.raises(UserError, match=r"last\.state\.pt does not hold the state") as caught:
+        train_con(mini_run.cfg, copied)
+    assert "--fresh" in caught.value.hint
 
 
 def small_bank(folder: Path, mini_run, identity: str = "a", progress=None) -> QueryBank:

@@ -22,7 +22,8 @@ def touch(path: Path) -> Path:
 def teach(run: Run, names: str) -> Path:
     """Weights that were taught the names of some `pets.txt`."""
     stage = run.stage("finetune-pets")
-    meta = dict.fromkeys(("config", "trained", "clip")) | {"format": 1, "stage": "finetune"}
+    clip = {"model": "tiny", "pretrained": "", "sha256": ""}
+    meta = {"format": 1, "stage": "finetune", "config": {}, "trained": [], "clip": clip}
     save_weights(stage.last, {}, meta | {"vocabulary": []})
     write_json(stage.inputs_json, {"weights": "a", "vocabulary": names})
     return stage.last
@@ -221,3 +222,16 @@ def test_weights_taught_by_another_file_of_that_name_are_not_used(run: Run, tmp_
     run.stage("finetune-pets").inputs_json.unlink()
     vocabulary.write_text("cat\ndog\n")
     assert find_weights("some", root=run.root, vocabulary=vocabulary).path == other
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "5", "\x00", "[" * 100_000], ids=range(6))
+def test_damaged_inputs_are_named_and_what_to_do(run: Run, text: str) -> None:
+    cfg = load_config(None)
+    stage = run.stage("cat").open(cfg, inputs={"weights": "a"})
+    stage.inputs_json.write_text(text)
+    with pytest.raises(UserError, match=r"inputs\.json") as caught:
+        stage.open(cfg, inputs={"weights": "a"})
+    assert "--fresh" in caught.value.hint
+    stage.open(cfg, fresh=True, inputs={"weights": "a"})
+    stage.metrics.write_text("[" * 100_000 + '\n{"step": 1}\n')
+    assert stage.read_metrics() == [{"step": 1}]

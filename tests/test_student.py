@@ -167,13 +167,16 @@ def test_the_encoder_takes_its_weights_from_a_file(tmp_path: Path) -> None:
     check_student_start(replace(cfg, encoder_weights="timm"))
 
 
+OWN_CLIP = {"model": "tiny", "pretrained": "", "sha256": ""}
+
+
 def test_a_file_of_weights_gives_the_student_back(tmp_path: Path) -> None:
     cfg = Config().with_own(ClipZssConfig(head_width=16, synthesizer=2, pseudo=True))
     torch.manual_seed(3)
     made = build_student(cfg.own(ClipZssConfig), 24).eval()
     tensors = {f"student.{k}": v for k, v in made.state_dict().items()}
     meta = {"format": 1, "stage": "clip_zss", "config": to_dict(cfg), "vocabulary": [],
-            "trained": [], "clip": {}}  # fmt: skip
+            "trained": [], "clip": OWN_CLIP}  # fmt: skip
     save_weights(tmp_path / "w.safetensors", tensors, meta)
     found = restore_student(load_weights(tmp_path / "w.safetensors"))
     assert not found.training

@@ -183,6 +183,19 @@ def test_a_torn_last_row_is_computed_again(clip, batch, tmp_path):
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_damaged_tokens_are_computed_again(clip, batch, tmp_path):
+    images, segment_map, select = batch
+    cache = TokenCache(tmp_path, clip.identity, clip.embed_dim)
+    expected = cache.segment_tokens(clip, images, segment_map, select)
+    (path,) = cache.folder.glob("*.tokens")
+    data = path.read_bytes()
+    path.write_bytes(b"\xff" * 4 * clip.embed_dim + data[4 * clip.embed_dim :])  # a row of NaN
+    again = TokenCache(tmp_path, clip.identity, clip.embed_dim)
+    found = again.segment_tokens(clip, images, segment_map, select)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert again.misses == 1
+
+
 def test_a_cache_that_cannot_be_written_is_a_user_error(clip, batch, tmp_path):
     images, segment_map, select = batch
     (tmp_path / "tokens").write_text("a file where a folder should be")

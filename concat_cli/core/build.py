@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +20,7 @@ from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.weights_from import start_backbone, start_segmentor
+from concat_cli.core.weights_from.fit import AGAIN, misfit, on_paper
 from concat_cli.core.weights_from.hub import at_hand, weights_file
 
 M = TypeVar("M", bound=nn.Module)
@@ -105,25 +108,54 @@ def _segmentor(cfg: ModelConfig, clip_width: int, pretrained: bool) -> Segmentor
 
 
 def config_of(weights: Weights) -> Config:
-    """The configuration that the weights were trained with."""
-    return from_dict(weights.meta["config"])
+    """The configuration that the weights were trained with; UserError names the file."""
+    with naming(weights):
+        return from_dict(weights.meta["config"])
 
 
-def clip_width_of(weights: Weights) -> int:
-    """CLIP's width, read off the no-object embedding."""
-    return weights.tensors["segmentor.classifier.no_object"].shape[0]
+def clip_width_of(weights: Weights, name: str = "segmentor.classifier.no_object") -> int:
+    """CLIP's width, read off a tensor, by default the no-object embedding; UserError without it."""
+    found = weights.tensors.get(name)
+    if found is None or not found.ndim or not found.numel():
+        raise _unfit(weights, f"{name} is missing" if found is None else f"{name} holds no row")
+    return found.shape[0]
 
 
 def restore_segmentor(weights: Weights) -> Segmentor:
     """The segmentor of a weights file of any stage, in evaluation mode."""
-    segmentor = build_segmentor(config_of(weights).model, clip_width_of(weights))
-    return filled(segmentor, weights, "segmentor")
+    cfg, width = config_of(weights).model, clip_width_of(weights)
+    return filled(lambda: build_segmentor(cfg, width), weights, "segmentor")
 
 
-def filled(module: M, weights: Weights, part: str) -> M:
-    """The module with the tensors of a part of the weights, in evaluation mode."""
-    module.load_state_dict(part_of(weights, part))
+def filled(build: Callable[[], M], weights: Weights, part: str) -> M:
+    """The module with the tensors of a part of the weights, in evaluation mode.
+
+    It is planned on the meta device first: UserError where tensors are missing, left over, of
+    another shape or not finite, before anything as large as the configuration asks for is made.
+    """
+    tensors = part_of(weights, part)
+    with naming(weights), on_paper(tensors):
+        wrong = misfit(build().state_dict(), tensors)
+    if wrong:
+        raise _unfit(weights, wrong)
+    module = build()
+    module.load_state_dict(tensors)
     return module.eval()
+
+
+@contextmanager
+def naming(weights: Weights) -> Generator[None]:
+    """A UserError inside names the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{weights.path}: {error.what}", error.hint) from error
+
+
+def _unfit(weights: Weights, why: str) -> UserError:
+    return UserError(
+        f"{weights.path} is damaged, or does not fit its own configuration: {why}.", AGAIN
+    )
 
 
 def part_of(weights: Weights, prefix: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_bytes
+from concat_cli.core.metadata import NEEDED, checked_meta, parsed
 from concat_cli.core.method import loaded, methods, stage_named
 from concat_cli.core.weights_from.hub import at_hand, weights_file
 from concat_cli.core.weights_from.published import PREFIX, WEIGHT_FILES, did_you_mean, located
@@ -31,10 +33,12 @@ from concat_cli.core.weights_from.published import PREFIX, WEIGHT_FILES, did_you
 if TYPE_CHECKING:
     from concat_cli.core.clip.encoder import ClipIdentity
 
-FORMAT = 1
 _KEY = "concat"
 _TORCH, _PICKLE = b"PK", b"\x80"  # what their files begin with
-_NEEDED = ("format", "stage", "config", "vocabulary", "trained", "clip")
+_UNREADABLE = (  # what a damaged state raises
+    zipfile.BadZipFile, pickle.UnpicklingError, zlib.error, RuntimeError, ValueError, TypeError,
+    LookupError, AttributeError, EOFError, OSError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Weights:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
     """Writes tensors and their metadata atomically; UserError where the system refuses."""
-    missing = [key for key in _NEEDED if key not in meta]
+    missing = [key for key in NEEDED if key not in meta]
     assert not missing, f"metadata without {missing}"
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(plain, {_KEY: json.dumps(meta, ensure_ascii=False)}))
@@ -98,11 +102,11 @@ def _own_file(source: str) -> Path | None:
 def load_weights(path: Path) -> Weights:
     """Reads a weights file; UserError where it is missing, truncated, corrupt or not ours."""
     path = Path(path)
+    meta = read_meta(path)  # first: what is not ours is not read whole
     data = _read(path)
-    meta = _meta(path, data)
     try:
         tensors = load(data)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: numbers of an odd kind
         raise _damaged(path, str(error)) from error
     return Weights(tensors, meta, path, hashlib.sha256(data).hexdigest())
 
@@ -128,7 +132,8 @@ def check_clip(weights: Weights, identity: ClipIdentity) -> None:
     if trained["sha256"] in ("", identity.sha256):
         return
     raise UserError(
-        f"{weights.path} was trained with CLIP {_clip_name(**trained)}, this one is "
+        f"{weights.path} was trained with CLIP "
+        f"{_clip_name(*(trained[key] for key in ('model', 'pretrained', 'sha256')))}, this one is "
         f"{_clip_name(identity.model, identity.pretrained, identity.sha256)}.",
         f"Set clip.model={trained['model']} and clip.pretrained={trained['pretrained']!r}, "
         "or train with the new CLIP.",
@@ -151,7 +156,7 @@ def load_state(path: Path) -> dict[str, Any]:
         if broken is not None:
             raise zipfile.BadZipFile(f"{broken} was changed")
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{path} is damaged, the run cannot go on from it ({reason:.120}).",
@@ -179,33 +184,28 @@ def _read(path: Path, header_only: bool = False) -> bytes:
 
 
 def _meta(path: Path, data: bytes) -> dict[str, Any]:
-    """The metadata of a file of ours."""
-    meta = _about(path, data)
-    if meta is None or not meta.keys() >= set(_NEEDED):
-        raise UserError(
-            f"{path} holds tensors, but concat did not write it.",
-            "Give weights made by `concat train-con`, `train-cat` or `finetune`.",
-        )
-    if meta["format"] != FORMAT:
-        raise UserError(
-            f"{path} has format {meta['format']}, this version reads {FORMAT}.",
-            f"Use concat {meta.get('version', 'of another version')}.",
-        )
-    return meta
+    """The checked metadata of a file of ours."""
+    text = _about(path, data)
+    try:
+        meta = {} if text is None else parsed(text)
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, "its header is not readable") from error
+    return checked_meta(path, text or "", meta)
 
 
-def _about(path: Path, data: bytes) -> dict[str, Any] | None:
+def _about(path: Path, data: bytes) -> str | None:
     """Our metadata in a safetensors header (8 bytes of length, then JSON); None where it has none.
     UserError where there is no such header."""
     length = int.from_bytes(data[:8], "little")
     if len(data) < 8 + length:
         raise _damaged(path, "it ends too early, or is of another format")
     try:
-        header: Any = json.loads(data[8 : 8 + length])
-        ours = header.get("__metadata__", {}).get(_KEY)
-        return None if ours is None else dict(json.loads(ours))
+        ours: Any = parsed(data[8 : 8 + length].decode()).get("__metadata__", {}).get(_KEY)
     except (ValueError, AttributeError, TypeError) as error:
         raise _damaged(path, "its header is not readable") from error
+    if ours is not None and not isinstance(ours, str):
+        raise _damaged(path, "its header is not readable")
+    return ours
 
 
 def _damaged(path: Path, why: str) -> UserError:

@@ -25,6 +25,7 @@ Positive = Annotated[float, Gt(0), Le(1e6)]
 Several = Annotated[tuple[Positive, ...], MinLen(1)]
 Offset = Annotated[float, Ge(-1e3), Le(1e3)]
 Zoom = Annotated[float, Gt(0), Le(100)]
+Scale = Annotated[float, Gt(0), Le(100)]  # of cosines; CLIP's own is at most 100
 Whole = Annotated[int, Ge(0), Le(10**9)]  # a number of something; 0: none, or off
 AtLeast1 = Annotated[int, Ge(1), Le(10**9)]
 Width = Annotated[int, Ge(1), Le(1 << 16)]  # channels
@@ -116,7 +117,7 @@ class ModelConfig:
     decoder_ffn: Width = 512  # [Mask2Former: 2048]
     queries: Many = 16  # Q [Mask2Former: 100]
     projector_layers: Layers = 1  # linear layers of the semantic projector [ZegFormer: 1]
-    logit_scale: Positive = 25.0  # 1/temperature of class logits [ZegFormer: 100]
+    logit_scale: Scale = 25.0  # 1/temperature of class logits [ZegFormer: 100]
     learn_scale: bool = True  # [ZegFormer: false]
     token_queries: bool = True  # queries selected from tokens instead of learned ones [ours]
     mask_pooling: bool = True  # class path also sees features pooled under its own mask [ours]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
@@ -137,7 +137,7 @@ def _of_overrides(overrides: Sequence[str], mistakes: _Mistakes) -> Iterator[_Gi
         else:
             known = key.strip() in _defaults()
             hint = f"Write {key}=VALUE." if known else "Overrides look like optim.steps=500."
-            mistakes.note(f"'{text}' is no key=value.", hint)
+            mistakes.note(f"'{text:.200}' is no key=value.", hint)
 
 
 def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
@@ -148,19 +148,23 @@ def _of_file(path: Path, mistakes: _Mistakes) -> Iterator[_Given]:
         raise UserError(f"There is no configuration {path}.", _others(path)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read {path}: {error}.", "Give a YAML file in UTF-8.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{path}{line} is no valid YAML: {reason}.", "Mend that line.") from error
     for section, node, where in _items(root, path, "section", mistakes):
         if section not in _sections():
-            mistakes.note(f"{where}: unknown section '{section}'.", _meant(section))
+            mistakes.note(f"{where}: unknown section '{section:.200}'.", _meant(section[:200]))
             continue
         for key, leaf, place in _items(node, path, section, mistakes):
-            value: Any = None if _is_null(leaf) else str(leaf.value)
-            if leaf.id == "sequence":
-                value = [str(item.value) for item in leaf.value]
+            listed = leaf.value if isinstance(leaf, yaml.SequenceNode) else [leaf]
+            if not all(isinstance(one, yaml.ScalarNode) for one in listed):
+                mistakes.note(f"{place}: '{section}.{key}' takes a value, or a list of them.")
+                continue
+            value: Any = None if _is_null(leaf) else leaf.value
+            if listed is leaf.value:
+                value = [one.value for one in listed]
             yield _Given(f"{section}.{key}", value, place)
 
 
@@ -175,7 +179,7 @@ def _items(node: Any, path: Path, what: str, mistakes: _Mistakes) -> Iterator[tu
     for key, value in node.value:
         place = f"{path}:{key.start_mark.line + 1}"
         if str(key.value) in seen:
-            mistakes.note(f"{place}: '{key.value}' is given twice.")
+            mistakes.note(f"{place}: '{key.value!s:.200}' is given twice.")
             continue
         seen.add(str(key.value))
         yield str(key.value), value, place
@@ -195,7 +199,7 @@ def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
                 what = f"{one.where}: {key} is no more, and {DROPPED[key]} is what is left of it."
                 mistakes.note(what, "Leave it out, or take concat 0.1.")
         elif key not in _defaults():
-            mistakes.note(f"{one.where}: unknown key '{key}'.", _meant(key))
+            mistakes.note(f"{one.where}: unknown key '{key:.200}'.", _meant(key[:200]))
         else:
             section, name = key.split(".")
             values.setdefault(section, {})[name] = _prepared(one.value, _defaults()[key])
@@ -219,10 +223,12 @@ def _build(given: Sequence[_Given], mistakes: _Mistakes) -> Config:
 def _prepared(value: Any, default: Any) -> Any:
     """A value as written, in a form that pydantic takes for one of the default's type."""
     if isinstance(default, list):
-        parts = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
-        return [part for part in parts if str(part).strip()]
+        parts: Any = value.strip("[]() ").split(",") if isinstance(value, str) else value or []
+        if not isinstance(parts, list):
+            return parts
+        return [part for part in cast("list[Any]", parts) if str(part).strip()]
     if isinstance(default, str):
-        return value or ""
+        return "" if value is None else value
     if type(default) is int and isinstance(value, str):
         with contextlib.suppress(ValueError):
             return float(value)  # 1e3 and 2.0 are whole numbers
@@ -240,7 +246,7 @@ def _wrong(error: Any, written: dict[str, _Given]) -> tuple[str, str]:
     if given.value in (None, "", []):
         return f"{given.where}: {key} has no value.", _about(key)
     many = isinstance(given.value, list)
-    shown = f"the list {given.value}" if many else f"'{given.value}'"
+    shown = f"the list {given.value!s:.200}" if many else f"'{given.value!s:.200}'"
     wanted = "finite" if error["type"] == "finite_number" else _kind(_schema(key))
     for name in _LIMITS.keys() & limits:
         wanted = f"{_LIMITS[name]} {limits[name]:.10g}"

@@ -2,9 +2,8 @@
 
 import re
 
-_ADDRESS = re.compile(
-    r" ?<(?:[^<>]|<\w+>)* at 0x[0-9A-Fa-f]+>"
-)  # of an object, as other packages show it
+MOST = 5000  # characters of a message, such as one that quotes a name of a damaged file
+_ADDRESS = re.compile(r" ?<(?:[^<>]|<\w+>)* at 0x[0-9A-Fa-f]+>")  # as other packages show objects
 
 
 class UserError(Exception):
@@ -15,7 +14,8 @@ class UserError(Exception):
         hint: what to do next, ideally a command. May be empty.
 
     Both may quote what a file holds; what cannot be printed, such as half a character, is told by
-    its escape, and where an object of Python's lies in memory is left out.
+    its escape; where an object of Python's lies in memory, and the middle of what nobody would read
+    to its end, are left out.
     """
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -24,4 +24,7 @@ class UserError(Exception):
 
 
 def _printable(text: str) -> str:
-    return _ADDRESS.sub("", text).encode("utf-8", "backslashreplace").decode("utf-8")
+    text = _ADDRESS.sub("", text)
+    if len(text) > MOST:
+        text = f"{text[: MOST - 500]} ... ({len(text) - MOST} characters more) ... {text[-500:]}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

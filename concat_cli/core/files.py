@@ -135,6 +135,15 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, hint: str) -> Any:
+    """What a JSON file holds; UserError where it cannot be read, with what to do about it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # nested deeper than Python goes
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason:.160}.", hint) from error
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, read in pieces."""
     digest = hashlib.sha256()

@@ -7,12 +7,12 @@ import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import diff, dump_yaml, load_config
 from concat_cli.core.errors import UserError
-from concat_cli.core.files import write_error, write_json, write_text
+from concat_cli.core.files import read_json, write_error, write_json, write_text
 from concat_cli.core.method import methods, stage_named
 
 RUNS = Path("runs")
@@ -117,13 +117,18 @@ class StageDir:
             raise write_error(self.metrics, error) from error
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; one that was cut off by a kill is left out."""
+        """The lines of `metrics.jsonl`; one that was cut off by a kill, or is none, is left out."""
         rows: list[Any] = []
         if self.metrics.exists():
             for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                with contextlib.suppress(ValueError):
+                with contextlib.suppress(ValueError, RecursionError):
                     rows.append(json.loads(line))
-        return [row for row in rows if isinstance(row, dict)]
+        return [
+            row
+            for row in rows
+            if isinstance(row, dict)
+            and all(type(row.get(key, 0)) in (int, float) for key in ("step", "seconds"))  # pyright: ignore
+        ]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drops the lines of steps that a resumed loop will do again."""
@@ -141,10 +146,18 @@ class StageDir:
                 "folder is kept), or choose another --name.",
             )
 
+    def read_inputs(self) -> dict[str, Any]:
+        """What `inputs.json` holds; empty without one. UserError where it is damaged."""
+        if not self.inputs_json.exists():
+            return {}
+        again = "Add --fresh to make the stage again (the old folder is kept)."
+        found = read_json(self.inputs_json, again)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.inputs_json} holds no JSON object.", again)
+        return cast("dict[str, Any]", found)
+
     def _check_inputs(self, inputs: dict[str, str]) -> None:
-        old: dict[str, str] = {}
-        if self.inputs_json.exists():
-            old = json.loads(self.inputs_json.read_text(encoding="utf-8"))
+        old = self.read_inputs()
         changed = [name for name in {**old, **inputs} if old.get(name) != inputs.get(name)]
         if changed:
             raise UserError(
@@ -189,13 +202,12 @@ class Run:
         stage = self.stage(taught(vocabulary))
         if stage.weights is None:
             return None
-        if not stage.inputs_json.exists():
+        if not (made_of := stage.read_inputs()):
             return False
         from concat_cli.core.checkpoint import read_meta  # heavy, and seldom needed
         from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
 
         known = Vocabulary.from_json(read_meta(stage.weights)["vocabulary"])
-        made_of = json.loads(stage.inputs_json.read_text(encoding="utf-8"))
         return made_of.get("vocabulary") == written(parse_vocabulary(vocabulary, known))
 
     def weights_of(self, name: str) -> Path:

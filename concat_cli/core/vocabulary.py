@@ -13,7 +13,7 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args
@@ -112,9 +112,11 @@ class Vocabulary:
 
     @staticmethod
     def from_json(rows: Iterable[dict[str, Any]]) -> Vocabulary:
-        """The inverse of `to_json`."""
-        listed: list[dict[str, Any]] = [{**r, "synonyms": tuple(r["synonyms"])} for r in rows]
-        return Vocabulary(tuple(ClassEntry(**row) for row in listed))
+        """The inverse of `to_json`; keys of later versions are left aside."""
+        known = {one.name for one in fields(ClassEntry)}
+        listed: list[dict[str, Any]] = [{k: v for k, v in r.items() if k in known} for r in rows]
+        entries = (ClassEntry(**row) for row in listed)
+        return Vocabulary(tuple(replace(one, synonyms=tuple(one.synonyms)) for one in entries))
 
     @staticmethod
     def from_categories(

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
+from safetensors.torch import save
 from torch import Tensor
 
 from concat_cli.core.clip import tiny
@@ -189,19 +189,27 @@ def _read(path: Path, classes: int, progress: Progress) -> Tensor | None:
     """The cached embeddings; None where there are none or the file is broken."""
     if not path.is_file():
         return None
-    with suppress(SafetensorError, OSError, KeyError):
-        embeddings = load_file(path)["embeddings"]
-        if embeddings.shape[:-1] == (classes,) and torch.isfinite(embeddings).all():
+    with suppress(SafetensorError, OSError, KeyError, ValueError, TypeError):
+        with cast("Any", safe_open(path, framework="pt")) as file:
+            embeddings: Tensor = file.get_tensor("embeddings")
+            digest: str = file.metadata()["sha256"]  # TypeError: an earlier version's has none
+        if embeddings.shape[:-1] == (classes,) and digest == _digest(embeddings):
             return embeddings
-    progress.say(f"Cached text embeddings are computed again: {path} is broken.")
+    progress.say(
+        f"Text embeddings are computed again: {path} is damaged, or of an earlier version."
+    )
     return None
 
 
 def _write(path: Path, embeddings: Tensor, progress: Progress) -> None:
     try:
-        write_bytes(path, save({"embeddings": embeddings}))
+        write_bytes(path, save({"embeddings": embeddings}, {"sha256": _digest(embeddings)}))
     except UserError as error:  # a cache that cannot be written costs time, nothing else
         progress.say(f"Text embeddings are not cached: {error.what}")
+
+
+def _digest(embeddings: Tensor) -> str:
+    return hashlib.sha256(embeddings.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _list(words: Sequence[str], most: int = 8) -> str:

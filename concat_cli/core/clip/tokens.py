@@ -173,15 +173,17 @@ class TokenCache:
         self, clip: Clip, keys: list[bytes], encode: Callable[[list[int]], Tensor]
     ) -> Tensor:
         assert clip.identity == self._identity, "the cache belongs to another CLIP"
-        missing = [i for i, key in enumerate(keys) if key not in self._place]
+        rows = np.full((len(keys), self.embed_dim), np.nan, np.float32)
+        for i, key in enumerate(keys):
+            if key in self._place:
+                values, row = self._place[key]
+                rows[i] = np.fromfile(
+                    values, np.float32, self.embed_dim, offset=4 * self.embed_dim * row
+                )
+        absent = ~np.isfinite(rows).all(1)  # not there, or damaged
+        missing: list[int] = np.flatnonzero(absent).tolist()
         self.misses += len(missing)
         self.hits += len(keys) - len(missing)
-        rows = np.empty((len(keys), self.embed_dim), np.float32)
-        for i in set(range(len(keys))).difference(missing):
-            values, row = self._place[keys[i]]
-            rows[i] = np.fromfile(
-                values, np.float32, self.embed_dim, offset=4 * self.embed_dim * row
-            )
         if missing:
             rows[missing] = encode(missing).detach().float().cpu().numpy()
             self._store([keys[i] for i in missing], rows[missing])

@@ -70,12 +70,12 @@ def load_class_split(name_or_path: str | Path, category_names: Sequence[str]) ->
     lacks, or its counts do not fit the data.
     """
     path = _find(name_or_path)
-    split = _read(path)
+    split, called = _read(path), path.stem if path.parent == SPLITS else path
     missing = [name for name in split.unseen if name not in category_names]
     if missing and not split.allow_missing:
         close = difflib.get_close_matches(missing[0], category_names, n=1)
         raise UserError(
-            f"Class split {path.stem} names classes that the data set does not have: "
+            f"Class split {called} names classes that the data set does not have: "
             f"{', '.join(missing)}.",
             (f"Did you mean {close[0]!r}? " if close else "")
             + "Choose another --class-split, or say `allow_missing: true` in your own split file.",
@@ -87,12 +87,12 @@ def load_class_split(name_or_path: str | Path, category_names: Sequence[str]) ->
             for counts in (split.counts, have)
         )
         raise UserError(
-            f"Class split {path.stem} is made for {wanted} classes, but this data set has {found}.",
+            f"Class split {called} is made for {wanted} classes, but this data set has {found}.",
             "Use the benchmark's data, or copy the split to your own file without `counts`.",
         )
     found = tuple(name for name in category_names if name in split.unseen)
     if len(found) == len(category_names):
-        raise UserError(f"Class split {path.stem} leaves no seen class.", "Name fewer classes.")
+        raise UserError(f"Class split {called} leaves no seen class.", "Name fewer classes.")
     return found
 
 

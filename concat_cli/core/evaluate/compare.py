@@ -268,7 +268,7 @@ def _trained_on(one: Subject) -> tuple[str, str]:
     """The training part that the weights' configuration names, as it is there now: what tells it
     from others, and how it is shown."""
     if not one.own.data.root:  # published weights
-        return (told := one.weights.meta["data"]["name"]), told
+        return (told := one.weights.meta.get("data", {}).get("name", "not told")), told
     root = Path(one.own.data.root)
     if not (root / "dataset.json").is_file():
         return str(root), f"{root} (not here any more)"

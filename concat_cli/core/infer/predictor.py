@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from concat_cli.core.build import config_of
+from concat_cli.core.build import config_of, naming
 from concat_cli.core.checkpoint import Weights, check_clip, open_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.clip.prompts import cached_texts, check_words, class_texts, known_words
@@ -137,6 +138,7 @@ class Predictor:
     tasks: tuple[str, ...] = TASKS  # that it can be scored for
     needs_clip_image = False  # whether CLIP's image encoder runs at test
     semantic_from = "queries"
+    source = "The model"  # its weights file, where it is of one
 
     def __init__(
         self,
@@ -196,7 +198,8 @@ class Predictor:
         if vocabulary is not None and (doubtful := doubt(classes)):
             progress.say(doubtful)
         progress.say(told(classes))
-        unknown = check_words(classes, known_words(cfg.clip.model), force)
+        with naming(weights) if vocabulary is None else nullcontext():
+            unknown = check_words(classes, known_words(cfg.clip.model), force)
         if unknown:
             progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
         loading = Loading(weights, cfg, classes, place, dtype, progress, cache_dir, force)
@@ -265,10 +268,21 @@ class Predictor:
                 raw = self._run(*self._batch([resized[p] for p in positions], padded), valid)
                 if self.device.type == "cuda":
                     torch.cuda.synchronize(self.device)  # or the next step would be booked for it
+                self._check(raw)
                 elapsed = (time.perf_counter() - start) * 1000 / len(positions)
                 yield replace(
                     raw, positions=positions, sizes=sizes, valid=valid, milliseconds=elapsed
                 )
+
+    def _check(self, raw: Raw) -> None:
+        """UserError where the model gave NaN: nothing would be found, without a word."""
+        found = [value for value in vars(raw).values() if isinstance(value, Tensor)]
+        if any(bool(value.isnan().any()) for value in found):
+            raise UserError(
+                f"{self.source} gives no numbers (NaN) for a picture (in {self.dtype or 'fp32'}).",
+                "In half precision, try --precision fp32 (of Python: precision='fp32'). Otherwise "
+                "the weights are damaged, or were saved by a training that went astray.",
+            )
 
     def segments(self, raw: Raw) -> list[PanopticResult]:
         """What `Prediction` holds of raw outputs, in the order of `raw.positions`."""
@@ -392,7 +406,7 @@ class Loading:
     def open(self, kind: Callable[..., P], text: Tensor | None = None, **own: Any) -> P:
         """A predictor whose first arguments are those of `Predictor`, and `own` its own. text: by
         default that of the vocabulary's classes."""
-        return kind(
+        found = kind(
             self.model(),
             self.text() if text is None else text,
             self.vocabulary,
@@ -402,6 +416,8 @@ class Loading:
             self.weights.meta,
             **own,
         )
+        found.source = str(self.weights.path)
+        return found
 
 
 def open_predictor(loading: Loading) -> Predictor:

@@ -6,12 +6,15 @@ They are frozen, and used as they are: their classes are one voice among others,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.files import sha256_of
 from concat_cli.core.vocabulary import Vocabulary
 
 Size = tuple[int, int]
@@ -40,7 +43,7 @@ class PublishedSegmentor(nn.Module):
 
     Attributes:
         source: where it came from, as it was asked for.
-        sha256: of its weights.
+        path: of its weights.
         vocabulary: its own classes, C of them.
         notes: what was assumed of it, a sentence each, to be said once.
         width: D of its queries.
@@ -51,7 +54,7 @@ class PublishedSegmentor(nn.Module):
     """
 
     source: str
-    sha256: str
+    path: Path
     vocabulary: Vocabulary
     notes: tuple[str, ...] = ()
     width: int
@@ -59,6 +62,11 @@ class PublishedSegmentor(nn.Module):
     size: int = 800
     max_size: int = 1333
     padded: Size | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its weights, which is needed only where something is trained on top of them."""
+        return sha256_of(self.path)
 
     def propose(self, images: Tensor, padding: Tensor | None) -> Proposals:
         """As `forward`, of pictures that need no smaller input."""

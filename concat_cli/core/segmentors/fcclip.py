@@ -25,6 +25,7 @@ from concat_cli.core.model.segmentor import MAX_SCALE
 from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
 from concat_cli.core.weights_from import count_parts
+from concat_cli.core.weights_from.fit import misfit, on_paper
 from concat_cli.core.weights_from.names import rename
 
 HEAD = "sem_seg_head.predictor."
@@ -148,19 +149,16 @@ def open_fcclip(files: Files) -> FcClip:
     source = files.source
     ours = our_names(source, files.tensors)
     try:
-        model = FcClip(**_sizes(ours))
+        sizes = _sizes(ours)
     except KeyError as error:
         raise _unfit(source, f"{error.args[0]} is missing") from None
-    expected = model.state_dict()
-    for name in expected:
-        if name not in ours:
-            raise _unfit(source, f"{name} is missing")
-        if ours[name].shape != expected[name].shape:
-            shapes = f"{tuple(ours[name].shape)} instead of {tuple(expected[name].shape)}"
-            raise _unfit(source, f"{name} is {shapes}")
-    extra = [name for name in ours if name not in expected]
-    if extra:
-        raise _unfit(source, f"{extra[0]} has no place in it ({len(extra)} such tensors)")
+    except IndexError:
+        raise _unfit(source, "a tensor that tells of its sizes has too few dimensions") from None
+    with on_paper(ours):
+        wrong = misfit(FcClip(**sizes).state_dict(), ours)
+    if wrong:
+        raise _unfit(source, wrong)
+    model = FcClip(**sizes)
     model.load_state_dict(ours)
     files.describe(model, COCO, own_colours=True)
     return model.eval().requires_grad_(False)

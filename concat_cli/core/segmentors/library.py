@@ -6,7 +6,7 @@ Their raw outputs alone are taken; pictures are prepared, and masks are made seg
 from __future__ import annotations
 
 import importlib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from concat_cli.core.errors import UserError
 from concat_cli.core.segmentors import STRIDE, Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
+from concat_cli.core.weights_from.fit import not_finite, on_paper
 from concat_cli.core.weights_from.hub import short, without_waiting
 
 INSTALL = "pip install concat-seg[hub]"
+_ROOM = 1 << 24  # parameters that a model may ask for beyond those that there are
 _LOSS = "criterion."  # what a loss keeps beside the model; nothing here reads it
 
 
@@ -167,10 +169,14 @@ def open_library(kind: type[LibrarySegmentor], files: Files) -> LibrarySegmentor
         with quiet(library), without_waiting(all_cached=True):
             config = model_class.config_class.from_dict(files.config)
             kind.adapt(config)
+            with on_paper(tensors):
+                _check_size(model_class(config), tensors)
             model, report = model_class.from_pretrained(
                 None, config=config, state_dict=tensors, output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
+    except UserError as error:
+        raise UserError(f"{files.source}: {error.what}", error.hint) from error
     except Exception as error:  # whatever the library raises of a configuration that is not sound
         raise UserError(
             f"transformers {library.__version__} cannot build the {kind.__name__} of "
@@ -179,6 +185,8 @@ def open_library(kind: type[LibrarySegmentor], files: Files) -> LibrarySegmentor
             "pip install -U transformers",
         ) from error
     _check(files.source, report)
+    if wrong := not_finite(dict(model.named_parameters())):
+        raise UserError(f"{files.source}: {wrong}.", "Copy the weights again.")
     return kind(model.eval().requires_grad_(False), files).eval()
 
 
@@ -212,6 +220,19 @@ def quiet(library: Any) -> Generator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
+
+
+def _check_size(planned: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """UserError where a configuration asks for far more numbers than there are."""
+    asked, held = (
+        sum(t.numel() for t in some) for some in (planned.parameters(), tensors.values())
+    )
+    if asked > _ROOM + 2 * held:
+        raise UserError(
+            f"config.json asks for {asked / 1e6:,.0f} million parameters, the weights hold "
+            f"{held / 1e6:,.0f} million.",
+            "Copy both files again, from one place.",
+        )
 
 
 def _check(source: str, report: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
 from concat_cli.core.weights_from import RESNETS, StartReport, fill_segmentor, mask2former_in
+from concat_cli.core.weights_from.fit import on_paper
 from concat_cli.core.weights_from.names import CLASS_HEAD
 
 _HEADS = ("class_predictor.", "sem_seg_head.predictor.class_embed.")
@@ -54,8 +55,10 @@ def open_mask2former(files: Files) -> Mask2Former | None:
         )
     try:
         cfg = ModelConfig(**keys, token_queries=False, mask_pooling=False)
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"{files.source} is a Mask2Former of odd sizes: {error}.") from error
+    with on_paper(files.tensors):
+        fill_segmentor(build_segmentor(cfg, 1), files.source, renamed)
     segmentor = build_segmentor(cfg, 1)
     _check_extra(files.source, fill_segmentor(segmentor, files.source, renamed))
     mean, std = files.colours

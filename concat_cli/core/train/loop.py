@@ -310,7 +310,24 @@ class Fit:
             if self.processes.is_main:  # lines of a run that was killed before its first save
                 self.stage.forget_metrics_after(-1)
             return
-        state = load_state(self.stage.state)
+        try:
+            self._take(load_state(self.stage.state))
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{self.stage.state} does not hold the state of this stage "
+                f"({type(error).__name__}: {reason:.120}).",
+                "Run the same command with --fresh to start again (the old folder is kept).",
+            ) from error
+        if self.processes.is_main:
+            self.stage.forget_metrics_after(self.step)
+        if self.step >= self.optim.steps:
+            self.progress.say(f"all {self.step} steps are already done: {self.stage.state}")
+        else:
+            self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
         self.task.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
@@ -320,12 +337,6 @@ class Fit:
         if self.average:
             self.average.state = {k: v.to(self.device) for k, v in state["average"].items()}
             self.average.updates = state["updates"]
-        if self.processes.is_main:
-            self.stage.forget_metrics_after(self.step)
-        if self.step >= self.optim.steps:
-            self.progress.say(f"all {self.step} steps are already done: {self.stage.state}")
-        else:
-            self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
 
 
 def _is_due(step: int, every: int) -> bool:

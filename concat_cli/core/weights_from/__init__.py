@@ -22,6 +22,7 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.weights_from.fit import misfit
 from concat_cli.core.weights_from.hub import short, weights_file
 from concat_cli.core.weights_from.names import (
     CLASS_HEAD,
@@ -248,7 +249,9 @@ def mask2former_in(
             return None
         return renamed, _fitting_keys(renamed.tensors)
     except KeyError as error:
-        raise _incomplete(source, str(error.args[0])) from error
+        raise _incomplete(source, f"{error.args[0]} is missing") from error
+    except IndexError as error:
+        raise _incomplete(source, "a tensor that tells of its sizes is too small") from error
 
 
 def _fitting_keys(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -306,7 +309,7 @@ def fill_segmentor(segmentor: nn.Module, source: str, renamed: Renamed) -> Start
     missing = [name for name in state if name not in fits.tensors and not _is_counter(name)]
     needed = [n for n in missing if n.startswith(_THEIRS) and not n.startswith(_OURS)]
     if needed:
-        raise _incomplete(source, needed[0])
+        raise _incomplete(source, f"{needed[0]} is missing")
     _copy(segmentor, fits.tensors, source)
     used = _by_group(name for name in state if name in fits.tensors)
     return StartReport(source, fits.naming, used, fits.ignored, _by_group(missing))
@@ -336,23 +339,22 @@ def start_backbone(body: nn.Module, path: Path, name: str) -> StartReport:
     )
 
 
-def _incomplete(source: str, name: str) -> UserError:
+def _incomplete(source: str, why: str) -> UserError:
     return UserError(
-        f"{source} holds a part of a Mask2Former only: {name} is missing.",
+        f"{source} holds a part of a Mask2Former only: {why}.",
         "Give a whole checkpoint with the multi-scale deformable pixel decoder.",
     )
 
 
 def _copy(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Loads tensors by name; UserError for the first whose shape is another."""
+    """Loads tensors by name; UserError for the first that does not fit in its place."""
     state = module.state_dict()
-    for name, tensor in tensors.items():
-        if tensor.shape != state[name].shape:
-            raise UserError(
-                f"{source} does not fit: {name} is {tuple(tensor.shape)} there and "
-                f"{tuple(state[name].shape)} here.",
-                "Choose the model.backbone, and model.* sizes, that the file was made with.",
-            )
+    wrong = misfit({name: state[name] for name in tensors}, tensors)
+    if wrong:
+        raise UserError(
+            f"{source} does not fit: {wrong}.",
+            "Choose the model.backbone, and model.* sizes, that the file was made with.",
+        )
     if not any(parameter.is_meta for parameter in module.parameters()):  # a plan has no values
         module.load_state_dict(dict(tensors), strict=False)
 

@@ -217,7 +217,7 @@ def take_in(name: str, folder: Path) -> Iterator[Path]:
             f"{folder} holds no {name} ({listed.name} is not there).{held}",
             f"Make it on a machine with a network: concat weights get {name} --to DIR",
         ) from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{listed} cannot be read: {short(error)}", _AGAIN) from error
     for one in carried:
         plain = all(re.fullmatch(r"\w[\w.-]*", part) for part in (one.file, one.commit))

@@ -6,7 +6,6 @@ file. So the hub is tried once, shortly, and they are told that there is no netw
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -23,6 +22,7 @@ from huggingface_hub import (
 )
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.files import read_json
 from concat_cli.core.weights_from.published import (
     PREFIX,
     WEIGHT_FILES,
@@ -153,10 +153,7 @@ def beside(path: Path, name: str) -> dict[str, Any]:
     found = path.parent / name
     if path.suffix not in (".safetensors", ".bin") or not found.is_file():
         return {}  # pickles of a training lie among files that are not theirs
-    try:
-        held: Any = json.loads(found.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{found} cannot be read: {short(error)}", "Copy it again.") from error
+    held = read_json(found, "Copy it again.")
     if not isinstance(held, dict):
         raise UserError(f"{found} holds no JSON object.", "Copy it again.")
     return cast("dict[str, Any]", held)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from concat_cli.core.checkpoint import FORMAT, Weights
+from concat_cli.core.checkpoint import Weights
 from concat_cli.core.clip.prompts import clean_name
 from concat_cli.core.config import ClipConfig, Config, DataConfig, InferConfig, ModelConfig
 from concat_cli.core.config_file import to_dict
+from concat_cli.core.metadata import FORMAT
 from concat_cli.core.segmentors import PublishedSegmentor
 from concat_cli.core.segmentors.sam3 import Sam3
 from concat_cli.core.segmentors.source import open_segmentor
@@ -21,7 +22,7 @@ from concat_cli.methods.borrowed.naming import names_of
 
 @dataclass(frozen=True)
 class PairWeights(Weights):
-    """Without tensors of their own: the segmentor is open already."""
+    """Without tensors of their own, and without a digest: the segmentor is open already."""
 
     segmentor: PublishedSegmentor | Sam3
 
@@ -55,7 +56,7 @@ def pair(segmentor: PublishedSegmentor, clip: ClipConfig, trained_on: str = "") 
         ),
     )
     meta = _meta(cfg, segmentor.vocabulary, trained_on)
-    return PairWeights({}, meta, Path(segmentor.source), segmentor.sha256, segmentor)
+    return PairWeights({}, meta, Path(segmentor.source), "", segmentor)
 
 
 def _meta(cfg: Config, own: Vocabulary, trained_on: str) -> dict[str, Any]:

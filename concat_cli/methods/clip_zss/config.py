@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from concat_cli.core.config import Below1, Pixels, Positive, Weight, Width, check
+from concat_cli.core.config import Below1, Pixels, Positive, Scale, Weight, Width, check
 
-Scale = Annotated[float, Gt(0), Le(100)]
 Part = Annotated[float, Gt(0), Le(1)]
 
 

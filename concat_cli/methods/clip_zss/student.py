@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.build import config_of, filled, load_backbone
+from concat_cli.core.build import clip_width_of, config_of, filled, load_backbone
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import Backbone
@@ -156,5 +156,6 @@ def build_synthesizer(cfg: ClipZssConfig, clip_width: int) -> Synthesizer | None
 
 def restore_student(weights: Weights) -> Student:
     """The student of a weights file of stage `clip_zss`, in evaluation mode."""
-    width = weights.tensors["student.projection.weight"].shape[0]
-    return filled(build_student(config_of(weights).own(ClipZssConfig), width), weights, "student")
+    width = clip_width_of(weights, "student.projection.weight")
+    cfg = config_of(weights).own(ClipZssConfig)
+    return filled(lambda: build_student(cfg, width), weights, "student")

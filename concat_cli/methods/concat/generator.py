@@ -141,9 +141,8 @@ def build_generator(cfg: CatConfig, clip_width: int, width: int) -> Generator:
 
 def restore_generator(weights: Weights) -> Generator:
     """The generator of a weights file of stage `cat` or `finetune`, in evaluation mode."""
-    cfg = config_of(weights)
-    generator = build_generator(cfg.cat, clip_width_of(weights), cfg.model.width)
-    return filled(generator, weights, "generator")
+    cfg, text = config_of(weights), clip_width_of(weights)
+    return filled(lambda: build_generator(cfg.cat, text, cfg.model.width), weights, "generator")
 
 
 def mean_distance(queries: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from concat_cli.core.build import clip_width_of, config_of, part_of, restore_segmentor
+from concat_cli.core.build import clip_width_of, config_of, filled, restore_segmentor
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.config import ModelConfig
 from concat_cli.core.errors import UserError
@@ -72,9 +72,17 @@ AnySegmentor = Segmentor | OnBorrowed
 
 def on_top(published: PublishedSegmentor, cfg: ModelConfig, clip_width: int) -> OnBorrowed:
     """A new projector and classifier, random, on a published segmentor."""
-    projector = Projector(published.width, clip_width, cfg.projector_layers)
-    classifier = Classifier(clip_width, cfg.logit_scale, cfg.learn_scale)
-    return OnBorrowed(published, projector, classifier)
+    return OnBorrowed(
+        published, _projector(published, cfg, clip_width), _classifier(cfg, clip_width)
+    )
+
+
+def _projector(published: PublishedSegmentor, cfg: ModelConfig, clip_width: int) -> Projector:
+    return Projector(published.width, clip_width, cfg.projector_layers)
+
+
+def _classifier(cfg: ModelConfig, clip_width: int) -> Classifier:
+    return Classifier(clip_width, cfg.logit_scale, cfg.learn_scale)
 
 
 def in_place(source: str) -> str:
@@ -100,10 +108,10 @@ def restore(weights: Weights) -> AnySegmentor:
     with what was learned on top. UserError where that one is not there or has changed."""
     if "published" not in weights.meta:
         return restore_segmentor(weights)
-    found = on_top(_same(weights), config_of(weights).model, clip_width_of(weights))
-    found.projector.load_state_dict(part_of(weights, "segmentor.projector"))
-    found.classifier.load_state_dict(part_of(weights, "segmentor.classifier"))
-    return found.eval()
+    cfg, width, published = config_of(weights).model, clip_width_of(weights), _same(weights)
+    projector = filled(lambda: _projector(published, cfg, width), weights, "segmentor.projector")
+    classifier = filled(lambda: _classifier(cfg, width), weights, "segmentor.classifier")
+    return OnBorrowed(published, projector, classifier).eval()
 
 
 def _same(weights: Weights) -> PublishedSegmentor:

@@ -264,5 +264,5 @@ def check_keys(cfg: Config) -> None:
 
 def restore_zegformer(weights: Weights) -> MaskFormer | Segmentor:
     """The segmentor of a weights file of stage `zegformer`, in evaluation mode."""
-    built = build_zegformer(config_of(weights), clip_width_of(weights))
-    return filled(built, weights, "segmentor")
+    cfg, width = config_of(weights), clip_width_of(weights)
+    return filled(lambda: build_zegformer(cfg, width), weights, "segmentor")
