@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -95,20 +99,29 @@ def concat(
         typer.echo(context.get_help())
 
 
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C, by its number. Typer has exit codes of its own for a KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), or 130 (^C)."""
+    """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), 130 (^C) or 143
+    (SIGTERM)."""
     # OpenMP threads that spin while they wait make everything slow on a machine that is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(argv, prog_name="concat")
+        with _signals_raise():
+            app(argv, prog_name="concat")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt) as stop:
         typer.echo(
             "stopped; the same command goes on from what was last saved, where it saves anything",
             err=True,
         )
-        return 130
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:
         mistake = _as_user_error(error)
         if mistake is None or os.environ.get("CONCAT_DEBUG"):
@@ -120,6 +133,24 @@ def main(argv: list[str] | None = None) -> int:
         if distributed is not None and "WORLD_SIZE" in os.environ:
             distributed.leave()
     return 0
+
+
+@contextmanager
+def _signals_raise() -> Generator[None]:
+    """Both signals end the work as an error would, so that what is half done is cleared away."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before: dict[int, Any] = {}
+    with suppress(ValueError):  # not in the main thread: nobody sends us signals there
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _as_user_error(error: Exception) -> UserError | None:

@@ -61,12 +61,16 @@ class Console:
             table.add_row(*(Text(_cell(value)) for value in row))
         self._rich.print(table, soft_wrap=False)
 
-    def done(self, results: Mapping[str, object], following: Sequence[str] = ()) -> None:
+    def done(
+        self, results: Mapping[str, object], following: Sequence[str] = (), stopped: bool = False
+    ) -> None:
         """The last lines of a command: where the results are, and what to run next."""
         lines = [(name, str(value), "") for name, value in results.items()]
         lines += [("next" if i == 0 else "", text, "bold") for i, text in enumerate(following)]
         width = max((len(name) for name, _, _ in lines), default=0)
-        self._rich.print(Text("done", style="bold green"))
+        self._rich.print(
+            Text("stopped", style="bold yellow") if stopped else Text("done", style="bold green")
+        )
         for name, value, style in lines:
             self._rich.print(Text(f"  {name:<{width}}  ", style="dim") + Text(value, style=style))
 

@@ -122,6 +122,23 @@ def check_stage(weights: Weights, *expected: str) -> None:
         )
 
 
+def check_finished(weights: Weights, force: bool) -> str:
+    """UserError, or with `force` a line to be told, where the stage that made the weights was
+    stopped before its last step, as the newest ones beside them say."""
+    newest = weights.path.with_name("last.safetensors")
+    meta = read_meta(newest) if newest.is_file() else weights.meta
+    done, steps = meta.get("step", 0), meta.get("steps", 0)
+    if done >= steps:
+        return ""
+    told = f"{weights.path} is of a training that was stopped at step {done} of {steps}"
+    if not force:
+        command = f"concat {stage_named(weights.stage)[1].command}"
+        raise UserError(
+            f"{told}.", f"Let `{command}` go on first, or take them as they are with --force."
+        )
+    return told
+
+
 def check_clip(weights: Weights, identity: ClipIdentity) -> None:
     """UserError unless the weights were trained with this CLIP, if with any (sha256 not empty)."""
     trained = weights.meta["clip"]
