@@ -336,6 +336,30 @@ def test_a_damaged_state_is_named(mini_world, mini_run, copied):
         train_con(mini_run.cfg, copied)
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("module"),
+        lambda state: state.update(optimiser=[1]),
+        lambda state: state.update(step="five"),
+        lambda state: state["module"].update(other=torch.zeros(1)),
+        lambda state: state.update(figures=3),
+    ],
+)
+def test_a_state_of_something_else_is_named(mini_run, tmp_path, spoil):
+    """Readable, but not what this stage wrote."""
+    run = Run("mini", tmp_path)
+    for stage in ("cat", "finetune"):
+        shutil.copytree(mini_run.run.stage(stage).path, run.stage(stage).path)
+    stage = run.stage("finetune")
+    state = torch.load(stage.state, weights_only=True)
+    spoil(state)
+    torch.save(state, stage.state)
+    with pytest.raises(UserError, match=r"last\.state\.pt is damaged") as caught:
+        finetune(mini_run.cfg, run)
+    assert "--fresh" in caught.value.hint
+
+
 def small_bank(folder: Path, mini_run, identity: str = "a", progress=None) -> QueryBank:
     """A bank of two views an image, written one image at a time."""
     cfg = replace(

@@ -170,10 +170,15 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} is damaged, the run cannot go on from it ({reason:.120}).",
-            "Run the same command with --fresh to start again.",
-        ) from error
+        raise damaged_state(path, reason) from error
+
+
+def damaged_state(path: Path, reason: str) -> UserError:
+    """Of a file that a loop cannot go on from."""
+    return UserError(
+        f"{path} is damaged, the run cannot go on from it ({reason:.120}).",
+        "Run the same command with --fresh to start again.",
+    )
 
 
 def _read(path: Path, header_only: bool = False) -> bytes:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from concat_cli.core.checkpoint import load_state, save_state, save_weights
+from concat_cli.core.checkpoint import damaged_state, load_state, save_state, save_weights
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import StageDir
@@ -333,21 +333,28 @@ class Fit:
                 self.stage.forget_metrics_after(-1)
             return
         state = load_state(self.stage.state)
-        self.task.module.load_state_dict(state["module"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
-        self.scored = state.get("scored", -1)
-        self.trained_seconds, self.figures = state["seconds"], state["figures"]
-        if self.average:
-            self.average.state = {k: v.to(self.device) for k, v in state["average"].items()}
-            self.average.updates = state["updates"]
+        try:
+            self._take(state)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise damaged_state(self.stage.state, f"it is not of this stage: {reason}") from error
         if self.processes.is_main:
             self.stage.forget_metrics_after(self.step)
         if self.step >= self.optim.steps:
             self.progress.say(f"all {self.step} steps are already done: {self.stage.state}")
         else:
             self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.task.module.load_state_dict(state["module"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.best = int(state["step"]), float(state["best"])
+        self.scored = int(state.get("scored", -1))
+        self.trained_seconds, self.figures = float(state["seconds"]), dict(state["figures"])
+        if self.average:
+            self.average.state = {k: v.to(self.device) for k, v in state["average"].items()}
+            self.average.updates = int(state["updates"])
 
 
 def _is_due(step: int, every: int) -> bool:
