@@ -23,7 +23,7 @@ from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog
 from concat_cli.commands.predict import predict
-from concat_cli.console import show_error
+from concat_cli.console import LAUNCHED, rank, show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
 
@@ -64,6 +64,10 @@ _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _MEMORY_HINT = (
     "Lower one of: optim.per_device (images at a time), data.crop, model.queries, loss.points; "
     "for evaluate and predict: infer.batch, infer.max_size."
+)
+_GONE = UserError(
+    "Another process of this group has ended, so this one cannot go on.",
+    "The same command goes on from the last saved step.",
 )
 
 app.add_typer(weights.app, name="weights", epilog=epilog("weights"))
@@ -117,14 +121,22 @@ def main(argv: list[str] | None = None) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (Stopped, KeyboardInterrupt) as stop:
-        typer.echo(
-            "stopped; the same command goes on from what was last saved, where it saves anything",
-            err=True,
-        )
+        if not rank():
+            typer.echo(
+                "stopped; the same command goes on from what was last saved, where it saves "
+                "anything",
+                err=True,
+            )
         return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:
         mistake = _as_user_error(error)
-        if mistake is None or os.environ.get("CONCAT_DEBUG"):
+        if os.environ.get("CONCAT_DEBUG"):
+            raise
+        if mistake is None and _is_of_another_process(error):
+            if not rank() and LAUNCHED not in os.environ:
+                show_error(_GONE)
+            return 1
+        if mistake is None:
             raise
         show_error(mistake)
         return 2
@@ -151,6 +163,15 @@ def _signals_raise() -> Generator[None]:
     finally:
         for number, previous in before.items():
             signal.signal(number, previous)
+
+
+def _is_of_another_process(error: Exception) -> bool:
+    """Whether this process lost another one of its group, which has said why or was killed."""
+    if "WORLD_SIZE" not in os.environ or not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError  # NCCL's, and those of the store; gloo's have no type
+
+    return isinstance(error, DistError) or "/gloo/" in str(error)
 
 
 def _as_user_error(error: Exception) -> UserError | None:

@@ -23,6 +23,7 @@ from concat_cli.core.errors import UserError
 
 T = TypeVar("T")
 Cell = str | int | float | None
+LAUNCHED = "CONCAT_LAUNCHED"  # set where `concat_cli.launch` tells how its processes ended
 
 
 class Console:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
@@ -76,7 +77,7 @@ def _who() -> str:
 
 
 def _refused(folder: Path, who: bytes) -> UserError:
-    told = who.decode("utf-8", "replace").strip() or "another process"
+    told = shorten(who.decode("utf-8", "replace"), 200, placeholder=" ...") or "another process"
     return UserError(
         f"{folder} is in use by {told}.",
         "Wait until that one ends, or stop it; or choose another --name.",
