@@ -60,7 +60,7 @@ _COMMANDS = {
     "export": export,
     "doctor": doctor,
 }
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 _MEMORY_HINT = (
     "Lower one of: optim.per_device (images at a time), data.crop, model.queries, loss.points; "
     "for evaluate and predict: infer.batch, infer.max_size."

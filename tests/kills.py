@@ -10,6 +10,7 @@ files of the unbroken run, and leave no temporary one.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -94,6 +95,21 @@ def killed_before(number: int) -> Callable[[], None]:
 
     def hook() -> None:
         os.replace, Path.rename = counted_replace, counted_rename
+
+    return hook
+
+
+def full_at(number: int) -> Callable[[], None]:
+    """Makes a disk of this process full from a write that is fsynced on (0 is the first)."""
+    done: list[int] = []
+
+    def refused(file: int) -> None:
+        done.append(file)
+        if len(done) > number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def hook() -> None:
+        os.fsync = refused
 
     return hook
 

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from kills import LEFT, ended, finish, killed_before, random_kills, started
+from kills import LEFT, ended, finish, full_at, killed_before, random_kills, started
 from mini import flat_state, same
 
 from concat_cli.core.checkpoint import load_weights
@@ -47,4 +47,15 @@ def test_killed_before_a_rename(mini_run, copied, tmp_path, rename) -> None:
 
 def test_killed_at_random_times(mini_run, copied, tmp_path) -> None:
     random_kills(tmp_path, TRAIN_CAT, 3, 2.0, random.Random())
+    assert_as_unbroken(copied, mini_run)
+
+
+@pytest.mark.parametrize("write", [3, 9])
+def test_a_disk_that_fills_up_is_the_usual_message(mini_run, copied, tmp_path, write) -> None:
+    """In the query bank, and while training; then it goes on."""
+    assert ended(started(TRAIN_CAT, tmp_path, full_at(write))) == 2
+    said = (tmp_path / "output").read_text()
+    assert "error: Cannot write" in said and "free some space" in said and "Traceback" not in said
+    assert not [path for pattern in LEFT[:1] for path in tmp_path.rglob(pattern)]
+    finish(TRAIN_CAT, tmp_path)
     assert_as_unbroken(copied, mini_run)
