@@ -128,6 +128,19 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert (tmp_path / "kept" / "inside").exists()
 
 
+def test_a_file_that_is_written_again_leaves_nothing_of_a_killed_process(tmp_path: Path) -> None:
+    """As in a cache, which nobody opens: the next file beside it removes what was left."""
+
+    def leave() -> None:
+        with files.atomic_path(tmp_path / "text"):
+            os._exit(9)
+
+    in_child(leave)
+    assert len(list(tmp_path.iterdir())) == 1
+    files.write_text(tmp_path / "other", "whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
 def test_a_run_removes_them_when_it_is_opened(tmp_path: Path) -> None:
     run = Run("some", tmp_path)
     files.temporary_name(run.path / "con" / "last.state.pt").parent.mkdir(parents=True)

@@ -51,13 +51,16 @@ def atomic_path(path: Path, sync: bool = True) -> Generator[Path, None, None]:
     `UserError`.
 
     Args:
-        sync: fsync before the rename, so that even a power cut leaves the old file or the new one.
-            Without it (many small files that can be made again) only a killed process is safe.
+        sync: fsync before the rename, so that even a power cut leaves the old file or the new one,
+            and remove what killed processes left in the folder. Without it (many small files that
+            can be made again) only a killed process is safe.
     """
     path = Path(path)
     temp = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if sync:
+            remove_leftovers(path.parent, deep=False)
         temp.touch(exist_ok=False)
         yield temp
         if sync:
