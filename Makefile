@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 CONCAT := $(BIN)/concat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test wheel oldest fuzz lint ablation compare reference tiny-clip clean
+.PHONY: help venv demo test wheel oldest fuzz kills lint ablation compare reference tiny-clip clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -55,6 +55,9 @@ oldest: ## the core of the tests with the oldest dependencies allowed, in an env
 
 fuzz: $(VENV)/.dev ## 10,000 spoilt files of every kind that is read; FUZZ_ARGS="--seed 1" for others
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(FUZZ_ARGS)
+
+kills: $(VENV)/.dev ## 100 kills at random times and 20 before renames, over all stages: 10 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py
 
 lint: $(VENV)/.dev ## ruff and pyright
 	$(BIN)/ruff check .

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +23,7 @@ from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog
 from concat_cli.commands.predict import predict
-from concat_cli.console import show_error
+from concat_cli.console import LAUNCHED, rank, show_error
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
 
@@ -56,10 +60,14 @@ _COMMANDS = {
     "export": export,
     "doctor": doctor,
 }
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 _MEMORY_HINT = (
     "Lower one of: optim.per_device (images at a time), data.crop, model.queries, loss.points; "
     "for evaluate and predict: infer.batch, infer.max_size."
+)
+_GONE = UserError(
+    "Another process of this group has ended, so this one cannot go on.",
+    "The same command goes on from the last saved step.",
 )
 
 app.add_typer(weights.app, name="weights", epilog=epilog("weights"))
@@ -95,23 +103,40 @@ def concat(
         typer.echo(context.get_help())
 
 
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C, by its number. Typer has exit codes of its own for a KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), or 130 (^C)."""
+    """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), 130 (^C) or 143
+    (SIGTERM)."""
     # OpenMP threads that spin while they wait make everything slow on a machine that is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(argv, prog_name="concat")
+        with _signals_raise():
+            app(argv, prog_name="concat")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except KeyboardInterrupt:
-        typer.echo(
-            "stopped; the same command goes on from what was last saved, where it saves anything",
-            err=True,
-        )
-        return 130
+    except (Stopped, KeyboardInterrupt) as stop:
+        if not rank():
+            typer.echo(
+                "stopped; the same command goes on from what was last saved, where it saves "
+                "anything",
+                err=True,
+            )
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:
         mistake = _as_user_error(error)
-        if mistake is None or os.environ.get("CONCAT_DEBUG"):
+        if os.environ.get("CONCAT_DEBUG"):
+            raise
+        if mistake is None and _is_of_another_process(error):
+            if not rank() and LAUNCHED not in os.environ:
+                show_error(_GONE)
+            return 1
+        if mistake is None:
             raise
         show_error(mistake)
         return 2
@@ -120,6 +145,33 @@ def main(argv: list[str] | None = None) -> int:
         if distributed is not None and "WORLD_SIZE" in os.environ:
             distributed.leave()
     return 0
+
+
+@contextmanager
+def _signals_raise() -> Generator[None]:
+    """Both signals end the work as an error would, so that what is half done is cleared away."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before: dict[int, Any] = {}
+    with suppress(ValueError):  # not in the main thread: nobody sends us signals there
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _is_of_another_process(error: Exception) -> bool:
+    """Whether this process lost another one of its group, which has said why or was killed."""
+    if "WORLD_SIZE" not in os.environ or not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError  # NCCL's, and those of the store; gloo's have no type
+
+    return isinstance(error, DistError) or "/gloo/" in str(error)
 
 
 def _as_user_error(error: Exception) -> UserError | None:

@@ -24,6 +24,7 @@ from concat_cli.core.errors import UserError
 
 T = TypeVar("T")
 Cell = str | int | float | None
+LAUNCHED = "CONCAT_LAUNCHED"  # set where `concat_cli.launch` tells how its processes ended
 # What a terminal obeys instead of showing: control characters but for tab and newline, marks that
 # turn the direction of text, line separators, and halves of characters, which no file can hold.
 _OBEYED = re.compile(
@@ -75,13 +76,17 @@ class Console:
             table.add_row(*(Text(shown(_cell(value))) for value in row))
         self._rich.print(table, soft_wrap=False)
 
-    def done(self, results: Mapping[str, object], following: Sequence[str] = ()) -> None:
+    def done(
+        self, results: Mapping[str, object], following: Sequence[str] = (), stopped: bool = False
+    ) -> None:
         """The last lines of a command: where the results are, and what to run next."""
         lines = [(name, shown(str(value)), "") for name, value in results.items()]
         following = [shown(text) for text in following]
         lines += [("next" if i == 0 else "", text, "bold") for i, text in enumerate(following)]
         width = max((len(name) for name, _, _ in lines), default=0)
-        self._rich.print(Text("done", style="bold green"))
+        self._rich.print(
+            Text("stopped", style="bold yellow") if stopped else Text("done", style="bold green")
+        )
         for name, value, style in lines:
             self._rich.print(Text(f"  {name:<{width}}  ", style="dim") + Text(value, style=style))
 

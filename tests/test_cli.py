@@ -8,7 +8,9 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -430,6 +432,80 @@ def test_what_a_command_may_raise(
         monkeypatch.setenv("CONCAT_DEBUG", "1")
         with pytest.raises(type(error)):
             main(["train-con"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no process is sent signals there")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_any_command_and_says_so(
+    number: int, inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While there is nothing to save, what is half done is cleared away."""
+    cleared: list[bool] = []
+
+    def work(*_: Any, **__: Any) -> None:
+        assert f"process {os.getpid()} " in Path("runs/shapes/.lock").read_text()
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(9)
+        finally:
+            cleared.append(True)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr("concat_cli.methods.concat.con.train_con", work)
+    code, out, err = call(capsys, "train-con")
+    assert code == 128 + number and err.startswith("stopped; the same command goes on")
+    assert cleared and "done" not in out and signal.getsignal(number) is before
+
+
+def test_a_lost_process_of_the_group_is_told_by_the_first_alone(
+    inside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:1] Connection closed")
+
+    monkeypatch.setattr("concat_cli.methods.concat.con.train_con", fail)
+    with pytest.raises(RuntimeError):  # without a group it is a fault of ours
+        main(["train-con"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = call(capsys, "train-con")
+    assert code == 1 and err.startswith("error: Another process") and err.count("\n") == 2
+    monkeypatch.setenv("CONCAT_LAUNCHED", "1")
+    code, _, err = call(capsys, "train-con")
+    assert code == 1 and not err
+    monkeypatch.delenv("CONCAT_LAUNCHED")
+    monkeypatch.setenv("RANK", "1")
+    code, _, err = call(capsys, "train-con")
+    assert code == 1 and not err
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "code", "told"), [(-9, 1, "Process 1 was ended by SIGKILL"), (2, 2, "")]
+)
+def test_the_launcher_is_brief(
+    exit_code: int,
+    code: int,
+    told: str,
+    inside: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What its processes have said themselves it does not say again."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from concat_cli import launch
+
+    def fail(args: Any) -> None:
+        assert (args.nproc_per_node, args.module, args.training_script) == ("2", True, "concat_cli")
+        assert args.training_script_args == ["train-con", "--name", "a"]
+        failure = ProcessFailure(local_rank=1, pid=5, exitcode=exit_code, error_file="none")
+        raise ChildFailedError("concat_cli", {1: failure})
+
+    monkeypatch.setenv("CONCAT_LAUNCHED", "")  # is put back
+    monkeypatch.setattr(run, "run", fail)
+    assert launch.main(["--nproc-per-node", "2", "train-con", "--name", "a"]) == code
+    err = capsys.readouterr().err
+    assert told in err and err.count("\n") == (2 if told else 0)
 
 
 def test_faults_of_ours_are_not_hidden(inside: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(concat_cli.__file__).parent
 METHODS = "concat_cli.methods"
 LAYERS = (
     ("errors", "progress", "method"),
-    ("files",),
+    ("files", "lock"),
     ("config", "config_file", "device"),
     ("vocabulary", "weights_from"),
     ("data", "clip", "model"),

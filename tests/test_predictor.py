@@ -14,6 +14,7 @@ from types import FunctionType, ModuleType
 import numpy as np
 import pytest
 import torch
+from mini import Heard
 from PIL import Image
 
 from concat_cli.core.build import build_segmentor
@@ -165,6 +166,19 @@ def test_an_empty_result_is_valid(predictor, tmp_path):
     content = json.loads(predicted.index.read_text())
     assert content["annotations"][0]["segments_info"] == []
     assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_files_of_an_earlier_run_are_told(predictor, tmp_path):
+    """They stay, but nobody takes them for what was predicted now; nor for what a kill left."""
+    for number in (1, 2):
+        write_png(tmp_path / f"{number}.png", picture(60, 80, number))
+    said, out = Heard(), tmp_path / "out"
+    predict_paths(predictor, [tmp_path / "1.png"], out, progress=said)
+    predict_paths(predictor, [tmp_path / "1.png"], out, progress=said)
+    assert not said.lines
+    predict_paths(predictor, [tmp_path / "2.png"], out, progress=said)
+    assert len(said.lines) == 1 and "2 files of an earlier run" in said.lines[0]
+    assert "panoptic.json does not list them" in said.lines[0]
 
 
 def test_files_are_valid_for_scoring(predictor, tmp_path):

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -171,7 +172,7 @@ def test_sigterm_during_the_fold_of_cat(mini_run, tmp_path):
 
 
 def test_a_process_that_is_terminated_or_killed(mini_world, tmp_path):
-    """`concat train-con`: SIGTERM ends it with 0, SIGKILL at any moment is survived."""
+    """`concat train-con`: SIGTERM ends it with 143, SIGKILL at any moment is survived."""
     (tmp_path / "tiny.yaml").write_text(dump_yaml(mini_config(mini_world)))
     keys = ["optim.steps=40", "optim.save_every=2", "warmup.steps=0", "align.instance=0"]
     words = ["train-con", "-c", "tiny.yaml", *keys, "--device", "cpu"]
@@ -200,7 +201,8 @@ def test_a_process_that_is_terminated_or_killed(mini_world, tmp_path):
             stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         )  # fmt: skip
         process.returncode, said = send_after_a_save(signal.SIGTERM, process.pid)
-    assert process.returncode == 0, said
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "\nstopped\n" in said and "done" not in said
     again = shlex.join(["concat", *words])
     assert "is saved" in said and f"{again}  # it resumes" in said
     stopped = saved_step(stage.state)
@@ -333,8 +335,32 @@ def test_a_damaged_state_is_named(mini_world, mini_run, copied):
     with pytest.raises(UserError, match=r"last\.state\.pt is damaged"):
         train_con(mini_run.cfg, copied)
     save_state(stage.state, {"step": 3, "module": {"another": torch.ones(2)}})
-    with pytest.raises(UserError, match=r"last\.state\.pt does not hold the state") as caught:
+    with pytest.raises(UserError, match=r"last\.state\.pt is damaged") as caught:
         train_con(mini_run.cfg, copied)
+    assert "--fresh" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("module"),
+        lambda state: state.update(optimiser=[1]),
+        lambda state: state.update(step="five"),
+        lambda state: state["module"].update(other=torch.zeros(1)),
+        lambda state: state.update(figures=3),
+    ],
+)
+def test_a_state_of_something_else_is_named(mini_run, tmp_path, spoil):
+    """Readable, but not what this stage wrote."""
+    run = Run("mini", tmp_path)
+    for stage in ("cat", "finetune"):
+        shutil.copytree(mini_run.run.stage(stage).path, run.stage(stage).path)
+    stage = run.stage("finetune")
+    state = torch.load(stage.state, weights_only=True)
+    spoil(state)
+    torch.save(state, stage.state)
+    with pytest.raises(UserError, match=r"last\.state\.pt is damaged") as caught:
+        finetune(mini_run.cfg, run)
     assert "--fresh" in caught.value.hint
 
 
@@ -362,7 +388,9 @@ def test_the_bank_resumes(mini_run, tmp_path):
     assert whole.queries.shape == (48, 10, 32) and np.isfinite(whole.queries).all()
     with pytest.raises(KilledError):
         small_bank(tmp_path / "broken", mini_run, progress=Interrupt("bank", 20))
-    assert json.loads((tmp_path / "broken" / "bank.json").read_text())["done"] == 16
+    blocks = json.loads((tmp_path / "broken" / "bank.json").read_text())["blocks"]
+    assert [end for end, _ in blocks] == [16]
+    assert not list((tmp_path / "broken").glob("*.npy"))  # nothing that looks finished
     counted = Counted()
     again = small_bank(tmp_path / "broken", mini_run, progress=counted)
     assert counted.number == 32
@@ -390,3 +418,66 @@ def test_a_bank_of_other_weights_is_written_anew(mini_run, tmp_path):
     counted = Counted()
     again = small_bank(tmp_path / "bank", mini_run, progress=counted)
     assert counted.number == 48 and (again.queries == first).all()
+
+
+def test_rows_of_a_bank_that_were_changed_are_made_again(mini_run, tmp_path):
+    """From the first block on that is not as written: zeroed, cut off, or its header damaged."""
+    folder = tmp_path / "bank"
+    first = np.array(small_bank(folder, mini_run).queries)
+    blocks = json.loads((folder / "bank.json").read_text())["blocks"]
+    assert [end for end, _ in blocks] == [16, 32, 48]
+    row = first[0].nbytes
+
+    def zero(path: Path, start: int, count: int) -> None:
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(bytes(count))
+
+    damages = {
+        16: lambda: zero(folder / "queries.npy", 128 + 32 * row, row),
+        32: lambda: zero(folder / "classes.npy", 128 + 20 * 20 + 4, 2),
+        48: lambda: zero(folder / "classes.npy", 0, 128),
+        17: lambda: os.truncate(folder / "queries.npy", 128 + 47 * row),
+    }
+    for rows, damage in damages.items():
+        damage()
+        counted = Counted()
+        again = small_bank(folder, mini_run, progress=counted)
+        assert counted.number == (rows if rows != 17 else 16)
+        assert any("of 48 rows are not what was written" in line for line in counted.lines)
+        assert (again.queries == first).all()
+    (folder / "bank.json").write_text('["nothing"]')
+    counted = Counted()
+    assert (small_bank(folder, mini_run, progress=counted).queries == first).all()
+    assert counted.number == 48
+    assert sorted(p.name for p in folder.iterdir()) == ["bank.json", "classes.npy", "queries.npy"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process are told there alone")
+def test_a_full_disk_while_the_bank_is_written(mini_run, tmp_path):
+    """Refused writes are the usual message, and the same call goes on after the last block."""
+    folder, limit = tmp_path / "bank", resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write is refused instead
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (14000, limit[1]))
+        with pytest.raises(UserError, match=r"Cannot write .*bank") as caught:
+            small_bank(folder, mini_run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.hint
+    counted = Counted()
+    whole = small_bank(folder, mini_run, progress=counted)
+    assert counted.number == 32 and np.isfinite(whole.queries).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="links are opened there")
+def test_the_bank_is_not_written_through_a_link(mini_run, tmp_path):
+    folder, theirs = tmp_path / "bank", tmp_path / "theirs"
+    theirs.write_bytes(b"kept")
+    folder.mkdir()
+    for name in ("queries", "classes"):
+        (folder / f"{name}.npy").symlink_to(theirs)
+        (folder / f"{name}.npy.part").symlink_to(theirs)
+    small_bank(folder, mini_run)
+    assert theirs.read_bytes() == b"kept"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +16,6 @@ from concat_cli.commands.options import (
     Device,
     DeviceOption,
     DryRun,
-    Force,
     Fresh,
     Name,
     Overrides,
@@ -23,7 +23,7 @@ from concat_cli.commands.options import (
     open_run,
     with_signature,
 )
-from concat_cli.console import Console, duration, relative
+from concat_cli.console import Console, duration, rank, relative
 from concat_cli.core.method import Stage, loaded, stages
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ Vocabulary = Annotated[
 ]
 Preview = Annotated[
     Path | None, typer.Option(help="Only write pictures of what is learned from to this PNG.")
+]
+GoOn = Annotated[
+    bool, typer.Option("--force", help="Allow unfinished weights, and words CLIP never saw.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="With --dry-run: every key as well.")]
 SHARED = {  # declaration, default
@@ -48,7 +51,7 @@ SHARED = {  # declaration, default
 OWN = {  # of `Stage.options`
     "weights": (WeightsFile, None),
     "vocabulary": (Vocabulary, None),
-    "force": (Force, False),
+    "force": (GoOn, False),
     "preview": (Preview, None),
 }
 
@@ -83,33 +86,43 @@ def _train(stage: Stage, given: dict[str, Any]) -> None:
         return console.say("dry run: nothing was written; --verbose shows every key")
     told = f"data {cfg.data.root}" if vocabulary is None else f"names of {vocabulary}"
     console.say(f"{stage.command} · run {run.name} · {told}")
-    result: StageResult = loaded(stage.train)(
-        cfg,
-        run,
-        device=given["device"].value,
-        fresh=given["fresh"],
-        progress=console.progress,
-        **own,
-    )
+    with nullcontext() if rank() else run.alone(console.warn):
+        result: StageResult = loaded(stage.train)(
+            cfg,
+            run,
+            device=given["device"].value,
+            fresh=given["fresh"],
+            progress=console.progress,
+            **own,
+        )
     if preview is not None:
         return console.done({"pictures": relative(preview)})
     after = stage.following
     if vocabulary is not None:
         after = f"predict photo.jpg --vocab {vocabulary}"
+    if result.finished and result.began >= result.steps and given["overrides"]:
+        console.warn(
+            f"all {result.steps} steps were done before, so {' '.join(given['overrides'])} changed "
+            "nothing here; --fresh trains again"
+        )
     show_result(console, result, [f"concat {after} --name {run.name}"])
+    if not result.finished:
+        raise typer.Exit(128 + result.signal)
 
 
 def show_result(console: Console, result: StageResult, following: list[str]) -> None:
     """Where a stage's weights are and what to run next; the same again if it was stopped."""
-    facts: dict[str, object] = {
-        "weights": relative(result.weights),
-        "trained": f"{result.steps} steps in {duration(result.seconds)}",
-    }
+    facts: dict[str, object] = {}
+    if result.weights.exists():
+        facts["weights"] = relative(result.weights)
+    facts["trained"] = f"{result.steps} steps in {duration(result.seconds)}"
     figures = result.figures
     told = [f"{100 * figures[key]:.1f} {what}" for key, what in FIGURES.items() if key in figures]
     if told:
         facts["dev"] = "; ".join(told)
-    console.done(facts, following if result.finished else [f"{resume_command()}  # it resumes"])
+    if not result.finished:
+        following = [f"{resume_command()}  # it resumes"]
+    console.done(facts, following, stopped=not result.finished)
 
 
 FIGURES = {  # of a stage's last score -> how it is told; all of them are in metrics.jsonl

@@ -126,6 +126,23 @@ def check_stage(weights: Weights, *expected: str) -> None:
         )
 
 
+def check_finished(weights: Weights, force: bool) -> str:
+    """UserError, or with `force` a line to be told, where the stage that made the weights was
+    stopped before its last step, as the newest ones beside them say."""
+    newest = weights.path.with_name("last.safetensors")
+    meta = read_meta(newest) if newest.is_file() else weights.meta
+    done, steps = meta.get("step", 0), meta.get("steps", 0)
+    if done >= steps:
+        return ""
+    told = f"{weights.path} is of a training that was stopped at step {done} of {steps}"
+    if not force:
+        command = f"concat {stage_named(weights.stage)[1].command}"
+        raise UserError(
+            f"{told}.", f"Let `{command}` go on first, or take them as they are with --force."
+        )
+    return told
+
+
 def check_clip(weights: Weights, identity: ClipIdentity) -> None:
     """UserError unless the weights were trained with this CLIP, if with any (sha256 not empty)."""
     trained = weights.meta["clip"]
@@ -158,10 +175,15 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{path} is damaged, the run cannot go on from it ({reason:.120}).",
-            "Run the same command with --fresh to start again.",
-        ) from error
+        raise damaged_state(path, reason) from error
+
+
+def damaged_state(path: Path, reason: str) -> UserError:
+    """Of a file that a loop cannot go on from."""
+    return UserError(
+        f"{path} is damaged, the run cannot go on from it ({reason:.120}).",
+        "Run the same command with --fresh to start again (the old folder is kept).",
+    )
 
 
 def _read(path: Path, header_only: bool = False) -> bytes:

@@ -27,6 +27,7 @@ _HINTS = {
     errno.ENOTDIR: "A part of that path is a file, not a folder: choose another path.",
     errno.EEXIST: "A part of that path is a file, not a folder: choose another path.",
     errno.EISDIR: "There is a folder of that name: move it away or choose another path.",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n), or set data.workers=0.",
     errno.ENAMETOOLONG: "The name is too long for the file system: choose a shorter one.",
 }
 
@@ -50,13 +51,16 @@ def atomic_path(path: Path, sync: bool = True) -> Generator[Path, None, None]:
     `UserError`.
 
     Args:
-        sync: fsync before the rename, so that even a power cut leaves the old file or the new one.
-            Without it (many small files that can be made again) only a killed process is safe.
+        sync: fsync before the rename, so that even a power cut leaves the old file or the new one,
+            and remove what killed processes left in the folder. Without it (many small files that
+            can be made again) only a killed process is safe.
     """
     path = Path(path)
     temp = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if sync:
+            remove_leftovers(path.parent, deep=False)
         temp.touch(exist_ok=False)
         yield temp
         if sync:
@@ -87,10 +91,11 @@ def workspace(folder: Path, name: str) -> Generator[Path]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def remove_leftovers(folder: Path, alone: bool = False) -> None:
+def remove_leftovers(folder: Path, alone: bool = False, deep: bool = True) -> None:
     """Removes what killed processes left below a folder: files and folders of temporary names.
 
     Args:
+        deep: also in the folders in it.
         alone: nobody else writes here, so that those of other machines can go as well, and those
             whose process number has been given to another process.
     """
@@ -105,6 +110,8 @@ def remove_leftovers(folder: Path, alone: bool = False) -> None:
                 shutil.rmtree(path, ignore_errors=True)  # which follows no link
             with suppress(OSError):  # a folder, or somebody else was faster
                 path.unlink()
+        if not deep:
+            break
 
 
 def _alive(pid: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -12,7 +13,14 @@ from typing import Any, NamedTuple, cast
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import diff, dump_yaml, load_config
 from concat_cli.core.errors import UserError
-from concat_cli.core.files import read_json, write_error, write_json, write_text
+from concat_cli.core.files import (
+    read_json,
+    remove_leftovers,
+    write_error,
+    write_json,
+    write_text,
+)
+from concat_cli.core.lock import locked
 from concat_cli.core.method import methods, stage_named
 
 RUNS = Path("runs")
@@ -183,6 +191,15 @@ class Run:
     def path(self) -> Path:
         """`runs/<name>`."""
         return self.root / self.name
+
+    @contextlib.contextmanager
+    def alone(self, say: Callable[[str], None]) -> Generator[None]:
+        """For the one process that writes: keeps others out of the folder, and removes what killed
+        ones left there. UserError that names the process which is at work there; say: see `locked`.
+        """
+        with locked(self.path, say):
+            remove_leftovers(self.path, alone=True)
+            yield
 
     def stage(self, name: str) -> StageDir:
         """The folder of a stage, or of one that was taught a vocabulary: `finetune-<stem>`."""

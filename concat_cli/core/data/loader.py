@@ -219,7 +219,7 @@ def _told(loader: DataLoader[Batch | UserError], workers: int) -> Iterator[Batch
         reason = lines[-1] if "Traceback" in str(error) else lines[0].partition(". ")[0]
         traceback.clear_frames(error.__traceback__)  # which would keep the other processes alive
     shared = Path("/dev/shm")
-    free = f" ({shutil.disk_usage(shared).free / 1e6:,.0f} MB are free)" if shared.is_dir() else ""
+    free = f", where {shutil.disk_usage(shared).free / 1e6:,.0f} MB are free" if shared.is_dir() else ""
     yield UserError(
         f"One of {workers} loader processes failed: {reason}",
         f"Use data.workers=0, which also shows more of a fault; or give more shared memory "

@@ -51,6 +51,8 @@ class Saver:
     def __init__(self, out: Path, vocabulary: Vocabulary, rank: int = 0) -> None:
         self.out, self.vocabulary, self.rank = out, vocabulary, rank
         self._waiting: dict[str, BinaryIO] = {}
+        for folder in (out, out / PANOPTIC, out / SEMANTIC):
+            files.remove_leftovers(folder, deep=False)
 
     def panoptic(
         self,
@@ -118,10 +120,10 @@ class Saver:
     def begin(self, name: str) -> BinaryIO:
         """The hidden file of a list; `finish` writes the list even if nothing is added."""
         if name not in self._waiting:
-            path = self.out / f".{name}.{self.rank}.tmp"
+            path = files.temporary_name(self.out / name)
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self._waiting[name] = path.open("wb")
+                self._waiting[name] = path.open("xb")
             except OSError as error:
                 raise files.write_error(path, error) from error
         return self._waiting[name]
@@ -322,11 +324,27 @@ def predict_paths(
         raise
     everything = dict(item for part, _ in parts for item in part.items())
     ordered = [everything[index] for index in sorted(everything)]
+    pictures = [one for one in ordered if isinstance(one, PicturePrediction)]
+    if share.rank == 0:
+        _tell_older(out, kind, pictures, progress)
     return Predicted(
-        [one for one in ordered if isinstance(one, PicturePrediction)],
+        pictures,
         [one for one in ordered if isinstance(one, UserError)],
         out / f"{kind}.json",
     )
+
+
+def _tell_older(
+    out: Path, kind: str, pictures: Sequence[PicturePrediction], progress: Progress
+) -> None:
+    """Says which files of an earlier run are still beside the new ones."""
+    new = {path for one in pictures for path in (one.png, one.overlay)}
+    older = sorted({*out.glob(f"*{OVERLAY}"), *(out / kind).glob("*.png")} - new)
+    if older:
+        progress.say(
+            f"{out} still holds {len(older)} files of an earlier run, such as {older[0].name}; "
+            f"{kind}.json does not list them"
+        )
 
 
 def _read(

@@ -275,7 +275,7 @@ def _highest(values: Tensor) -> Tensor:
     whole = n - n % GROUP
     if values.device.type != "cpu" or not whole:
         return values.max(1).indices
-    groups = values[:, :whole].unflatten(1, (-1, GROUP))
+    groups = torch.unflatten(values[:, :whole], 1, (-1, GROUP))
     best, group = groups.amax(2).max(1)  # (B, rows, W)
     where = group[:, None, None].expand(-1, 1, GROUP, -1, -1)
     winner = group * GROUP + groups.gather(1, where)[:, 0].max(1).indices

@@ -111,11 +111,13 @@ def of_the_step(forwards: Sequence[Mapping[str, Tensor]]) -> list[Counts]:
     return [{n: Count(row[i], whole[i]) for i, n in enumerate(names)} for row in here]
 
 
-def any_process(flag: bool, device: torch.device) -> bool:
-    """True on every process if the flag is true on one."""
+def largest(value: int, device: torch.device) -> int:
+    """The largest of a number over the processes."""
     if not dist.is_initialized():
-        return flag
-    return bool(mean_over_processes(torch.tensor(float(flag), device=device)) > 0)
+        return value
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def share_from_main(tensors: Iterable[Tensor]) -> None:

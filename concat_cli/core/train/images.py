@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,9 @@ class ImageStage:
         meta = session.meta(stage.stage, clip)
         return ImageStage(session, stage, meta, text, to_trained, train, by_category)
 
-    def unfinished(self) -> StageResult:
-        """The result of a stage that was stopped before its own first step."""
-        return StageResult(self.stage.last, 0, 0.0, False, {})
+    def unfinished(self, part: StageResult) -> StageResult:
+        """The result of a stage that was stopped in a part before its own first step."""
+        return replace(part, weights=self.stage.last, steps=0)
 
     def fit(
         self,

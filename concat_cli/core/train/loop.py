@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from concat_cli.core.checkpoint import load_state, save_state, save_weights
+from concat_cli.core.checkpoint import damaged_state, load_state, save_state, save_weights
 from concat_cli.core.config import OptimConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.runs import StageDir
 from concat_cli.core.train.distributed import (
-    any_process,
+    largest,
     mean_over_processes,
     of_the_step,
     share_from_main,
@@ -80,35 +80,47 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage made."""
+    """What a stage made.
+
+    weights: where they are; if it was stopped, they need not be there yet. began: the step that it
+    went on from. signal: the number of the one that stopped it, 0 for none.
+    """
 
     weights: Path
     steps: int
     seconds: float
     finished: bool
     figures: dict[str, float]
+    began: int = 0
+    signal: int = 0
 
 
 class _Stop:
-    """Notes SIGTERM so that the loop can save before it ends."""
+    """Notes SIGTERM and Ctrl-C, so that the loop can save before it ends.
 
-    def __init__(self) -> None:
-        self.asked = False
-        self.previous: Any = None
+    impatient: a second Ctrl-C does not wait for that. Not so under `torchrun`, which hands on the
+    one that its processes have already had from the terminal.
+    """
+
+    def __init__(self, impatient: bool) -> None:
+        self.number, self.impatient = 0, impatient
+        self.previous: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        again = number == self.number == signal.SIGINT
+        self.number = self.number or number
+        if again and self.impatient and callable(self.previous[number]):
+            self.previous[number](number, frame)
 
     def __enter__(self) -> _Stop:
-        try:
-            self.previous = signal.signal(signal.SIGTERM, self._note)
-        except ValueError:  # not in the main thread: nobody sends us signals there
-            self.previous = None
+        with suppress(ValueError):  # not in the main thread: nobody sends us signals there
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self.previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+        for number, previous in self.previous.items():
+            signal.signal(number, previous)
 
 
 class Fit:
@@ -142,13 +154,14 @@ class Fit:
             )
 
     def run(self) -> StageResult:
-        """Trains from the last saved state to the end, or to SIGTERM."""
+        """Trains from the last saved state to the end, or to a signal."""
         self._restore()
         wait()  # until every process has looked for a state: the first one may soon write one
         began = time.monotonic()
         steps = range(self.step, self.optim.steps)
         batches = self.task.batches(self.step)
-        with _Stop() as stop:
+        stopped = 0
+        with _Stop(impatient=self.processes.world == 1) as stop:
             for _ in self.progress.track(steps, self.stage.title, total=len(steps)):
                 self._one_step(next(batches))
                 self.trained_seconds += time.monotonic() - began
@@ -157,11 +170,12 @@ class Fit:
                     self._with_average(self.task.preview, self.stage.previews / self._preview_name)
                 if _is_due(self.step, self.optim.eval_every):
                     self._evaluate()
-                stopped = any_process(stop.asked, self.device)
+                stopped = largest(stop.number, self.device)
                 if stopped or _is_due(self.step, self.optim.save_every):
                     self._save()
                 if stopped:
-                    self.progress.say(f"stopped by a signal; step {self.step} is saved")
+                    name = signal.Signals(stopped).name
+                    self.progress.say(f"stopped by {name}; step {self.step} is saved")
                     break
             finished = self.step >= self.optim.steps
             if finished and (self.scored < self.step or not self.stage.last.exists()):
@@ -170,7 +184,15 @@ class Fit:
                 self._save()
         wait()
         weights = self.stage.best if self.stage.best.exists() else self.stage.last
-        return StageResult(weights, self.step, self.trained_seconds, finished, self.figures)
+        return StageResult(
+            weights,
+            self.step,
+            self.trained_seconds,
+            finished,
+            self.figures,
+            began=steps.start,
+            signal=0 if finished else stopped,
+        )
 
     @property
     def _preview_name(self) -> str:
@@ -284,7 +306,7 @@ class Fit:
     def _save_weights(self, path: Path) -> None:
         state = self.average.state if self.average else self.task.module.state_dict()
         tensors = {k: v.detach().cpu() for k, v in self.task.weights(state).items()}
-        save_weights(path, tensors, self.meta | {"step": self.step})
+        save_weights(path, tensors, self.meta | {"step": self.step, "steps": self.optim.steps})
 
     def _save(self) -> None:
         if self.processes.is_main:
@@ -310,15 +332,12 @@ class Fit:
             if self.processes.is_main:  # lines of a run that was killed before its first save
                 self.stage.forget_metrics_after(-1)
             return
+        state = load_state(self.stage.state)
         try:
-            self._take(load_state(self.stage.state))
+            self._take(state)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise UserError(
-                f"{self.stage.state} does not hold the state of this stage "
-                f"({type(error).__name__}: {reason:.120}).",
-                "Run the same command with --fresh to start again (the old folder is kept).",
-            ) from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise damaged_state(self.stage.state, f"it is not of this stage: {reason}") from error
         if self.processes.is_main:
             self.stage.forget_metrics_after(self.step)
         if self.step >= self.optim.steps:
@@ -327,16 +346,15 @@ class Fit:
             self.progress.say(f"resumed from step {self.step} (same command, {self.stage.state})")
 
     def _take(self, state: dict[str, Any]) -> None:
-        """Goes on from a state."""
         self.task.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
-        self.scored = state.get("scored", -1)
-        self.trained_seconds, self.figures = state["seconds"], state["figures"]
+        self.step, self.best = int(state["step"]), float(state["best"])
+        self.scored = int(state.get("scored", -1))
+        self.trained_seconds, self.figures = float(state["seconds"]), dict(state["figures"])
         if self.average:
             self.average.state = {k: v.to(self.device) for k, v in state["average"].items()}
-            self.average.updates = state["updates"]
+            self.average.updates = int(state["updates"])
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -37,7 +37,7 @@ METHOD = Method(
             train="concat_cli.methods.concat.cat:train_cat",
             plan="concat_cli.methods.concat.cat:plan",
             relevant=(*BANK, "cat", "protocol"),
-            options=("weights",),
+            options=("weights", "force"),
             following="finetune",
         ),
         Stage(

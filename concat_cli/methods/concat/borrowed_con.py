@@ -50,6 +50,7 @@ from concat_cli.core.train.plan import Plan, clip_facts
 from concat_cli.core.train.session import embed, open_session, seed_torch
 from concat_cli.core.train.teacher import TokenBank, aggregate, contrast, trained_indices
 from concat_cli.core.weights_from.published import pair_of
+from concat_cli.methods.concat.bank_files import Columns
 from concat_cli.methods.concat.on_borrowed import facts_of, in_place, on_top
 from concat_cli.methods.concat.query_bank import (
     EMPTY,
@@ -75,10 +76,11 @@ class TaughtWriter(BankWriter):
     clip: Clip
     crops: int
 
-    def columns(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    def columns(self) -> Columns:
         """See `BankWriter`."""
         width = self.clip.embed_dim
-        return super().columns() | {
+        return {
+            **super().columns(),
             "slots": (np.int16, (self.crops,)),
             "tokens": (np.float16, (self.crops, width)),
             "images": (np.float16, (width,)),

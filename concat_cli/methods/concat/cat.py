@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import check_clip, check_stage, load_weights
+from concat_cli.core.checkpoint import check_clip, check_finished, check_stage, load_weights
 from concat_cli.core.config import CatConfig, Config, OptimConfig
 from concat_cli.core.device import one_thread
 from concat_cli.core.progress import SILENT, Progress
@@ -158,11 +158,15 @@ def train_cat(
     weights: Path | None = None,
     device: str = "auto",
     fresh: bool = False,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 2 of a run, or resumes it; its weights are in `runs/<name>/cat/`."""
     source = load_weights(weights or run.weights_of("con"))
     check_stage(source, "con")
+    unfinished = check_finished(source, force)
+    if unfinished:
+        progress.say(unfinished)
     cfg = replace(cfg, model=config_of(source).model)
     session = open_session(cfg, device, progress)
     clip = text_clip(cfg, session.device)

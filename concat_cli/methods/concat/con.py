@@ -44,8 +44,9 @@ def train_con(
     segmentor = build_segmentor(cfg.model, clip.embed_dim, pretrained=True, progress=progress)
     session.place(segmentor)
     images = ImageStage.open(session, run.stage("con"), clip, fresh=fresh)
-    if not warm_up(images, segmentor, teacher):
-        return images.unfinished()
+    warmed = warm_up(images, segmentor, teacher)
+    if warmed is not None and not warmed.finished:
+        return images.unfinished(warmed)
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg, teacher))
 
 
@@ -60,14 +61,16 @@ class WarmupTask(ImageTask):
         """Nothing to show."""
 
 
-def warm_up(images: ImageStage, segmentor: Segmentor, teacher: Teacher | None) -> bool:
-    """The warm-up, where one is asked for and was not done yet; False if it was stopped."""
+def warm_up(
+    images: ImageStage, segmentor: Segmentor, teacher: Teacher | None
+) -> StageResult | None:
+    """The warm-up, where one is asked for and was not done yet."""
     cfg = images.session.cfg
     if not cfg.warmup.steps or images.stage.state.exists():
-        return True
+        return None
     module = WarmupModule(segmentor, images.text, images.to_trained, cfg, teacher)
     optim = replace(cfg.optim, steps=cfg.warmup.steps, lr=cfg.warmup.lr, ema=0.0, eval_every=0)
-    return images.fit(module, WarmupTask, optim, "warmup").finished
+    return images.fit(module, WarmupTask, optim, "warmup")
 
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:

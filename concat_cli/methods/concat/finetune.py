@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from concat_cli.core.build import config_of, part_of
-from concat_cli.core.checkpoint import Weights, check_clip, check_stage, load_weights
+from concat_cli.core.checkpoint import (
+    Weights,
+    check_clip,
+    check_finished,
+    check_stage,
+    load_weights,
+)
 from concat_cli.core.clip.prompts import check_words, known_words
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.device import one_thread
@@ -62,6 +68,9 @@ def finetune(
     """
     pseudo = cfg.finetune.pseudo
     source = _source(weights or run.weights_of("cat" if pseudo else "con"), pseudo)
+    unfinished = check_finished(source, force)
+    if unfinished:
+        progress.say(unfinished)
     cfg = _as_built(cfg, source)
     session = open_session(cfg, device, progress)
     known = session.info.vocabulary

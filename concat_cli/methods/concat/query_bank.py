@@ -6,8 +6,7 @@ train on batches of the bank, and on pseudo queries of the generator.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,13 @@ from concat_cli.core.data.dataset import PanopticDataset, Sample
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import Augment, resize_short
 from concat_cli.core.errors import UserError
-from concat_cli.core.files import write_error, write_json
 from concat_cli.core.losses import match, query_targets
 from concat_cli.core.model.segmentor import QueryOutput
 from concat_cli.core.runs import Run
 from concat_cli.core.train.distributed import wait
 from concat_cli.core.train.session import Session
 from concat_cli.core.train.teacher import Truth, on_void, trained_indices
+from concat_cli.methods.concat.bank_files import BankFiles, Columns
 from concat_cli.methods.concat.generator import Generator
 from concat_cli.methods.concat.on_borrowed import AnySegmentor
 
@@ -38,7 +37,6 @@ PER_CLASS = 512  # real queries a class mean is taken over, at most
 EMPTY, IGNORED = -1, -2  # classes of queries without a segment, and of queries on void
 VOID_SHARE = 0.5  # a query that lies on void for more than this share is ignored
 SYNC_EVERY = 16  # batches between two points that a killed pass can resume from
-FLUSHED = "bank.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class BankWriter:
     text: Tensor
     identity: str
 
-    def columns(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    def columns(self) -> Columns:
         """What is kept of a view, by name: type and shape."""
         decoder = self.segmentor.query_decoder
         shape = (decoder.queries, decoder.width)
@@ -153,43 +151,38 @@ class BankWriter:
             "segments": dataset.digest(),
             "config": _facts(cfg),
         }
-        done = _done(folder, facts, columns)
-        assert writes or done == rows, f"{folder} is not finished"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not done:  # what is about to be overwritten must not be taken for complete
-                (folder / FLUSHED).unlink(missing_ok=True)
-            mode = "r+" if done else "w+"
-            kept = {
-                name: np.lib.format.open_memmap(folder / f"{name}.npy", mode, kind, (rows, *shape))
-                for name, (kind, shape) in columns.items()
-            }
-        except OSError as error:
-            raise write_error(folder, error) from error
-        if done < rows:
-            self.announce(folder, dataset, rows - done)
-            views = _views(dataset, cfg, range(done, rows), images, augmented)
-            total = -(-(rows - done) // cfg.infer.batch)
-            views = self.session.progress.track(views, f"bank {folder.name}", total)
-            for number, row in enumerate(self._written(kept, views, to_trained, done), 1):
-                if number % SYNC_EVERY == 0 or row == rows:
-                    for column in kept.values():
-                        column.flush()
-                    write_json(folder / FLUSHED, facts | {"done": row})
-        return QueryBank(kept["queries"], kept["classes"])
+        files = BankFiles(folder, facts, columns, rows)
+        if writes and (changed := files.check()):
+            self.session.progress.say(
+                f"{folder}: {changed} of {files.done + changed} rows are not what was written "
+                "there; they are made again"
+            )
+        assert writes or files.finished, f"{folder} is not finished"
+        if not files.finished:
+            with files.appending():
+                self._fill(files, dataset, images, augmented)
+        return QueryBank(files.read("queries"), files.read("classes"))
 
-    def _written(
-        self, kept: dict[str, Any], views: Iterator[Batch], to_trained: Tensor, row: int
-    ) -> Iterator[int]:
-        """Fills the bank from a row on; yields the row after each batch."""
+    def _fill(
+        self, files: BankFiles, dataset: PanopticDataset, images: int, augmented: bool
+    ) -> None:
+        """Appends the rows that are not there."""
+        cfg, row, rows = self.session.cfg, files.done, files.rows
+        if row == rows:  # a pass that was killed after its last one
+            return
+        self.announce(files.folder, dataset, rows - row)
+        views = _views(dataset, cfg, range(row, rows), images, augmented)
+        total = -(-(rows - row) // cfg.infer.batch)
+        views = self.session.progress.track(views, f"bank {files.folder.name}", total)
         device, dtype = self.text.device, self.session.dtype
-        for batch in views:
+        to_trained = trained_indices(self.session.info.vocabulary.is_seen, device)
+        for number, batch in enumerate(views, 1):
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 found = self.described(batch.to(device), to_trained)
-            for name, values in found.items():
-                kept[name][row : row + len(batch)] = values.cpu().numpy()
+            files.append({name: values.cpu().numpy() for name, values in found.items()})
             row += len(batch)
-            yield row
+            if number % SYNC_EVERY == 0 or row == rows:
+                files.flush(row)
 
 
 def _facts(cfg: Config) -> list[Any]:
@@ -278,17 +271,6 @@ def _views(
     for first in range(0, len(rows), cfg.infer.batch):
         block = rows[first : first + cfg.infer.batch]
         yield collate([view(row) for row in block], [row % images for row in block])
-
-
-def _done(folder: Path, facts: dict[str, Any], columns: Iterable[str]) -> int:
-    """Rows that a former pass with the same facts has written."""
-    try:
-        found = json.loads((folder / FLUSHED).read_text())
-    except (OSError, ValueError):
-        return 0
-    done = found.pop("done", 0)
-    present = all((folder / f"{name}.npy").exists() for name in columns)
-    return done if present and found == facts else 0
 
 
 def check_bank(bank: QueryBank, cfg: BankConfig) -> None:

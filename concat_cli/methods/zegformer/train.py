@@ -111,8 +111,9 @@ def train_zegformer(
     )
     if isinstance(segmentor, MaskFormer):
         return images.fit(ZegFormerModule(segmentor, images.text, images.to_trained, cfg.loss))
-    if not warm_up(images, segmentor, None):
-        return images.unfinished()
+    warmed = warm_up(images, segmentor, None)
+    if warmed is not None and not warmed.finished:
+        return images.unfinished(warmed)
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg))
 
 
