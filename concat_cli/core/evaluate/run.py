@@ -26,6 +26,7 @@ from concat_cli.core.evaluate.scores import (
     Tally,
     TruthCheck,
     calibration,
+    few_images,
 )
 from concat_cli.core.infer.files import Saver, segment_entries
 from concat_cli.core.infer.postprocess import PanopticResult
@@ -60,6 +61,7 @@ def evaluate_model(
     count = len(dataset) if scoring.limit is None else min(scoring.limit, len(dataset))
     if scoring.check and not count:
         raise UserError("The data set's part has no image to score.", "Prepare it again.")
+    few_images(scoring.bootstraps, count, progress)
     start = time.perf_counter()
     tasks = scoring.task_names() or USUAL
     keep = scoring.counts or scoring.bootstraps > 0
