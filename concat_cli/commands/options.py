@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from concat_cli.console import Console
+from concat_cli.core.errors import UserError
 from concat_cli.core.method import methods, stage_named
 from concat_cli.core.prepare.recipes import RECIPES
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from concat_cli.core.runs import Run
 
 T = TypeVar("T")
+KEY_VALUE = "KEY=VALUE"
 
 
 class Device(str, Enum):
@@ -37,7 +41,7 @@ class Device(str, Enum):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.steps=500."),
+    typer.Argument(metavar=KEY_VALUE, help="Config keys, e.g. optim.steps=500."),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -158,6 +162,44 @@ def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[...,
         return with_signature(command, function.__doc__, options)
 
     return command_of
+
+
+class Once(TyperCommand):
+    """A command that refuses what would count for nothing: all but the last value of an option that
+    takes one, or of a configuration key."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """The parser, whose answer is looked through."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def once(args: list[str]) -> Any:
+            options, rest, order = parse(args)
+            given = [
+                one.opts[0]
+                for one in order
+                if one.param_type_name == "option" and not (one.multiple or one.is_flag)
+            ]
+            for one in self.get_params(ctx):
+                if one.metavar == KEY_VALUE:
+                    given += [text.partition("=")[0] for text in options.get(one.name) or ()]
+            for name, times in Counter(given).items():
+                if times > 1:
+                    what = f"{name} is given {'twice' if times == 2 else f'{times} times'}."
+                    raise UserError(what, "Give it once: only the last one would count.")
+            return options, rest, order
+
+        parser.parse_args = once
+        return parser
+
+
+def refuse_repeats(app: typer.Typer) -> None:
+    """Makes every command of the app one of the kind `Once`."""
+    for command in app.registered_commands:
+        command.cls = Once
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            refuse_repeats(group.typer_instance)
 
 
 def with_signature(
