@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,6 +67,12 @@ def write_bytes(path: Path, data: bytes, sync: bool = True) -> None:
     """Writes `data` to `path` atomically; UserError where the system refuses."""
     with atomic_path(path, sync) as temp:
         temp.write_bytes(data)
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copies a file atomically; UserError where the system refuses."""
+    with atomic_path(path, sync=False) as temp:
+        shutil.copyfile(source, temp)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,6 +29,7 @@ from concat_cli.core.evaluate.panoptic_json import (
     Predictions,
     Segment,
     Truth,
+    file_names,
     read_panoptic,
 )
 from concat_cli.core.evaluate.quality import class_map
@@ -114,7 +115,7 @@ def evaluate_files(
         )
     few_images(scoring.bootstraps, len(truths), progress)
     sizes = {image.id: (image.height, image.width) for image in told.images}
-    names, others = told.file_names(), found.content.file_names()
+    names, others = file_names(told), file_names(found.content)
     tally = Tally(len(vocabulary), len(truths), TASKS, keep=scoring.bootstraps > 0)
     odd = Disagreements()
     for number, image_id in enumerate(progress.track(truths, "score", len(truths))):
@@ -234,7 +235,7 @@ def _unseen_of(
     return None, None
 
 
-def _check_categories(path: Path, said: Predictions, truth: Path, told: Truth) -> None:
+def _check_categories(path: Path, said: Predictions | Truth, truth: Path, told: Truth) -> None:
     """UserError where the files mean different classes, or there is nothing to score."""
     names = {one.id: one.name for one in told.categories}
     if not len(told.categories) == len(names) == len(set(names.values())):
@@ -318,8 +319,8 @@ class Disagreements:
             return [
                 "as panopticapi: areas of the truth are the JSON's. JSON and PNG disagree on the "
                 f"area of {self.areas} of {self.segments} true segments{example}; {self.listed} "
-                f"have no pixel, {self.drawn} ids have pixels alone, {self.sizes} PNGs are of another "
-                "size"
+                f"have no pixel, {self.drawn} ids have pixels alone, {self.sizes} PNGs are of "
+                "another size"
             ]
         if not self.areas:
             return []

@@ -10,7 +10,13 @@ from pathlib import PureWindowsPath
 from typing import Literal
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.panoptic_json import Annotation, PanopticFiles, Predictions
+from concat_cli.core.evaluate.panoptic_json import (
+    Annotation,
+    PanopticFiles,
+    Predictions,
+    Truth,
+    file_names,
+)
 from concat_cli.core.infer.pictures import SUFFIXES
 from concat_cli.core.progress import Progress
 
@@ -23,12 +29,12 @@ class Side:
     """One of the two files: where it is, what it holds, and its annotations by image id."""
 
     files: PanopticFiles
-    content: Predictions
+    content: Predictions | Truth
     by_image: Mapping[str, Annotation]
 
     def names(self, pngs: bool = False) -> dict[str, str]:
         """The file of each annotated image, or its PNG, where one is told."""
-        told = self.content.file_names()
+        told = file_names(self.content)
         found = {k: a.file_name if pngs else told.get(k) for k, a in self.by_image.items()}
         return {one: name for one, name in found.items() if name}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from concat_cli.core.errors import UserError
 
@@ -24,8 +24,15 @@ def _whole(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def _text(value: Any) -> Any:
+    value = _whole(value)
+    return str(value) if isinstance(value, int) else value
+
+
 # 7 and "7" are one id: detection benchmarks and Cityscapes write text, others numbers
-ImageId = Annotated[int | str, BeforeValidator(_whole), AfterValidator(str)]
+ImageId = Annotated[str, BeforeValidator(_text)]
 
 
 class _Row(BaseModel):
@@ -71,29 +78,33 @@ class Image(Named):
     width: Whole
 
 
-class Predictions(_Row):
-    """What predictions must hold."""
-
+class _Content(_Row):
     annotations: list[Annotation]
     categories: list[Category] = []
-    images: list[Named] = []
 
     def used(self) -> set[int]:
         """The category ids of all segments."""
         return {s.category_id for one in self.annotations for s in one.segments_info}
 
-    def file_names(self) -> dict[str, str]:
-        """The image's file by image id, where `images` says it."""
-        return {one.id: one.file_name for one in self.images if one.file_name}
+
+class Predictions(_Content):
+    """What predictions must hold."""
+
+    images: list[Named] = []
 
 
-class Truth(Predictions):
+class Truth(_Content):
     """What a truth must hold."""
 
-    images: list[Image]  # pyright: ignore[reportIncompatibleVariableOverride] - never assigned
+    images: list[Image]
 
 
-J = TypeVar("J", bound=Predictions)
+J = TypeVar("J", Predictions, Truth)
+
+
+def file_names(content: Predictions | Truth) -> dict[str, str]:
+    """The image's file by image id, where `images` says it."""
+    return {one.id: one.file_name for one in content.images if one.file_name}
 
 
 @dataclass(frozen=True)
