@@ -240,6 +240,15 @@ def _check_categories(path: Path, said: Predictions | Truth, truth: Path, told: 
     names = {one.id: one.name for one in told.categories}
     if not len(told.categories) == len(names) == len(set(names.values())):
         raise UserError(f"{truth}: two categories have one id or one name.", FORMAT_HINT)
+    ids = {name: number for number, name in names.items()}
+    moved = [one for one in said.categories if ids.get(one.name, one.id) != one.id]
+    if moved:
+        one = moved[0]
+        raise UserError(
+            f"{len(moved)} classes have another category id in {path} than in {truth}, such as "
+            f"{one.name!r}: {one.id}, and {ids[one.name]}.",
+            "datumaro's panoptic export numbers categories anew, for one. Write the truth's ids.",
+        )
     for one in said.categories:
         if names.get(one.id, one.name) != one.name:
             raise UserError(

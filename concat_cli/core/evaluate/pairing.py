@@ -137,6 +137,7 @@ def _by_name(truth: Mapping[str, str], found: Mapping[str, str]) -> dict[str, st
 def _parts(name: str) -> Parts:
     path = PureWindowsPath(name)  # takes / and backslashes
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    stem = stem.replace("_gtFine", "")  # cityscapesScripts names pictures by their labels
     return (stem, *reversed(path.parts[:-1]))
 
 
