@@ -17,7 +17,7 @@ from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
-from concat_cli.commands.options import epilog, refuse_repeats
+from concat_cli.commands.options import epilog, say_repeats
 from concat_cli.commands.predict import predict
 from concat_cli.console import show_error
 from concat_cli.core.errors import UserError
@@ -71,7 +71,7 @@ app.add_typer(
 )
 for _name, _function in _COMMANDS.items():
     app.command(_name, epilog=epilog(_name))(_function)
-refuse_repeats(app)
+say_repeats(app)
 
 
 def _version(asked: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -93,16 +94,16 @@ def test_predictions_in_cocos_layout(tmp_path, monkeypatch):
     ("line", "what"),
     [
         ("evaluate --name a --name b", "--name"),
-        ("evaluate infer.size=3 infer.batch=1 infer.size=4", "infer.size"),
+        ("evaluate --name a infer.size=3 infer.batch=1 infer.size=4", "infer.size"),
         ("predict x.png --set infer.size=3 --set infer.size=4", "infer.size"),
-        ("prepare-data shapes x --val 3 --val=4", "--val"),
+        ("prepare-data coco x --out 3 --out=4", "--out"),
         ("weights get a --to x --to y", "--to"),
-        ("train-con -c demo --config shapes", "--config"),
+        ("train-con -c no_such --config neither", "--config"),
     ],
 )
-def test_what_is_given_twice_is_refused(line, what, capsys):
-    assert main(line.split()) == 2
-    assert f"{what} is given twice" in capsys.readouterr().err
+def test_of_what_is_given_twice_the_last_counts_and_that_is_said(line, what, capsys):
+    assert main(line.split()) == 2  # for another reason
+    assert f"note: {what} is given 2 times: only the last value counts" in capsys.readouterr().err
 
 
 def test_what_may_be_given_twice(tmp_path, monkeypatch, capsys):
@@ -110,6 +111,9 @@ def test_what_may_be_given_twice(tmp_path, monkeypatch, capsys):
     draw(Path("x.png"))
     line = "predict x.png --json --json --set infer.size=64 --set infer.batch=1 --dry-run"
     assert main(line.split()) == 0
+    assert "times" not in capsys.readouterr().err
+    assert main([*line.split(), "--set", "infer.size=128"]) == 0
+    assert re.search(r"infer\.size +128\b", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

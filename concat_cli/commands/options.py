@@ -15,7 +15,6 @@ import typer
 from typer.core import TyperCommand
 
 from concat_cli.console import Console
-from concat_cli.core.errors import UserError
 from concat_cli.core.method import methods, stage_named
 from concat_cli.core.prepare.recipes import RECIPES
 
@@ -165,8 +164,8 @@ def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[...,
 
 
 class Once(TyperCommand):
-    """A command that refuses what would count for nothing: all but the last value of an option that
-    takes one, or of a configuration key."""
+    """A command that says which options of one value, and which configuration keys, are given
+    twice: the last one counts, as scripts put lines together from several parts."""
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser, whose answer is looked through."""
@@ -185,21 +184,21 @@ class Once(TyperCommand):
                     given += [text.partition("=")[0] for text in options.get(one.name) or ()]
             for name, times in Counter(given).items():
                 if times > 1:
-                    what = f"{name} is given {'twice' if times == 2 else f'{times} times'}."
-                    raise UserError(what, "Give it once: only the last one would count.")
+                    what = f"{name} is given {times} times: only the last value counts"
+                    Console(json_only=True).warn(what)
             return options, rest, order
 
         parser.parse_args = once
         return parser
 
 
-def refuse_repeats(app: typer.Typer) -> None:
+def say_repeats(app: typer.Typer) -> None:
     """Makes every command of the app one of the kind `Once`."""
     for command in app.registered_commands:
         command.cls = Once
     for group in app.registered_groups:
         if group.typer_instance is not None:
-            refuse_repeats(group.typer_instance)
+            say_repeats(group.typer_instance)
 
 
 def with_signature(
