@@ -22,15 +22,16 @@ CONCAT := $(BIN)/concat
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-# What runs, and what develops: pip is asked again whenever pyproject.toml changes.
+# What runs, and what develops: pip is asked again whenever what it is asked for changes.
 $(VENV)/.run: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml
+$(VENV)/.dev: pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps 'panopticapi-lite>=0.2'  # it asks for numpy < 2, in vain
 	@touch $@ $(VENV)/.run
 
 venv: $(VENV)/.dev ## a virtual environment with everything

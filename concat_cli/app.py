@@ -21,7 +21,7 @@ from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
-from concat_cli.commands.options import epilog
+from concat_cli.commands.options import epilog, say_repeats
 from concat_cli.commands.predict import predict
 from concat_cli.console import LAUNCHED, rank, show_error
 from concat_cli.core.errors import UserError
@@ -79,6 +79,7 @@ app.add_typer(
 )
 for _name, _function in _COMMANDS.items():
     app.command(_name, epilog=epilog(_name))(_function)
+say_repeats(app)
 
 
 def _version(asked: bool) -> None:

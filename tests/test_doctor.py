@@ -106,6 +106,13 @@ def test_packages_that_are_missing_or_old(
     assert not Report({"packages": list(found.values())}).ok
 
 
+def test_a_package_of_another_name_is_found_by_its_import() -> None:
+    import yaml
+
+    assert doctor._importable("yaml") == yaml.__version__  # of PyYAML
+    assert doctor._importable("no_such_module") is None
+
+
 def test_versions_are_compared_as_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", lambda name: "2.10.0+cpu")
     assert doctor._package("torch>=2.6").state == "ok"

@@ -15,7 +15,8 @@ from jsonschema import Draft202012Validator
 
 from concat_cli.core.data.image_io import read_id_png, write_id_png
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.files import PanopticFiles, ask_official, evaluate_files
+from concat_cli.core.evaluate.files import PanopticFiles, evaluate_files
+from concat_cli.core.evaluate.official import ask_official
 from concat_cli.core.evaluate.report import load_schema
 from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.progress import Silent
@@ -229,7 +230,7 @@ def test_official_says_how_to_install(golden, monkeypatch):
     monkeypatch.setitem(sys.modules, "panopticapi", None)
     with pytest.raises(UserError) as caught:
         evaluate_files(golden / "pred.json", golden / "gt.json", Scoring(official=True))
-    assert "pip install git+https" in caught.value.hint
+    assert "panopticapi-lite" in caught.value.hint
 
 
 def official_stand_in(monkeypatch, scores: dict) -> None:

@@ -97,7 +97,7 @@ def test_absent_classes_are_listed_but_in_no_mean():
     assert report.absent == {"panoptic": ("wall",), "semantic": ("wall",)}
     row = report.to_json()["per_class"][3]
     assert row == {
-        "name": "wall", "id": 21, "seen": False, "thing": False, "pq": 0.0, "sq": 0.0, "rq": 0.0,
+        "name": "wall", "id": 21, "seen": False, "thing": False, "pq": None, "sq": None, "rq": None,
         "tp": 0, "fp": 0, "fn": 0, "iou": None, "ap": None, "ap50": None, "ar": None,
     }  # fmt: skip
 

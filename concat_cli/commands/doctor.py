@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -28,7 +29,7 @@ from concat_cli.core.runs import BUILT_IN
 OPTIONAL = {  # what it is for, and what pip is given
     "panopticapi": (
         "`evaluate --official` compares with it",
-        "git+https://github.com/cocodataset/panopticapi.git",
+        "--no-deps 'panopticapi-lite>=0.2'",
     ),
     "transformers": ("some published segmentors and CLIPs; the tests", "concat-seg[hub]"),
     "triton": ("fused kernels on NVIDIA GPUs", "triton"),
@@ -161,7 +162,7 @@ def _packages() -> Iterator[Check]:
         if "extra ==" not in line:
             yield _package(line)
     for name, (use, source) in OPTIONAL.items():
-        version = _version(name)
+        version = _importable(name)
         todo = "" if version else f"Only if you want it ({use}): pip install {source}"
         yield Check(name, "ok" if version else "missing", version or "not installed", todo)
 
@@ -181,6 +182,14 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _importable(name: str) -> str | None:
+    """The version of what is imported by that name, whatever the package is called."""
+    if find_spec(name) is None:
+        return None
+    packages = metadata.packages_distributions().get(name)
+    return metadata.version(packages[0]) if packages else "of no package"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

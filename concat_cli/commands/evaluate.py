@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from concat_cli.core.evaluate.scores import Scoring
 
 _FILES = "Existing files"
+_OF_WEIGHTS = ("overrides", "save", "name", "weights", "device", "dry_run", "force")
+_OF_FILES = ("predictions_dir", "truth_dir", "class_split", "match", "stuff", "as_panopticapi")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,26 @@ class Options:
     class_split: Annotated[
         str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
     ] = None
+    match: Annotated[
+        Literal["auto", "id", "name"],
+        typer.Option(
+            help="Images by id or file name. auto: id if it fits.", rich_help_panel=_FILES
+        ),
+    ] = "auto"
+    stuff: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help='Stuff, like "sky; road". Default: isthing.',
+            rich_help_panel=_FILES,
+        ),
+    ] = None
+    as_panopticapi: Annotated[
+        bool,
+        typer.Option(
+            "--as-panopticapi", help="The truth's areas by its JSON.", rich_help_panel=_FILES
+        ),
+    ] = False
     official: Annotated[
         bool, typer.Option("--official", help="Also run panopticapi.", rich_help_panel=_FILES)
     ] = False
@@ -93,24 +115,41 @@ class Options:
         own = {one.name for one in fields(Scoring)}
         return Scoring(**{name: value for name, value in vars(self).items() if name in own})
 
+    def check(self, files: bool) -> None:
+        """UserError for an option that would do nothing, of files or of weights."""
+        what, others = ("files", _OF_WEIGHTS) if files else ("weights", _OF_FILES)
+        for one in fields(self):
+            if one.name in others and getattr(self, one.name) != one.default:
+                option = f"--{one.name.replace('_', '-')}"
+                raise UserError(
+                    f"{'KEY=VALUE' if one.name == 'overrides' else option} means nothing where "
+                    f"{what} are scored.",
+                    "Leave it out. --predictions and --truth score files, else weights are scored.",
+                )
+
 
 @with_options(Options)
 def evaluate(options: Options) -> None:
     """Score weights, or existing predictions."""
     console, scoring = Console(json_only=options.as_json), options.scoring()
     if options.predictions is not None or options.truth is not None:
-        from concat_cli.core.evaluate.files import PanopticFiles, evaluate_files
+        from concat_cli.core.evaluate.files import PanopticFiles, Rules, evaluate_files
 
         if options.predictions is None or options.truth is None:
             raise UserError("--predictions and --truth belong together.", "Give both.")
+        options.check(files=True)
+        names = (options.stuff or "").split(";")
+        stuff = None if options.stuff is None else {n.strip() for n in names if n.strip()}
         report = evaluate_files(
             PanopticFiles(options.predictions, options.predictions_dir),
             PanopticFiles(options.truth, options.truth_dir),
             scoring,
             class_split=options.class_split,
+            rules=Rules(options.match, stuff, options.as_panopticapi),
             progress=console.progress,
         )
     else:
+        options.check(files=False)
         from concat_cli.core.evaluate.weights import evaluate_weights
         from concat_cli.core.runs import find_weights
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
+from typer.core import TyperCommand
 
 from concat_cli.console import Console
 from concat_cli.core.method import methods, stage_named
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from concat_cli.core.runs import Run
 
 T = TypeVar("T")
+KEY_VALUE = "KEY=VALUE"
 
 
 class Device(str, Enum):
@@ -37,7 +40,7 @@ class Device(str, Enum):
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Config keys, e.g. optim.steps=500."),
+    typer.Argument(metavar=KEY_VALUE, help="Config keys, e.g. optim.steps=500."),
 ]
 ConfigFile = Annotated[
     Path | None,
@@ -158,6 +161,44 @@ def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[...,
         return with_signature(command, function.__doc__, options)
 
     return command_of
+
+
+class Once(TyperCommand):
+    """A command that says which options of one value, and which configuration keys, are given
+    twice: the last one counts, as scripts put lines together from several parts."""
+
+    def make_parser(self, ctx: Any) -> Any:
+        """The parser, whose answer is looked through."""
+        parser: Any = super().make_parser(ctx)
+        parse = parser.parse_args
+
+        def once(args: list[str]) -> Any:
+            options, rest, order = parse(args)
+            given = [
+                one.opts[0]
+                for one in order
+                if one.param_type_name == "option" and not (one.multiple or one.is_flag)
+            ]
+            for one in self.get_params(ctx):
+                if one.metavar == KEY_VALUE:
+                    given += [text.partition("=")[0] for text in options.get(one.name) or ()]
+            for name, times in Counter(given).items():
+                if times > 1:
+                    what = f"{name} is given {times} times: only the last value counts"
+                    Console(json_only=True).warn(what)
+            return options, rest, order
+
+        parser.parse_args = once
+        return parser
+
+
+def say_repeats(app: typer.Typer) -> None:
+    """Makes every command of the app one of the kind `Once`."""
+    for command in app.registered_commands:
+        command.cls = Once
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            say_repeats(group.typer_instance)
 
 
 def with_signature(

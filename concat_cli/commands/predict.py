@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from concat_cli.commands.options import (
+    KEY_VALUE,
     Device,
     DeviceOption,
     DryRun,
@@ -49,6 +50,10 @@ class Options:
         Path | None, typer.Option(help="A file of names, a class a line; -: standard input.")
     ] = None
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("predictions")
+    layout: Annotated[
+        Literal["plain", "coco"],
+        typer.Option(help="coco: as a COCO data set, with copies of the pictures."),
+    ] = "plain"
     min_score: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Least score of a segment. Default: that of the weights."),
@@ -57,7 +62,7 @@ class Options:
         list[str] | None,
         typer.Option(
             "--set",
-            metavar="KEY=VALUE",
+            metavar=KEY_VALUE,
             help="A key of inference, e.g. infer.size=640; repeatable.",
         ),
     ] = None
@@ -124,10 +129,12 @@ def predict(asked: Options) -> None:
 def _check(paths: Sequence[Path], every: bool) -> None:
     """UserError, before anything slow, where no picture can be read, or not every one."""
     from concat_cli.core.data.image_io import check_image
+    from concat_cli.core.infer.pictures import check_name
 
     broken: list[UserError] = []
     for path in paths:
         try:
+            check_name(path)
             check_image(path)
         except UserError as error:
             broken.append(error)
@@ -164,7 +171,9 @@ def _predicted(
             f"these weights know drawn shapes and {len(words)} words; for photos: "
             "`concat weights get photos`, then --weights photos"
         )
-    return predict_paths(predictor, paths, asked.out, share=share, progress=console.progress)
+    return predict_paths(
+        predictor, paths, asked.out, layout=asked.layout, share=share, progress=console.progress
+    )
 
 
 def _show_plan(

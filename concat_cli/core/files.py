@@ -132,6 +132,12 @@ def write_bytes(path: Path, data: bytes, sync: bool = True) -> None:
         temp.write_bytes(data)
 
 
+def copy(source: Path, path: Path) -> None:
+    """Copies a file atomically; UserError where the system refuses."""
+    with atomic_path(path, sync=False) as temp:
+        shutil.copyfile(source, temp)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8 to `path` atomically; UserError where the system refuses."""
     write_bytes(path, text.encode("utf-8"))

@@ -1,98 +1,63 @@
 """Scores COCO panoptic files that anybody may have written, as the official panopticapi does: what
-is wrong with them is said, not guessed. The official one can be asked for a second opinion."""
+is wrong with them is said, not guessed."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import io
 import json
+import math
 import os
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.data.image_io import read_id_png
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.official import ask_official, need_official
+from concat_cli.core.evaluate.pairing import Match, Side, pair
+from concat_cli.core.evaluate.panoptic_json import (
+    FORMAT_HINT,
+    Annotation,
+    Category,
+    PanopticFiles,
+    Predictions,
+    Segment,
+    Truth,
+    file_names,
+    read_panoptic,
+)
 from concat_cli.core.evaluate.quality import class_map
 from concat_cli.core.evaluate.report import Report, make_report
-from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally
+from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally, check_split, few_images
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 
-INSTALL = "pip install git+https://github.com/cocodataset/panopticapi.git"
-TOLERANCE = 1e-9  # between panopticapi and us
-FORMAT_HINT = (
-    "A COCO panoptic JSON holds `annotations`: [{image_id, file_name, segments_info: "
-    "[{id, category_id}]}]; that of the truth also `images` and `categories`."
-)
-TOGETHER = "JSON, PNG and image must belong together: download or write them again."
-ImageId = int | str
-
-
-class _Row(BaseModel):
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-
-class _Segment(_Row):
-    id: int = Field(ge=1, lt=1 << 24)  # 0 is void in a panoptic PNG
-    category_id: int
-    iscrowd: bool = False
-
-
-class _Annotation(_Row):
-    image_id: ImageId
-    file_name: str | None = None
-    segments_info: list[_Segment]
-
-
-class _Category(_Row):
-    id: int
-    name: str
-    isthing: bool = True
-
-
-class _Image(_Row):
-    id: ImageId
-    height: int
-    width: int
-
-
-class _Predictions(_Row):
-    annotations: list[_Annotation]
-    categories: list[_Category] = []
-
-    def used(self) -> set[int]:
-        """The category ids of all segments."""
-        return {s.category_id for one in self.annotations for s in one.segments_info}
-
-
-class _Truth(_Predictions):
-    images: list[_Image]
-
-
-J = TypeVar("J", bound=_Predictions)
+TOGETHER = "JSON and PNGs must come from one source: write both again."
+TASKS = ("panoptic", "semantic")
 
 
 @dataclass(frozen=True)
-class PanopticFiles:
-    """A panoptic JSON and the folder of its PNGs; None: the folder that is named like it."""
+class Rules:
+    """How two files are read together.
 
-    json: Path
-    folder: Path | None = None
+    match: what tells which prediction belongs to which image, see `pairing.pair`.
+    stuff: the names of the classes that are stuff, all others being things; None: by `isthing`.
+    as_panopticapi: count as panopticapi does: of the area that the truth's JSON says, whatever its
+        PNG holds; else the PNG counts, and where the two disagree on segments, UserError.
+    """
 
-    @property
-    def pngs(self) -> Path:
-        """The folder of the PNGs."""
-        return self.folder or self.json.with_suffix("")
+    match: Match = "auto"
+    stuff: Collection[str] | None = None
+    as_panopticapi: bool = False
+
+
+PLAIN_RULES = Rules()
 
 
 def evaluate_files(
@@ -102,6 +67,7 @@ def evaluate_files(
     *,
     unseen: Collection[str] | None = None,
     class_split: str | None = None,
+    rules: Rules = PLAIN_RULES,
     progress: Progress = SILENT,
 ) -> Report:
     """Scores a panoptic prediction JSON and its PNGs against the truth's.
@@ -118,14 +84,15 @@ def evaluate_files(
             "panoptic segments, from which PQ and mIoU are counted.",
             "Leave them out, or score --weights.",
         )
-    if scoring.official and find_spec("panopticapi") is None:
-        raise UserError("--official needs panopticapi, which is not installed.", INSTALL)
+    if scoring.official:
+        need_official()
     start = time.perf_counter()
-    found, said = _read(predictions, _Predictions)
-    real, told = _read(truth, _Truth)
-    vocabulary = Vocabulary.from_categories(one.model_dump() for one in told.categories)
+    found = Side(*read_panoptic(predictions, Predictions))
+    real_files, told, truths = read_panoptic(truth, Truth)
+    real = Side(real_files, told, truths)
+    vocabulary = _kinds(real_files, told, rules.stuff, progress)
     if unseen is None:
-        class_split, unseen = _unseen_of(real.json, class_split, vocabulary, progress)
+        class_split, unseen = _unseen_of(real_files.json, class_split, vocabulary, progress)
     if unseen is None and scoring.split != "all":
         what = f"Nobody says which classes are {scoring.split}."
         raise UserError(what, "Give --class-split, or leave --split out.")
@@ -136,75 +103,115 @@ def evaluate_files(
         )
         raise UserError(what, "Name classes of the truth's `categories`.")
     vocabulary = vocabulary.with_unseen(unseen or ())
-    _check_categories(found.json, said, real.json, told)
-    truths, preds = _by_image(real, told), _by_image(found, said)
-    lacking = [image_id for image_id in truths if image_id not in preds]
-    if lacking:
-        raise UserError(
-            f"{found.json} has no prediction for {len(lacking)} of the {len(truths)} images of "
-            f"{real.json}, such as image {lacking[0]}.",
-            "Predict every image; one without segments has an empty `segments_info`.",
-        )
-    extra = [image_id for image_id in preds if image_id not in truths]
+    check_split(scoring.split, vocabulary)
+    _check_categories(found.files.json, found.content, real_files.json, told)
+    pairs = pair(real, found, rules.match, progress)
+    scored = set(pairs.of_truth.values())
+    extra = [image_id for image_id in found.by_image if image_id not in scored]
     if extra:
         progress.say(
-            f"{len(extra)} of {len(preds)} predictions have no truth and were not scored, such as "
-            f"image {extra[0]}"
+            f"{len(extra)} of {len(found.by_image)} predictions have no truth and were not scored, "
+            f"such as image {extra[0]}"
         )
+    few_images(scoring.bootstraps, len(truths), progress)
     sizes = {image.id: (image.height, image.width) for image in told.images}
-    tasks = ("panoptic", "semantic")
-    tally = Tally(len(vocabulary), len(truths), tasks, keep=scoring.bootstraps > 0)
+    names, others = file_names(told), file_names(found.content)
+    tally = Tally(len(vocabulary), len(truths), TASKS, keep=scoring.bootstraps > 0)
+    odd = Disagreements()
     for number, image_id in enumerate(progress.track(truths, "score", len(truths))):
         one = truths[image_id]
-        crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
-        of_truth, of_pred = (
-            (
-                _read_map(files, each, sizes.get(image_id)),
-                np.array([vocabulary.index_of_id[s.category_id] for s in each.segments_info], int),
-            )
-            for files, each in ((real, one), (found, preds[image_id]))
+        png = real_files.png(one, names.get(image_id))
+        ids = _read_truth(png, one, sizes.get(image_id), real_files.json, rules, odd)
+        other = found.by_image[pairs.of_truth[image_id]]
+        path = found.files.png(other, others.get(other.image_id) or names.get(image_id))
+        ours = _read_map(path, other, (ids.shape[0], ids.shape[1]), found.files.json)
+        labels, theirs = (
+            np.array([vocabulary.index_of_id[s.category_id] for s in segments], int)
+            for segments in (one.segments_info, other.segments_info)
         )
-        tally.add_panoptic(number, of_pred, (*of_truth, crowd))
-        tally.add_semantic(number, class_map(*of_pred), class_map(*of_truth))
+        crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
+        areas = odd.count(png, one.segments_info, ids, rules)
+        if areas is not None:  # the last one stands for the pixels that the JSON does not list
+            labels, crowd = np.append(labels, -1), np.append(crowd, True)
+        tally.add_panoptic(number, (ours, theirs), (ids, labels, crowd), areas)
+        tally.add_semantic(number, class_map(ours, theirs), class_map(ids, labels))
+    for line in odd.lines(rules):
+        progress.say(line)
     report = make_report(
         tally,
         vocabulary,
         scoring,
-        tasks,
+        TASKS,
         protocol={
             "setting": "generalised",
             "mode": None,
             "semantic_from": "panoptic",
-            "predictions": str(found.json),
-            "truth": str(real.json),
+            "predictions": str(found.files.json),
+            "truth": str(real_files.json),
             "not_scored": len(extra),
+            "matched_by": pairs.key,
+            "area_from": "json" if rules.as_panopticapi else "png",
+            "disagreements": odd.to_json(),
             "class_split": class_split,
         },
         seconds={"total": time.perf_counter() - start},
         divided=unseen is not None,
     )
     if scoring.official:
-        progress.say(ask_official(report, found, real))
+        same = None if pairs.key == "id" else pairs.of_truth
+        progress.say(ask_official(report, found.files, real_files, same))
     return report
 
 
-def _read(given: PanopticFiles | Path | str, kind: type[J]) -> tuple[PanopticFiles, J]:
-    """A panoptic JSON; UserError where it is none, and where it or its folder is missing."""
-    files = given if isinstance(given, PanopticFiles) else PanopticFiles(Path(given))
-    if not files.json.is_file():
-        raise UserError(f"There is no file {files.json}.", "Check the path.")
-    if not files.pngs.is_dir():
-        raise UserError(
-            f"There is no folder {files.pngs} with the PNGs of {files.json}.",
-            "Name it with --predictions-dir or --truth-dir.",
+def _kinds(
+    files: PanopticFiles, told: Truth, stuff: Collection[str] | None, progress: Progress
+) -> Vocabulary:
+    """The truth's classes as things and stuff, by name or as `isthing` says; what looks unlike what
+    was meant is said."""
+    names = [one.name for one in told.categories]
+    unknown = sorted(set(stuff or ()).difference(names))
+    if unknown:
+        what = f"{files.json} has no category {', '.join(map(repr, unknown))} that could be stuff."
+        raise UserError(what, "Name classes of the truth's `categories`.")
+
+    def is_thing(one: Category) -> bool:
+        return one.isthing is not False if stuff is None else one.name not in stuff
+
+    vocabulary = Vocabulary.from_categories(
+        {"id": one.id, "name": one.name, "isthing": is_thing(one)} for one in told.categories
+    )
+    if stuff is not None or not told.categories:
+        return vocabulary
+    silent = sum(one.isthing is None for one in told.categories)
+    things, count = sum(vocabulary.is_thing), len(vocabulary)
+    if silent:
+        progress.say(
+            f"{silent} of {count} categories of {files.json} have no isthing and count as things; "
+            '--stuff "NAME; NAME" says which are stuff'
         )
-    try:
-        return files, kind.model_validate_json(files.json.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        what = f"{files.json} is no COCO panoptic JSON: {place}: {first['msg']}"
-        raise UserError(what, FORMAT_HINT) from error
+    elif things in (0, count) and count > 1:
+        progress.say(
+            f"all {count} categories of {files.json} are {'things' if things else 'stuff'} by "
+            'their isthing; --stuff "NAME; NAME" says which are stuff'
+        )
+    several = _several(told, vocabulary)
+    if several:
+        name = max(several, key=lambda name: several[name])
+        progress.say(
+            f"{len(several)} stuff classes of {files.json} have several segments in an image, "
+            f"which things have: {name} in {several[name]} images"
+        )
+    return vocabulary
+
+
+def _several(told: Truth, vocabulary: Vocabulary) -> dict[str, int]:
+    """By stuff class, in how many images it has more than one segment."""
+    stuff = {e.id: e.name for e in vocabulary.entries if e.kind == "stuff"}
+    found: Counter[str] = Counter()
+    for one in told.annotations:
+        used = Counter(s.category_id for s in one.segments_info if not s.iscrowd)
+        found.update(stuff[c] for c, times in used.items() if times > 1 and c in stuff)
+    return dict(found)
 
 
 def _unseen_of(
@@ -217,7 +224,7 @@ def _unseen_of(
     if class_split is not None:
         return class_split, load_class_split(class_split, list(vocabulary.names))
     path = truth.absolute().parent.parent / "dataset.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         raw = json.loads(path.read_text(encoding="utf-8"))
         name, unseen = str(raw["class_split"]), tuple(map(str, raw["unseen"]))
         if set(unseen) <= set(vocabulary.names):
@@ -228,25 +235,20 @@ def _unseen_of(
     return None, None
 
 
-def _by_image(files: PanopticFiles, content: _Predictions) -> dict[ImageId, _Annotation]:
-    """Annotations by image id, in file order; UserError for an image or a segment told twice."""
-    found = {one.image_id: one for one in content.annotations}
-    if len(found) < len(content.annotations):
-        raise UserError(f"{files.json}: two annotations have one image_id.", FORMAT_HINT)
-    for one in content.annotations:
-        if len({segment.id for segment in one.segments_info}) < len(one.segments_info):
-            raise UserError(
-                f"{files.json}: image {one.image_id} has segment ids that are repeated.",
-                "Each id but 0 stands for one segment of a panoptic PNG.",
-            )
-    return found
-
-
-def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth) -> None:
+def _check_categories(path: Path, said: Predictions | Truth, truth: Path, told: Truth) -> None:
     """UserError where the files mean different classes, or there is nothing to score."""
     names = {one.id: one.name for one in told.categories}
     if not len(told.categories) == len(names) == len(set(names.values())):
         raise UserError(f"{truth}: two categories have one id or one name.", FORMAT_HINT)
+    ids = {name: number for number, name in names.items()}
+    moved = [one for one in said.categories if ids.get(one.name, one.id) != one.id]
+    if moved:
+        one = moved[0]
+        raise UserError(
+            f"{len(moved)} classes have another category id in {path} than in {truth}, such as "
+            f"{one.name!r}: {one.id}, and {ids[one.name]}.",
+            "datumaro's panoptic export numbers categories anew, for one. Write the truth's ids.",
+        )
     for one in said.categories:
         if names.get(one.id, one.name) != one.name:
             raise UserError(
@@ -275,72 +277,135 @@ def _check_categories(path: Path, said: _Predictions, truth: Path, told: _Truth)
         )
 
 
-def _read_map(
-    files: PanopticFiles, one: _Annotation, size: tuple[int, int] | None
+@dataclass
+class Disagreements:
+    """In how many of the truth's segments the JSON and the PNG disagree; an example of each kind.
+
+    areas: the JSON's `area` is not the number of pixels; listed: no pixel; drawn: ids that only the
+    PNG has; sizes: PNGs of another size than the JSON says of their image.
+    """
+
+    segments: int = 0
+    areas: int = 0
+    listed: int = 0
+    drawn: int = 0
+    sizes: int = 0
+    example: str = ""
+
+    def count(
+        self, png: Path, segments: Sequence[Segment], ids: NDArray[np.int32], rules: Rules
+    ) -> NDArray[np.float64] | None:
+        """Adds an image, its map having 0 = void and i+1 = segment i. As panopticapi counts, also
+        the areas by the JSON, that of the unlisted pixels last; UserError where it has none."""
+        pixels = np.bincount(ids.ravel(), minlength=len(segments) + 2)[1:]
+        said: list[float] = []
+        for segment, real in zip(segments, pixels, strict=False):
+            area = _number(segment.area)
+            if area is None and rules.as_panopticapi:
+                raise UserError(
+                    f"{png}: segment {segment.id} has the area {segment.area!r:.60} in the JSON, "
+                    "which panopticapi would count with.",
+                    "Write the numbers of pixels there, or leave --as-panopticapi out.",
+                )
+            said.append(float(real) if area is None else area)
+            self.segments += 1
+            if real and said[-1] != real and not segment.iscrowd:  # of crowds nothing is counted
+                self.areas += 1
+                self.example = self.example or (
+                    f"segment {segment.id} of {png.name}: {said[-1]:g} in the JSON, {real} pixels"
+                )
+            self.listed += not real
+        return np.array([*said, 0.0]) if rules.as_panopticapi else None
+
+    def to_json(self) -> dict[str, int]:
+        """The counts."""
+        return {key: value for key, value in vars(self).items() if key != "example"}
+
+    def lines(self, rules: Rules) -> list[str]:
+        """What is to be said."""
+        if rules.as_panopticapi:
+            example = f" ({self.example})" if self.example else ""
+            return [
+                "as panopticapi: areas of the truth are the JSON's. JSON and PNG disagree on the "
+                f"area of {self.areas} of {self.segments} true segments{example}; {self.listed} "
+                f"have no pixel, {self.drawn} ids have pixels alone, {self.sizes} PNGs are of "
+                "another size"
+            ]
+        if not self.areas:
+            return []
+        return [
+            f"the truth's JSON has another `area` than the PNGs have pixels for {self.areas} of "
+            f"{self.segments} segments ({self.example}): pixels are counted here; panopticapi and "
+            "hotcoco count the JSON's, as --as-panopticapi does"
+        ]
+
+
+def _number(value: object) -> float | None:
+    """A finite number from 0 on, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with contextlib.suppress(OverflowError):
+        if math.isfinite(value) and value >= 0:
+            return float(value)
+    return None
+
+
+def _read_truth(
+    path: Path,
+    one: Annotation,
+    size: tuple[int, int] | None,
+    json_path: Path,
+    rules: Rules,
+    odd: Disagreements,
 ) -> NDArray[np.int32]:
-    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree, or the truth
-    does not tell the image's size."""
+    """`_read_map` of the truth; as panopticapi counts, what disagrees is counted instead, and the
+    pixels of unlisted ids have the number behind the last segment's."""
     if size is None:
-        what = f"{files.json} does not list image {one.image_id} with its height and width."
-        raise UserError(what, "Download or write the JSON again.")
-    path = files.pngs / (one.file_name or f"{one.image_id:0>12}.png")
-    ids = np.array([segment.id for segment in one.segments_info], np.int64)
+        what = f"{json_path} does not list image {one.image_id} with its height and width."
+        raise UserError(what, "Write the image into `images`.")
+    if not rules.as_panopticapi:
+        hint = " --as-panopticapi counts it as that does."
+        return _read_map(path, one, size, json_path, hint)
+    found = read_id_png(path)
+    odd.sizes += found.shape != size
+    place, strange, _ = _numbered(found, one)
+    odd.drawn += len(strange)
+    place[np.isin(found, strange)] = len(one.segments_info) + 1
+    return place
+
+
+def _read_map(
+    path: Path, one: Annotation, size: tuple[int, int], json_path: Path, hint: str = ""
+) -> NDArray[np.int32]:
+    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree, or the PNG
+    has not the size that the truth has."""
     found = read_id_png(path, size)  # not decoded where it is of another size
     if found.shape != size:
         raise UserError(
-            f"{path} is {found.shape[1]} x {found.shape[0]} pixels, but the truth's JSON says "
+            f"{path} is {found.shape[1]} x {found.shape[0]} pixels, but the truth says "
             f"{size[1]} x {size[0]} for image {one.image_id}.",
             TOGETHER,
         )
-    order = np.argsort(ids)
-    known = np.concatenate([[0], ids[order]])
-    place = np.searchsorted(known, found).clip(max=len(known) - 1)
-    strange = found[known[place] != found]
-    unused = known[np.bincount(place.ravel(), minlength=len(known)) == 0]
-    unused = unused[unused > 0]
+    place, strange, unused = _numbered(found, one)
     if len(strange) or len(unused):
         side, which = ("JSON", strange[0]) if len(strange) else ("PNG", unused[0])
         raise UserError(
-            f"{path} and {files.json} disagree on image {one.image_id}: segment id {which} is not "
+            f"{path} and {json_path} disagree on image {one.image_id}: segment id {which} is not "
             f"in the {side}.",
-            TOGETHER,
+            TOGETHER + hint,
         )
-    return np.concatenate([[0], order + 1]).astype(np.int32)[place]
+    return place
 
 
-def ask_official(report: Report, predictions: PanopticFiles, truth: PanopticFiles) -> str:
-    """What the installed panopticapi says of these files and how far it is from the report, in one
-    line; UserError where any figure differs by more than 1e-9."""
-    evaluation = importlib.import_module("panopticapi.evaluation")
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its own table
-            official = evaluation.pq_compute(
-                str(truth.json),
-                str(predictions.json),
-                gt_folder=str(truth.pngs),
-                pred_folder=str(predictions.pngs),
-            )
-    except ZeroDivisionError as error:  # of an empty mean
-        raise UserError(
-            "panopticapi cannot score files without any thing or without any stuff segment.",
-            "Leave --official out.",
-        ) from error
-    ours = report.to_json()
-    pairs: list[tuple[str, float, float]] = []
-    for group in ("all", "things", "stuff"):
-        mine, theirs = ours["panoptic"][group], official[group.capitalize()]
-        if mine is not None:
-            pairs += [(f"{group} {k}", mine[k], theirs[k]) for k in ("pq", "sq", "rq", "n")]
-    for row in ours["per_class"]:
-        theirs = official["per_class"].get(row["id"])
-        if theirs is not None:
-            pairs += [(f"{row['name']} {k}", row[k], theirs[k]) for k in ("pq", "sq", "rq")]
-    name, mine, theirs = max(pairs, key=lambda pair: abs(pair[1] - pair[2]))
-    if abs(mine - theirs) > TOLERANCE:
-        raise UserError(
-            f"panopticapi disagrees: {name} is {theirs!r} there and {mine!r} here.",
-            "Please report it with the two JSON files; a truth JSON whose `area` is not the number "
-            "of pixels in its PNG is a known cause.",
-        )
-    whole, difference = 100 * official["All"]["pq"], abs(mine - theirs)
-    return f"panopticapi: PQ {whole:.4f}, largest difference {difference:.1e}"
+def _numbered(
+    found: NDArray[np.int32], one: Annotation
+) -> tuple[NDArray[np.int32], NDArray[np.integer], NDArray[np.integer]]:
+    """Numbers for the ids of a map, 0 = void and i+1 = segment i; ids that only the map has, each
+    once, and ids that only the annotation has."""
+    ids = np.array([segment.id for segment in one.segments_info], np.int64)
+    order = np.argsort(ids)
+    known = np.concatenate([[0], ids[order]])
+    place = np.searchsorted(known, found).clip(max=len(known) - 1)
+    strange = np.unique(found[known[place] != found])
+    unused = known[np.bincount(place.ravel(), minlength=len(known)) == 0]
+    return np.concatenate([[0], order + 1]).astype(np.int32)[place], strange, unused[unused > 0]

@@ -78,17 +78,21 @@ class PanopticScore:
         truth_map: IntArray,
         truth_labels: IntArray,
         truth_crowd: BoolArray | None = None,
+        truth_areas: FloatArray | None = None,
     ) -> FloatArray:
         """One image. Maps (H, W): 0 = void, i+1 = segment i; labels: class index per segment.
 
+        truth_areas: in pixels, other than the map's, for a union as panopticapi takes it; a true
+        segment of label -1 that is a crowd stands for pixels of no segment that are not void.
         Returns the image's own counts (4, K).
         """
         shared = overlaps(truth_map, pred_map, len(truth_labels), len(pred_labels))
         crowd = np.zeros(len(truth_labels), bool) if truth_crowd is None else truth_crowd
-        truth_areas, pred_areas = shared[1:].sum(1), shared[:, 1:].sum(0)
+        pred_areas = shared[:, 1:].sum(0)
+        areas = shared[1:].sum(1) if truth_areas is None else truth_areas
         same = truth_labels[:, None] == pred_labels[None, :]  # (N, M)
-        union = truth_areas[:, None] + pred_areas[None, :] - shared[1:, 1:] - shared[:1, 1:]
-        iou = shared[1:, 1:] / np.maximum(union, 1)
+        union = areas[:, None] + pred_areas[None, :] - shared[1:, 1:] - shared[:1, 1:]
+        iou = np.where(union > 0, shared[1:, 1:] / np.where(union > 0, union, 1), 0.0)
         rows, columns = np.nonzero(same & ~crowd[:, None] & (iou > 0.5))
         missed = ~crowd
         missed[rows] = False

@@ -46,7 +46,7 @@ class HarmonicAp:
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class. PQ, SQ, RQ are 0 where TP + FP + FN = 0 (then it is in no mean); `iou` is the
+    """One class. PQ, SQ, RQ are None where TP + FP + FN = 0 (then it is in no mean); `iou` is the
     semantic IoU, None where the truth never holds the class; ap, ap50, ar are None for stuff, where
     the truth never holds the class, and where instances were not scored; `seen` is None where
     classes are not divided."""
@@ -55,9 +55,9 @@ class ClassReport:
     id: int
     seen: bool | None
     thing: bool
-    pq: float
-    sq: float
-    rq: float
+    pq: float | None
+    sq: float | None
+    rq: float | None
     tp: int
     fp: int
     fn: int
@@ -180,16 +180,16 @@ def _per_class(
     result, iou = tally.panoptic.result(), tally.semantic.iou()
     rows: list[ClassReport] = []
     for c in chosen:
-        own = instance.quality([c])
+        own, panoptic = instance.quality([c]), result.mean([c])
         rows.append(
             ClassReport(
                 name=vocabulary.names[c],
                 id=vocabulary.ids[c],
                 seen=vocabulary.is_seen[c] if divided else None,
                 thing=vocabulary.is_thing[c],
-                pq=float(result.pq[c]),
-                sq=float(result.sq[c]),
-                rq=float(result.rq[c]),
+                pq=panoptic and panoptic.pq,
+                sq=panoptic and panoptic.sq,
+                rq=panoptic and panoptic.rq,
                 tp=int(result.tp[c]),
                 fp=int(result.fp[c]),
                 fn=int(result.fn[c]),

@@ -26,8 +26,9 @@ from concat_cli.core.evaluate.scores import (
     Tally,
     TruthCheck,
     calibration,
+    few_images,
 )
-from concat_cli.core.infer.files import Saver, segment_entries
+from concat_cli.core.infer.files import Saver, flat_names, segment_entries
 from concat_cli.core.infer.postprocess import PanopticResult
 from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
 from concat_cli.core.progress import SILENT, Progress
@@ -60,6 +61,7 @@ def evaluate_model(
     count = len(dataset) if scoring.limit is None else min(scoring.limit, len(dataset))
     if scoring.check and not count:
         raise UserError("The data set's part has no image to score.", "Prepare it again.")
+    few_images(scoring.bootstraps, count, progress)
     start = time.perf_counter()
     tasks = scoring.task_names() or USUAL
     keep = scoring.counts or scoring.bootstraps > 0
@@ -69,7 +71,8 @@ def evaluate_model(
     saver = None
     if scoring.save is not None:
         saver = Saver(scoring.save, predictor.vocabulary, share.rank)
-    scorer = Scorer(predictor, dataset.vocabulary, scoring, tasks, tally, saver)
+    names = [] if saver is None else flat_names(one.file_name for one in dataset.records)
+    scorer = Scorer(predictor, dataset.vocabulary, scoring, tasks, tally, saver, names)
     mine = share.of(count)
     try:
         samples = _samples(dataset, mine, workers)
@@ -126,9 +129,10 @@ class Scorer:
         tasks: Collection[str],
         tally: Tally,
         saver: Saver | None,
+        names: Sequence[str] = (),
     ) -> None:
         self.predictor, self.vocabulary, self.scoring = predictor, vocabulary, scoring
-        self.tasks, self.tally, self.saver = tasks, tally, saver
+        self.tasks, self.tally, self.saver, self.names = tasks, tally, saver, names
         self.to_truth = truth_indices(predictor.vocabulary, vocabulary)
         self.check = TruthCheck(tasks) if scoring.check else None
 
@@ -178,7 +182,7 @@ class Scorer:
             if self.saver is not None:
                 entries = segment_entries(result.segments, self.predictor.vocabulary)
                 image = sample.image_id, sample.file_name
-                self.saver.panoptic(*image, result.panoptic_map, entries)
+                self.saver.panoptic(*image, result.panoptic_map, entries, self.names[number])
 
     def _segments(self, found: PanopticResult) -> tuple[IntArray, IntArray]:
         labels = [segment.class_index for segment in found.segments]
@@ -190,7 +194,7 @@ class Scorer:
             truth = class_map(sample.segment_map, sample.labels)
             self.tally.add_semantic(number, self.to_truth[found], truth)
             if self.saver is not None:
-                self.saver.semantic(sample.file_name, found)
+                self.saver.semantic(found, self.names[number])
 
     def _score_instances(self, raw: Raw, samples: Sequence[Sample]) -> None:
         for sample, found in zip(samples, self.predictor.instances(raw), strict=True):

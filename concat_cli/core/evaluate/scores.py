@@ -15,18 +15,21 @@ from concat_cli.core.evaluate.instance import InstanceScore
 from concat_cli.core.evaluate.intervals import ImageCounts, harmonic
 from concat_cli.core.evaluate.quality import (
     BoolArray,
+    FloatArray,
     IntArray,
     MaskScore,
     PanopticScore,
     SemanticScore,
 )
 from concat_cli.core.method import TASKS
+from concat_cli.core.progress import Progress
 from concat_cli.core.vocabulary import Vocabulary
 
 Split = Literal["all", "seen", "unseen"]
 Candidates = Literal["all", "split"]
 MOST_VOID = 0.95  # of the pixels: a truth of single objects on void is still scored
 EARLY = 32  # images after which the truth is judged for the first time
+FEW = 30  # images below which percentiles of the bootstrap cover clearly less than they say
 STEPS = 11  # offsets between 0 and 0.3 of the logit scale, where the offsets of finetuning lie
 
 
@@ -78,6 +81,22 @@ class Scoring:
 PLAIN = Scoring()
 
 
+def check_split(split: Split, vocabulary: Vocabulary) -> None:
+    """UserError for a split that has no class: its table would be empty."""
+    if split != "all" and not any(seen == (split == "seen") for seen in vocabulary.is_seen):
+        what = f"None of the {len(vocabulary)} classes is {split}: there is nothing to report."
+        raise UserError(what, "Leave --split out, or divide the classes with another class split.")
+
+
+def few_images(bootstraps: int, images: int, progress: Progress) -> None:
+    """Says so where intervals are asked for from too few images."""
+    if bootstraps and images < FEW:
+        progress.say(
+            f"intervals of {images} images: below {FEW} they are too narrow, as the images drawn "
+            "again hold no others"
+        )
+
+
 class Tally:
     """All counts of one evaluation; picklable, and those of several processes merge.
 
@@ -108,9 +127,11 @@ class Tally:
         number: int,
         found: tuple[IntArray, IntArray],
         truth: tuple[IntArray, IntArray, BoolArray],
+        truth_areas: FloatArray | None = None,
     ) -> None:
-        """Segments of an image by its number: map and labels, and crowd of the true ones."""
-        own = self.panoptic.add(*found, *truth)
+        """Segments of an image by its number: map and labels, and crowd of the true ones; their
+        areas where the map's do not count."""
+        own = self.panoptic.add(*found, *truth, truth_areas)
         if self.each.panoptic is not None:
             self.each.panoptic[number] = own
 

@@ -18,7 +18,14 @@ from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.run import USUAL, evaluate_model
-from concat_cli.core.evaluate.scores import NO_SWEEP, PLAIN, Scoring, Sweep, sweep_offsets
+from concat_cli.core.evaluate.scores import (
+    NO_SWEEP,
+    PLAIN,
+    Scoring,
+    Sweep,
+    check_split,
+    sweep_offsets,
+)
 from concat_cli.core.infer.predictor import Predictor, seen_by, vocabulary_of
 from concat_cli.core.method import TASKS, loaded, stage_named
 from concat_cli.core.progress import SILENT, Progress
@@ -69,6 +76,7 @@ class Subject:
                 "Leave --split out: the report tells the leak. --force scores it all the same, for "
                 "no zero-shot table.",
             )
+        check_split(split, vocabulary)
         if scoring.candidates == "all":
             return vocabulary
         if split == "all":
@@ -77,10 +85,7 @@ class Subject:
                 "all.",
                 "Add --split unseen or --split seen.",
             )
-        chosen = tuple(e for e in vocabulary.entries if e.seen == (split == "seen"))
-        if not chosen:
-            raise UserError(f"The data set has no {split} classes.", "Leave --split out.")
-        return Vocabulary(chosen)
+        return Vocabulary(tuple(e for e in vocabulary.entries if e.seen == (split == "seen")))
 
     def leaked(self) -> list[str]:
         """The unseen classes that the weights were trained on with labels."""

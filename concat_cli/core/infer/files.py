@@ -7,6 +7,9 @@ OUT/semantic/NAME.png    grey PNG of the data set's category ids, of 8 bits wher
 OUT/instances.json       COCO results: [{image_id, category_id, score, bbox, segmentation
                          (compressed run lengths)}]
 OUT/NAME.overlay.png     the picture with its segments drawn in, made by `predict`
+
+As COCO lays out data sets, which other tools open as they are: OUT/annotations/panoptic_predictions
+(.json, and the folder), and OUT/images/NAME.EXT, copies of the pictures.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +33,7 @@ from concat_cli.core.data.image_io import write_id_png, write_png
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, bounding_box
-from concat_cli.core.infer.pictures import OVERLAY, to_array
+from concat_cli.core.infer.pictures import OVERLAY, check_name, to_array
 from concat_cli.core.infer.postprocess import Segment, Size
 from concat_cli.core.infer.predictor import Prediction, Predictor
 from concat_cli.core.infer.render import overlay
@@ -39,6 +42,7 @@ from concat_cli.core.vocabulary import Vocabulary
 
 PANOPTIC, SEMANTIC, INSTANCES = "panoptic", "semantic", "instances"
 CHUNK = 8  # pictures in memory at a time
+Layout = Literal["plain", "coco"]
 
 
 class Saver:
@@ -48,11 +52,23 @@ class Saver:
     that nothing of it stays in memory.
     """
 
-    def __init__(self, out: Path, vocabulary: Vocabulary, rank: int = 0) -> None:
-        self.out, self.vocabulary, self.rank = out, vocabulary, rank
+    def __init__(
+        self, out: Path, vocabulary: Vocabulary, rank: int = 0, layout: Layout = "plain"
+    ) -> None:
+        self.out, self.vocabulary, self.rank, self.layout = out, vocabulary, rank, layout
         self._waiting: dict[str, BinaryIO] = {}
         for folder in (out, out / PANOPTIC, out / SEMANTIC):
             files.remove_leftovers(folder, deep=False)
+
+    def folder(self, kind: str) -> Path:
+        """Where the PNGs of a kind go; the JSON that lists them stands beside it."""
+        if self.layout == "coco":
+            return self.out / "annotations" / f"{kind}_predictions"
+        return self.out / kind
+
+    def index(self, kind: str) -> Path:
+        """The JSON that lists the PNGs of a kind."""
+        return self.folder(kind).with_name(f"{self.folder(kind).name}.json")
 
     def panoptic(
         self,
@@ -60,22 +76,20 @@ class Saver:
         file_name: str,
         panoptic_map: NDArray[np.integer],
         segments_info: list[dict[str, Any]],
-        name: str | None = None,
+        name: str,
     ) -> Path:
         """A panoptic map (H, W) of segment ids, 0 = void, and what COCO says of its segments.
 
-        name: of the PNG without its ending; None: made of `file_name`. Returns the PNG.
+        name: of the PNG without its ending. Returns the PNG.
         """
-        png = self.out / PANOPTIC / f"{name or flat_name(file_name)}.png"
+        png = self.folder(PANOPTIC) / f"{name}.png"
         write_id_png(png, panoptic_map)
-        self.enter(png, image_id, file_name, panoptic_map.shape, segments_info)
+        self.enter(PANOPTIC, png, image_id, file_name, panoptic_map.shape, segments_info)
         return png
 
-    def semantic(
-        self, file_name: str, semantic_map: NDArray[np.integer], name: str | None = None
-    ) -> Path:
+    def semantic(self, semantic_map: NDArray[np.integer], name: str) -> Path:
         """A semantic map (H, W) of class indices; UserError where ids need more than 16 bits."""
-        png = self.out / SEMANTIC / f"{name or flat_name(file_name)}.png"
+        png = self.folder(SEMANTIC) / f"{name}.png"
         ids = np.array(self.vocabulary.ids)
         if ids.min() < 0 or ids.max() >= 1 << 16:
             raise UserError(
@@ -90,17 +104,22 @@ class Saver:
 
     def enter(
         self,
+        kind: str,
         png: Path,
         image_id: int,
         file_name: str,
         size: Sequence[int],
         segments_info: list[dict[str, Any]],
     ) -> None:
-        """Lists a PNG in the JSON that is named like its folder; size: height, width."""
-        kind = png.parent.name
+        """Lists a PNG in the JSON of its kind; size: height, width."""
         image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
         self._wait(f"{kind}.images", image_id, image)
-        annotation = {"image_id": image_id, "file_name": png.name, "segments_info": segments_info}
+        annotation = {
+            "id": image_id,  # COCO's own have none; kwcoco needs one
+            "image_id": image_id,
+            "file_name": png.name,
+            "segments_info": segments_info,
+        }
         self._wait(f"{kind}.annotations", image_id, annotation)
 
     def instances(self, image_id: int, found: Sequence[Instance]) -> None:
@@ -146,7 +165,7 @@ class Saver:
         try:
             for kind in (PANOPTIC, SEMANTIC):
                 if f"{kind}.images" in found:
-                    _write(self.out / f"{kind}.json", self._listing(kind, found))
+                    _write(self.index(kind), self._listing(kind, found))
             if INSTANCES in found:
                 _write(self.out / f"{INSTANCES}.json", _in_order(found[INSTANCES]))
         finally:
@@ -207,9 +226,12 @@ def _write(path: Path, pieces: Iterator[str]) -> None:
         file.write("\n")
 
 
-def flat_name(file_name: str) -> str:
-    """A file name without folders and ending: `town/0001.jpg` -> `town_0001`."""
-    return Path(file_name).with_suffix("").as_posix().replace("/", "_")
+def flat_names(file_names: Iterable[str]) -> list[str]:
+    """File names without folders and ending, `town/0001.jpg` -> `town_0001`; where two would be
+    one, with the ending, then with a number."""
+    paths = [PurePosixPath(name) for name in file_names]
+    flat = [path.with_suffix("").as_posix().replace("/", "_") for path in paths]
+    return _distinct([(f, f"{f}_{p.suffix[1:]}") for f, p in zip(flat, paths, strict=True)])
 
 
 def segment_entries(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[dict[str, Any]]:
@@ -235,10 +257,17 @@ def output_names(inputs: Sequence[Path]) -> list[str]:
     (`holiday_cat_jpg`), then with a number.
     """
     endings = [f"{path.stem}_{path.suffix[1:]}" for path in inputs]
-    candidates = [
-        (path.stem, ending, f"{path.parent.name}_{ending}")
-        for path, ending in zip(inputs, endings, strict=True)
-    ]
+    return _distinct(
+        [
+            (path.stem, ending, f"{path.parent.name}_{ending}")
+            for path, ending in zip(inputs, endings, strict=True)
+        ]
+    )
+
+
+def _distinct(candidates: Sequence[tuple[str, ...]]) -> list[str]:
+    """For each its first name that no other could have, else its last one, with a number if need
+    be; case does not count, as on some file systems."""
     count = Counter(form.casefold() for forms in candidates for form in set(forms))
     names: list[str] = []
     taken: set[str] = set()
@@ -293,6 +322,7 @@ def predict_paths(
     paths: Sequence[Path],
     out: Path,
     *,
+    layout: Layout = "plain",
     share: Share = ALONE,
     progress: Progress = SILENT,
 ) -> Predicted:
@@ -307,7 +337,7 @@ def predict_paths(
     mine = share.of(len(paths))
     chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
     done: dict[int, PicturePrediction | UserError] = {}
-    saver = Saver(out, predictor.vocabulary, share.rank)
+    saver = Saver(out, predictor.vocabulary, share.rank, layout)
     try:
         for name in (f"{kind}.images", f"{kind}.annotations"):
             saver.begin(name)
@@ -330,7 +360,7 @@ def predict_paths(
     return Predicted(
         pictures,
         [one for one in ordered if isinstance(one, UserError)],
-        out / f"{kind}.json",
+        saver.index(kind),
     )
 
 
@@ -355,6 +385,7 @@ def _read(
     images: dict[int, NDArray[np.uint8]] = {}
     for index in chunk:
         try:
+            check_name(paths[index])
             images[index] = to_array(paths[index])
         except UserError as error:
             done[index] = error
@@ -372,11 +403,14 @@ def _save(
 ) -> PicturePrediction:
     entries = segment_entries(prediction.segments, prediction.vocabulary)
     file_name, size = path.as_posix(), (image.shape[0], image.shape[1])
+    if saver.layout == "coco":
+        file_name = f"{name}{path.suffix}"
+        files.copy(path, saver.out / "images" / file_name)
     if prediction.is_panoptic:
         png = saver.panoptic(image_id, file_name, prediction.panoptic_map, entries, name)
     else:
-        png = saver.semantic(file_name, prediction.semantic_map, name)
-        saver.enter(png, image_id, file_name, size, entries)
+        png = saver.semantic(prediction.semantic_map, name)
+        saver.enter(SEMANTIC, png, image_id, file_name, size, entries)
     drawn = saver.out / f"{name}{OVERLAY}"
     write_png(drawn, np.asarray(overlay(image, prediction).convert("RGB")))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])

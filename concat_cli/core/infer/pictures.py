@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -105,6 +106,16 @@ def _expand(text: str) -> list[Path]:
             raise UserError(f"No picture matches {text}.", "Check the pattern and the folder.")
         return found
     raise UserError(f"There is no picture {path}.", "Give files, folders or globs of pictures.")
+
+
+def check_name(path: Path) -> None:
+    """UserError where the path is no UTF-8, as the JSON that lists the pictures must be."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        what = f"The file name of {shown} is no UTF-8, so no JSON can hold it."
+        raise UserError(what, "Rename the picture.") from error
 
 
 def is_picture(path: Path) -> bool:
