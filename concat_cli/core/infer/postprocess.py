@@ -255,17 +255,18 @@ def _compete(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per pixel the query of highest score * mask (B, H, W); whether its own mask covers the pixel
     (B, H, W); pixels of each query's whole mask (B, n)."""
-    winners: list[Tensor] = []
-    insides: list[Tensor] = []
-    own = torch.zeros_like(scores, dtype=torch.int64)
+    shape = (len(scores), *size)
+    winner = torch.empty(shape, dtype=torch.int64, device=scores.device)
+    inside = torch.empty(shape, dtype=torch.bool, device=scores.device)
+    own, top = torch.zeros_like(scores, dtype=torch.int64), 0
     for strip in resized_strips(masks, size, valid):
         mask = strip.sigmoid_()  # (B, n, rows, W)
-        covers = torch.ge(mask, cfg.min_mask, out=torch.empty_like(mask))  # as numbers: to be added
+        rows = slice(top, top := top + mask.shape[2])
+        winner[:, rows] = _highest(mask * scores[..., None, None])
+        covers = torch.ge(mask, cfg.min_mask, out=mask)  # as numbers: to be added
         own += covers.flatten(2).sum(-1).long()
-        winner = _highest(mask * scores[..., None, None])  # (B, rows, W)
-        insides.append(covers.gather(1, winner[:, None])[:, 0] > 0)
-        winners.append(winner)
-    return torch.cat(winners, 1), torch.cat(insides, 1), own
+        inside[:, rows] = covers.gather(1, winner[:, None, rows])[:, 0] > 0
+    return winner, inside, own
 
 
 def _highest(values: Tensor) -> Tensor:
