@@ -23,7 +23,8 @@ from concat_cli.core.prepare.source import (
     SourcePart,
     Task,
 )
-from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, without_comment
+from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.vocabulary_file import parse_vocabulary, without_comment
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _LABELS = (".png", ".tif", ".tiff", ".mat")
