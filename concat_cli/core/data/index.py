@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from concat_cli.core.data.coco import Item, read_coco
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
+TURNED, STORED = "turned", "stored"
+WHITE = 65535  # the value of white in greyscale of 16 bits
 AGAIN = "Prepare the data set again with `concat prepare-data`."
 
 
@@ -29,6 +31,7 @@ class Record:
     """One image: ids (N,) int64 sorted, labels (N,) int64 class indices, crowd (N,) bool.
 
     hidden: how many segments of the label file are void here, as their classes are unseen.
+    upright, white: how its image is read, see `read_image`.
     """
 
     image_id: int
@@ -40,11 +43,17 @@ class Record:
     labels: np.ndarray
     crowd: np.ndarray
     hidden: int = 0
+    upright: bool = True
+    white: int = WHITE
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of an index; ids, categories (the data's ids), crowd and areas are of its segments."""
+    """A line of an index; ids, categories (the data's ids), crowd and areas are of its segments.
+
+    exif: TURNED where the image's EXIF turns it, STORED where that is left aside. white: as of
+    `read_image`; brightest: the largest value of a grey image of 16 bits.
+    """
 
     id: int
     image: str
@@ -56,12 +65,18 @@ class Row:
     crowd: list[int] = field(default_factory=list[int])
     areas: list[int] = field(default_factory=list[int])
     hidden: int = 0
+    exif: str = ""
+    white: int = WHITE
+    brightest: int = 0
 
     def line(self) -> str:
         """The row as JSON."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        if not self.hidden:
-            del values["hidden"]
+        usual = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        values = {
+            name: value
+            for name in self.__slots__
+            if (value := getattr(self, name)) != usual.get(name, MISSING)
+        }
         return json.dumps(values, ensure_ascii=False)
 
     def record(self, vocabulary: Vocabulary) -> Record:
@@ -77,6 +92,8 @@ class Row:
             np.array([index[category] for category in self.categories], np.int64),
             np.array(self.crowd, bool),
             self.hidden,
+            self.exif != STORED,
+            self.white,
         )
 
 
@@ -194,10 +211,10 @@ def row_of(values: dict[str, Any]) -> Row:
     lists = row.ids, row.categories, row.crowd, row.areas
     if len(set(map(len, lists))) > 1:
         raise ValueError("its lists differ in length")
-    numbers = [row.id, row.height, row.width, row.hidden, *(v for one in lists for v in one)]
+    numbers = [row.id, row.height, row.width, row.hidden, row.white, row.brightest, *(v for one in lists for v in one)]
     if not all(type(value) is int and abs(value) < 1 << 63 for value in numbers):
         raise ValueError("a number is no integer of 64 bits")
-    if {type(row.image), type(row.label)} != {str}:
+    if {type(row.image), type(row.label), type(row.exif)} != {str}:
         raise ValueError("a name is no text")
     return row
 

@@ -26,6 +26,7 @@ Kind = Literal[
     "instances",
     "instances_over_semantic",
 ]
+Exif = Literal["", "turn", "stored"]  # "": upright, and sizes must be those of upright images
 Pixels = Literal["index", "ade_rg", "mat"]
 
 
