@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OVERLAY = ".overlay.png"  # how `predict` ends the names of the pictures that it draws
+LITTER = frozenset({"__MACOSX", ".ipynb_checkpoints"})  # folders that hold no pictures of their own
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 Picture: TypeAlias = "NDArray[Any] | Path | str | Image.Image | Tensor"
@@ -138,5 +139,6 @@ def _passed_over(paths: Iterable[Path]) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Hidden, or an overlay that `predict` drew."""
-    return path.name.startswith(".") or path.name.endswith(OVERLAY)
+    """Hidden or left behind by another program, or an overlay that `predict` drew."""
+    litter = path.name.startswith(".") or LITTER.intersection(path.parts)
+    return bool(litter) or path.name.endswith(OVERLAY)
