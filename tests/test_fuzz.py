@@ -34,7 +34,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from concat_cli.core.prepare.run import Options, prepare_data
-from concat_cli.core.vocabulary import parse_vocabulary
+from concat_cli.core.vocabulary_file import parse_vocabulary
 
 TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
 GIB = 1 << 20  # in KiB, as ru_maxrss is, but on macOS: there it is in bytes

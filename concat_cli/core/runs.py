@@ -192,7 +192,8 @@ class Run:
         if not stage.inputs_json.exists():
             return False
         from concat_cli.core.checkpoint import read_meta  # heavy, and seldom needed
-        from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
+        from concat_cli.core.vocabulary import Vocabulary, written
+        from concat_cli.core.vocabulary_file import parse_vocabulary
 
         known = Vocabulary.from_json(read_meta(stage.weights)["vocabulary"])
         made_of = json.loads(stage.inputs_json.read_text(encoding="utf-8"))

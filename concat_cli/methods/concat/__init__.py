@@ -28,6 +28,7 @@ METHOD = Method(
             train="concat_cli.methods.concat.con:train_con",
             plan="concat_cli.methods.concat.con:plan",
             relevant=CON,
+            options=("force",),
             following="train-cat",
         ),
         Stage(
@@ -37,7 +38,7 @@ METHOD = Method(
             train="concat_cli.methods.concat.cat:train_cat",
             plan="concat_cli.methods.concat.cat:plan",
             relevant=(*BANK, "cat", "protocol"),
-            options=("weights",),
+            options=("weights", "force"),
             following="finetune",
         ),
         Stage(

@@ -158,13 +158,14 @@ def train_cat(
     weights: Path | None = None,
     device: str = "auto",
     fresh: bool = False,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 2 of a run, or resumes it; its weights are in `runs/<name>/cat/`."""
     source = load_weights(weights or run.weights_of("con"))
     check_stage(source, "con")
     cfg = replace(cfg, model=config_of(source).model)
-    session = open_session(cfg, device, progress)
+    session = open_session(cfg, device, progress, force)
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
     stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})
