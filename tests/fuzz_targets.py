@@ -40,7 +40,8 @@ from concat_cli.core.model.swin import SWINS
 from concat_cli.core.prepare.run import Options, prepare_data
 from concat_cli.core.runs import Run
 from concat_cli.core.segmentors.source import open_segmentor
-from concat_cli.core.vocabulary import ClassEntry, Vocabulary, parse_vocabulary
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.core.vocabulary_file import parse_vocabulary
 from concat_cli.core.weights_from import read_tensors
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import build_student

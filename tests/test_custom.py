@@ -11,7 +11,8 @@ from drawn_own import BOX, MAPS, NAMES, draw_own, halves
 
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.recipes.custom import find, read_classes
+from concat_cli.core.prepare.class_values import read_classes
+from concat_cli.core.prepare.recipes.custom import find
 from concat_cli.core.prepare.run import Options, prepare_data
 
 
@@ -179,8 +180,10 @@ def test_what_is_wrong_in_the_files_is_named(root: Path) -> None:
 )
 def test_values_of_classes(tmp_path: Path, text: str, values: list[int], void: tuple) -> None:
     (tmp_path / "c.txt").write_text(text)
-    vocabulary, found = read_classes(tmp_path / "c.txt")
-    assert list(vocabulary.ids) == values and found == void
+    found = read_classes(tmp_path / "c.txt")
+    vocabulary = found.vocabulary
+    assert list(vocabulary.ids) == values == list(found.table) and found.void == void
+    assert not found.coloured
     assert vocabulary.names[0] == "cat" and "void" not in vocabulary.names
 
 
@@ -204,6 +207,6 @@ def test_lists_of_classes_that_cannot_be(tmp_path: Path, text: str, words: str) 
 
 def test_lists_in_other_forms(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("- cat\n- sky : stuff\n")
-    assert read_classes(tmp_path / "c.yaml")[0].ids == (0, 1)
+    assert read_classes(tmp_path / "c.yaml").vocabulary.ids == (0, 1)
     with pytest.raises(UserError, match="no vocabulary file"):
         read_classes(tmp_path / "none.txt")

@@ -23,6 +23,9 @@ NAMES = {3: "Solid  Circle", 7: "checkered circle", 20: "violet glass", 21: "zeb
 pytestmark = pytest.mark.skipif(not BUILT_IN.exists(), reason="the built-in weights are not here")
 
 
+ANY = Scoring(force=True)  # also names that the built-in CLIP never saw
+
+
 def write_set(root: Path, names: dict[int, str], unseen: list[str]) -> Path:
     """A data set of three scenes with the given class names."""
     part = write_part(
@@ -54,7 +57,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_another_data_set_is_divided_by_the_names_trained_on(zoo: Path) -> None:
     """Whatever the data set itself calls unseen; names that differ in case and spaces are one."""
     heard = Heard()
-    report = evaluate_weights(BUILT_IN, [f"data.root={zoo}"], device="cpu", progress=heard)
+    report = evaluate_weights(BUILT_IN, [f"data.root={zoo}"], ANY, device="cpu", progress=heard)
     plain = report.to_json()
     Draft202012Validator(load_schema()).validate(json.loads(json.dumps(plain)))
     trained = set(load_weights(BUILT_IN).meta["trained"])
@@ -77,23 +80,29 @@ def test_what_was_taken_away_is_of_the_data_trained_on(zoo: Path, tmp_path: Path
     for known, wanted in (({}, {}), ({"filtering": theirs}, theirs)):
         data = {k: v for k, v in weights.meta["data"].items() if k != "filtering"} | known
         save_weights(tmp_path / "w.safetensors", weights.tensors, weights.meta | {"data": data})
-        report = evaluate_weights(tmp_path / "w.safetensors", [f"data.root={zoo}"], device="cpu")
+        report = evaluate_weights(
+            tmp_path / "w.safetensors", [f"data.root={zoo}"], ANY, device="cpu"
+        )
         assert report.protocol["filtering"] == wanted
 
 
 def test_no_name_in_common_leaves_only_unseen_classes(tmp_path: Path) -> None:
     names = {3: "cat", 7: "cow", 20: "sky", 21: "wall"}
     root = write_set(tmp_path, names, unseen=["cow"])
-    report = evaluate_weights(BUILT_IN, [f"data.root={root}"], device="cpu")
+    report = evaluate_weights(BUILT_IN, [f"data.root={root}"], ANY, device="cpu")
     assert report.protocol["overlap"] == {"count": 0, "of": 4, "names": []}
     assert report.panoptic["seen"] is None and report.panoptic["unseen"] == report.panoptic["all"]
     with pytest.raises(UserError, match="seen against unseen"):
-        evaluate_weights(BUILT_IN, [f"data.root={root}"], Scoring(calibrate=True), device="cpu")
+        evaluate_weights(
+            BUILT_IN, [f"data.root={root}"], Scoring(calibrate=True, force=True), device="cpu"
+        )
 
 
 def test_candidates_of_the_split_alone(zoo: Path) -> None:
     def score(**options):
-        return evaluate_weights(BUILT_IN, [f"data.root={zoo}"], Scoring(**options), device="cpu")
+        return evaluate_weights(
+            BUILT_IN, [f"data.root={zoo}"], Scoring(**options, force=True), device="cpu"
+        )
 
     report = score(split="unseen", candidates="split")
     unseen = [row.name for row in report.per_class]
@@ -107,7 +116,9 @@ def test_candidates_of_the_split_alone(zoo: Path) -> None:
 def test_the_sweep_says_where_an_offset_comes_from(zoo: Path, tmp_path: Path) -> None:
     def swept(path: Path, *keys: str):
         keys = (f"data.root={zoo}", *keys)
-        found = evaluate_weights(path, keys, Scoring(calibrate=True), device="cpu").calibration
+        found = evaluate_weights(
+            path, keys, Scoring(calibrate=True, force=True), device="cpu"
+        ).calibration
         assert found is not None
         return found
 

@@ -20,7 +20,7 @@ from concat_cli.core.infer.predictor import RawOutput
 from concat_cli.core.progress import SILENT
 from concat_cli.core.segmentors.fcclip import FcClip, our_names, stages
 from concat_cli.core.segmentors.source import open_segmentor
-from concat_cli.core.vocabulary import parse_names
+from concat_cli.core.vocabulary_file import parse_names
 from concat_cli.methods.borrowed.config import BorrowedConfig
 from concat_cli.methods.borrowed.naming import one_by_one
 from concat_cli.methods.borrowed.predictor import BorrowedPredictor, Naming

@@ -22,7 +22,7 @@ from concat_cli.core.data.store import open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.labels import decode_rle, encode_rle
 from concat_cli.core.prepare.protocol import hide, keep_seen
-from concat_cli.core.prepare.run import checker_of
+from concat_cli.core.prepare.run import Options, checker_of
 from concat_cli.core.prepare.source import SourcePart
 from concat_cli.core.prepare.verify import Checker
 
@@ -62,7 +62,7 @@ def test_segments_are_those_that_were_drawn(
 ) -> None:
     root = tmp_path_factory.mktemp("x")
     part, truths = draw_part(root, KINDS[name], 3, seed, zipped)
-    checker = checker_of(part, VOCABULARY, root / "maps", decode=seed % 2 == 0)
+    checker = checker_of(part, VOCABULARY, root / "maps", Options(decode=seed % 2 == 0))
     for item in part.items:
         row = checker.row(item)
         assert_same(segments(checker, row), truths[item.image_id])
@@ -131,7 +131,7 @@ savemat(SAVED_FRACTION, {"LabelMap": np.full((4, 5), 0.5)})
         ("grey", grey(2, 99), ".png", r"a\.png has the value 99, which is neither a class nor"),
         ("grey", grey(2, 31), ".png", "value 31"),
         ("grey", grey(2, size=(5, 4)), ".png", r"a\.png is 4 x 5 pixels, but .* 5 x 4"),
-        ("grey", encode(np.zeros((4, 5, 3), np.uint8)), ".png", "not a map of class values"),
+        ("grey", encode(np.full((4, 5, 3), (1, 2, 3), np.uint8)), ".png", "in colour"),
         ("grey", grey(2)[:50], ".png", r"label/a\.png: it is damaged"),
         ("cityscapes", encode(np.full((4, 5), 5001, np.uint16)), ".png", "value 5,?"),
         ("ade", grey(2), ".png", "not an RGB label map"),

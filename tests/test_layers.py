@@ -17,7 +17,7 @@ LAYERS = (
     ("errors", "progress", "method"),
     ("files", "lock"),
     ("config", "config_file", "device"),
-    ("vocabulary", "weights_from"),
+    ("vocabulary", "vocabulary_file", "weights_from"),
     ("data", "clip", "model"),
     ("prepare",),
     ("losses", "build", "checkpoint", "metadata", "runs"),

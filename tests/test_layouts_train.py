@@ -17,6 +17,7 @@ from concat_cli.core.clip.encoder import Clip, load_clip
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import read_dataset_info
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.infer import predictor
 from concat_cli.core.prepare.recipes import RECIPES
@@ -59,13 +60,13 @@ def test_two_steps_and_scores(name: str, tmp_path: Path) -> None:
     assert info.class_split == report.class_split and info.protocol["unseen_pixels"] == "void"
     cfg = load_config(None, [f"data.root={tmp_path / 'out'}", *KEYS, *SHORT])
     run = Run("layout", tmp_path / "runs")
-    result = con.train_con(cfg, run, device="cpu")
+    result = con.train_con(cfg, run, device="cpu", force=True)
     assert result.finished
     figure = {"panoptic": "pq", "semantic": "miou", "instance": "ap"}[case.tasks[0]]
     assert figure in result.figures and len({"pq", "miou", "ap"} & result.figures.keys()) == 1
     losses = [row["loss"] for row in run.stage("con").read_metrics() if "loss" in row]
     assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
-    scores = evaluate_weights(run.weights_of("con"), device="cpu")
+    scores = evaluate_weights(run.weights_of("con"), scoring=Scoring(force=True), device="cpu")
     assert scores.images == 2
     assert (scores.panoptic["all"] is not None) == ("panoptic" in case.tasks)
     assert scores.protocol["filtering"] == info.protocol

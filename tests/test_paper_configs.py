@@ -20,6 +20,7 @@ from mini import KEYS
 from concat_cli.core.config_file import SHIPPED, load_config
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.data.image_io import read_id_png, write_id_png
+from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import evaluate_weights
 from concat_cli.core.prepare.run import Options, prepare_data
 from concat_cli.core.runs import Run
@@ -121,7 +122,7 @@ def trained(stem: str, out: Path, runs: Path, *keys: str) -> tuple[Path, list[di
     cfg = load_config(stem, keys)
     stage, train = next(found for name, found in METHODS.items() if stem.startswith(name))
     run = Run(stem, runs)
-    result = train(cfg, run, device="cpu")
+    result = train(cfg, run, device="cpu", force=True)
     assert result.finished
     return result.weights, [row for row in run.stage(stage).read_metrics() if "loss" in row]
 
@@ -139,7 +140,7 @@ def test_two_steps_and_an_evaluation(stem: str, tmp_path: Path) -> None:
         ade.ade_panoptic(tmp_path / "ade")
         prepare_data("ade20k", tmp_path / "ade", tmp_path / "150", Options("all_seen", processes=1))
         keys = [f"data.root={tmp_path / '150'}"]
-    report = evaluate_weights(weights, keys, device="cpu")
+    report = evaluate_weights(weights, keys, Scoring(force=True), device="cpu")
     assert report.images >= 1
     assert report.protocol["candidates"] == (
         150 if keys else len(read_dataset_info(out).vocabulary)

@@ -10,6 +10,7 @@ from safetensors.torch import save
 
 from concat_cli.core.clip import prompts
 from concat_cli.core.clip.prompts import (
+    check_names,
     check_words,
     class_texts,
     clean_name,
@@ -18,9 +19,11 @@ from concat_cli.core.clip.prompts import (
     text_embeddings,
 )
 from concat_cli.core.config import ClipConfig
+from concat_cli.core.data.class_split import CLASSES, load_class_list
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import Silent
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
+from concat_cli.core.vocabulary_file import parse_names
 from concat_cli.methods.zegformer.config import MASKED_PROMPTS
 
 VOCABULARY = Vocabulary(
@@ -60,6 +63,10 @@ def clip(tmp_path_factory):
         ("hot_dog", "hot dog"),
         ("other", "other"),
         ("wall painting", "wall painting"),
+        ("ceiling-fan", "ceiling fan"),
+        ("floor-lamp", "floor lamp"),
+        ("wall-clock", "wall clock"),
+        ("Floor-Wood", "Wood Floor"),
         (" striped  star ", "striped star"),
     ],
 )
@@ -185,3 +192,27 @@ def test_unknown_words_stop_a_small_clip_only():
     assert check_words(VOCABULARY, words, force=True) == ("tabby", "sky")
     known = Vocabulary((ClassEntry("a striped Cat", 1, synonyms=("the kitten",)),))
     assert check_words(known, words) == ()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["red-square", "red square"],
+        ["wall-other", "wall"],
+        ["Hot_Dog", "hot-dog : stuff"],
+        ["tree-merged, fir", "brick", "tree, oak"],
+        ["sky, heaven-other", "heaven, sky-merged"],
+    ],
+)
+def test_two_classes_of_one_prompt_are_refused(names):
+    vocabulary = parse_names(names)
+    first, second = vocabulary.names[0], vocabulary.names[-1]
+    with pytest.raises(UserError, match=f"'{first}' and '{second}' are one prompt"):
+        check_names(vocabulary, ClipConfig(model="ViT-B-16"))
+    check_names(vocabulary, ClipConfig(model="ViT-B-16", clean_names=False))
+
+
+def test_no_published_list_has_twins():
+    """Not even ADE20K's 847, in which classes share synonyms."""
+    for path in CLASSES.glob("*.yaml"):
+        check_names(load_class_list(path.stem), ClipConfig(model="ViT-B-16"))

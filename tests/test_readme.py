@@ -195,7 +195,7 @@ def test_the_python_example_uses_what_there_is() -> None:
 
 def test_the_vocabulary_example_is_one(tmp_path: Path) -> None:
     from concat_cli.core.clip.prompts import check_words, known_words
-    from concat_cli.core.vocabulary import parse_vocabulary
+    from concat_cli.core.vocabulary_file import parse_vocabulary
 
     example = next(b for b in blocks(README, "text") if "striped star" in b)
     (tmp_path / "classes.txt").write_text(example, "utf-8")

@@ -13,7 +13,7 @@ from concat_cli.core.config import InferConfig
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.predictor import Predictor, RawOutput
 from concat_cli.core.segmentors.sam3 import Sam3, open_sam3
-from concat_cli.core.vocabulary import parse_names
+from concat_cli.core.vocabulary_file import parse_names
 from concat_cli.methods.borrowed.phrases import PhrasePredictor
 
 pytest.importorskip("transformers", reason="transformers is a development package")

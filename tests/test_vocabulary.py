@@ -10,13 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.vocabulary import (
-    ClassEntry,
-    Vocabulary,
-    parse_names,
-    parse_vocabulary,
-    same_name,
-)
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary, same_name
+from concat_cli.core.vocabulary_file import parse_names, parse_vocabulary
 
 pytestmark = pytest.mark.core
 
@@ -102,12 +97,29 @@ def test_the_form_of_names_may_be_given(tmp_path: Path) -> None:
         ("a.json", "[1]", "is no class"),
         ("a.json", '[{"name": "a", "synonyms": 3}]', "must be strings"),
         ("a.json", "[", "no valid JSON"),
+        (
+            "a.txt",
+            "Idx\tRatio\tName\n1\t0.2\tcat\n",
+            r"a\.txt:1: .* row of a table: it holds a tab",
+        ),
+        ("a.txt", "id,name\n1,cat\n", r"a\.txt:2: '1' is a number, not a name"),
+        ("a.txt", "cat, 0.25\n", "'0.25' is a number"),
+        ("a.txt", "7: cat\n8: dog\n", "'7' is a number"),
+        ("a.txt", "1 cat\n2 dog\n", "every line begins with a number, like '1 cat'"),
+        ("a.txt", "0. cat\n7) dog\n", "every line begins with a number"),
     ],
 )
 def test_mistakes(tmp_path: Path, name: str, text: str, what: str) -> None:
     with pytest.raises(UserError, match=what) as caught:
         parse_vocabulary(write(tmp_path, text, name))
     assert caught.value.hint
+
+
+def test_names_with_numbers_are_names(tmp_path: Path) -> None:
+    """Where not every line begins with one, or the list is no text."""
+    assert parse_vocabulary(write(tmp_path, "3 wheeler\n2nd floor\nC4\n")).names[0] == "3 wheeler"
+    listed = write(tmp_path, '["1 litre bottle", "2 litre bottle"]', "a.json")
+    assert len(parse_vocabulary(listed)) == 2
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -138,7 +150,12 @@ def test_any_file_is_a_vocabulary_or_a_user_error(tmp_path: Path, ending: str, d
 
 NAMES = st.lists(
     st.text(st.characters(categories=("L", "N")), min_size=1, max_size=8), min_size=1, max_size=6
-).filter(lambda names: len({same_name(n) for n in names}) == len(names))
+).filter(
+    lambda names: (
+        len({same_name(n) for n in names}) == len(names)
+        and not any(name.isascii() and name.isdecimal() for name in names)
+    )
+)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from concat_cli.commands.options import Device, DeviceOption, Json
+from concat_cli.commands.options import Device, DeviceOption, Force, Json
 from concat_cli.console import Cell, Console, relative
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def compare(
         int | None, typer.Option(min=1, metavar="N", help="Only the first N images: a quick look.")
     ] = None,
     as_json: Json = False,
+    force: Force = False,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Compare runs on the same images: quality, speed."""
@@ -51,7 +52,7 @@ def compare(
     console = Console(json_only=as_json)
     found = compare_runs(
         [parse_entry(text) for text in runs], device=device.value, bootstraps=bootstrap,
-        limit=limit, progress=console.progress,
+        limit=limit, force=force, progress=console.progress,
     )  # fmt: skip
     write_json(out / "compare.json", found.to_json(), indent=1)
     write_text(out / "compare.md", markdown(found))

@@ -36,6 +36,13 @@ _CONFIGS = {  # of a class split; for others by what the truth can score
 }
 
 
+class Exif(str, Enum):
+    """Which pixels the labels of photos are of that EXIF turns."""
+
+    turn = "turn"
+    stored = "stored"
+
+
 class Pixels(str, Enum):
     """What becomes of unseen classes in training images."""
 
@@ -80,6 +87,8 @@ _COMMON: dict[str, tuple[Any, str, Any]] = {
     "dev": (int | None, "Images for selection. Default: 2% of train.", None),
     "skip_bad": (bool, "Leave out faulty images: bad.jsonl.", False),
     "decode": (bool, "Decode images in full, not headers alone.", False),
+    "exif": (Exif | None, "Labels of photos that EXIF turns: of upright or stored pixels.", None),
+    "white": (int, "White in grey images of 16 bits; of 12 bits: 4095.", 65535),
     "one_part": (bool, "Where train or val is missing, the other is both.", False),
 }
 
@@ -149,6 +158,8 @@ def _prepare(name: str, context: typer.Context) -> None:
         skip_bad=given.pop("skip_bad"),
         decode=given.pop("decode"),
         one_part=given.pop("one_part", False),
+        exif=Exif(exif).value if (exif := given.pop("exif")) else "",
+        white=given.pop("white"),
     )
     console = Console()
     out = None if out is None else Path(out)

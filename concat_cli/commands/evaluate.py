@@ -55,7 +55,12 @@ class Options:
         ),
     ] = 0
     force: Annotated[
-        bool, typer.Option("--force", help="Score a --split whose unseen classes were trained on.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Score a --split whose unseen classes were trained on; allow words the built-in "
+            "CLIP never saw.",
+        ),
     ] = False
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Also try offsets on the seen logits.")
@@ -171,11 +176,13 @@ def evaluate(options: Options) -> None:
 
 def _show_plan(console: Console, weights: Path, keys: Sequence[str], scoring: Scoring) -> None:
     """What would be scored; UserError for what would stop it."""
+    from concat_cli.core.clip.prompts import check_names
     from concat_cli.core.evaluate.weights import open_subject
     from concat_cli.core.infer.predictor import check_plan
 
     subject = open_subject(weights, keys, tensors=False)
     tasks, candidates = subject.tasks(scoring), subject.candidates(scoring)
+    check_names(candidates, subject.cfg.clip, scoring.force)
     check_plan(subject.weights, subject.cfg)
     info = subject.info
     seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)

@@ -65,7 +65,7 @@ def export(asked: Options) -> None:
     from concat_cli.core.runs import find_weights
 
     console = Console()
-    paths = expand_inputs(asked.pictures) if asked.pictures else []
+    paths = expand_inputs(asked.pictures, console.progress) if asked.pictures else []
     found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
     from concat_cli.core.build import config_of
@@ -138,7 +138,7 @@ def _seen(predictor: Predictor, segmentor: Segmentor, paths: Sequence[Path]) -> 
 
     hook = segmentor.query_decoder.register_forward_hook(keep)
     for path in paths:
-        for raw in predictor.raw([to_array(path)]):
+        for raw in predictor.raw([to_array(path, predictor.cfg.white)]):
             assert isinstance(raw, RawOutput)
             logits.append(raw.class_logits.flatten(0, 1).cpu())
     hook.remove()

@@ -80,7 +80,7 @@ class Options:
 
     def names(self, known: Vocabulary) -> Vocabulary | None:
         """The classes asked for; UserError for what names none. Standard input is read here."""
-        from concat_cli.core.vocabulary import parse_classes, parse_vocabulary
+        from concat_cli.core.vocabulary_file import parse_classes, parse_vocabulary
 
         if self.classes is not None:
             return parse_classes(self.classes, known)
@@ -104,15 +104,16 @@ def predict(asked: Options) -> None:
     console = Console(json_only=asked.as_json)
     if asked.classes is not None and asked.vocab is not None:
         raise UserError("--classes and --vocab exclude each other.", "Give one of them.")
-    paths = expand_inputs(asked.inputs)
+    paths = expand_inputs(asked.inputs, console.progress)
     found = find_weights(asked.name, asked.weights, vocabulary=asked.file)
     console.say(f"weights {relative(found.path)} ({found.reason})")
-    _check(paths, every=asked.dry_run)
+    wide = _check(paths, every=asked.dry_run)
     from concat_cli.core.checkpoint import open_weights  # torch: mistakes so far are told at once
     from concat_cli.core.infer.predictor import at_test
 
     weights = open_weights(found.path)
     cfg = at_test(weights, asked.keys())
+    _tell_dim(console, wide, cfg.infer.white)
     if asked.dry_run:
         return _show_plan(console, asked, paths, weights, cfg)
     predicted = _predicted(console, asked, paths, weights, cfg)
@@ -126,20 +127,32 @@ def predict(asked: Options) -> None:
         raise _unreadable(predicted.unreadable, written=len(predicted.pictures))
 
 
-def _check(paths: Sequence[Path], every: bool) -> None:
-    """UserError, before anything slow, where no picture can be read, or not every one."""
-    from concat_cli.core.data.image_io import check_image
+def _check(paths: Sequence[Path], every: bool) -> list[int]:
+    """The largest value of each grey picture of 16 bits; UserError, before anything slow, where no
+    picture can be read, or not every one."""
+    from concat_cli.core.data.image_io import brightest, read_header
     from concat_cli.core.infer.pictures import check_name
 
     broken: list[UserError] = []
+    wide: list[int] = []
     for path in paths:
         try:
             check_name(path)
-            check_image(path)
+            if read_header(path).wide:
+                wide.append(brightest(path))
         except UserError as error:
             broken.append(error)
     if len(broken) == len(paths) or (broken and every):
         raise _unreadable(broken)
+    return wide
+
+
+def _tell_dim(console: Console, wide: Sequence[int], white: int) -> None:
+    """Says where pictures of 16 bits use a small part of them."""
+    from concat_cli.core.data.image_io import told_dim
+
+    if told := told_dim([most for most in wide if most], white):
+        console.warn(f"{told}: --set infer.white={max(wide)}, or what white is in them")
 
 
 def _unreadable(errors: Sequence[UserError], written: int = 0) -> UserError:
@@ -180,16 +193,16 @@ def _show_plan(
     console: Console, asked: Options, paths: Sequence[Path], weights: Weights, cfg: Config
 ) -> None:
     """What would be predicted; UserError for what would stop it."""
-    from concat_cli.core.clip.prompts import check_words, known_words
+    from concat_cli.core.clip.prompts import check_names
     from concat_cli.core.config_file import to_dict
     from concat_cli.core.infer.predictor import check_plan, named_by, vocabulary_of
     from concat_cli.core.method import stage_named
-    from concat_cli.core.vocabulary import doubt
+    from concat_cli.core.vocabulary_file import doubt
 
     classes, values = named_by(weights, asked.names(vocabulary_of(weights))), to_dict(cfg)
     if doubtful := doubt(classes):
         console.warn(doubtful)
-    check_words(classes, known_words(cfg.clip.model), asked.force)
+    check_names(classes, cfg.clip, asked.force)
     check_plan(weights, cfg)
     keys = (key.partition(".") for key in (*SHOWN, *stage_named(weights.stage)[0].at_test))
     seen, source = len(classes.seen_indices), _source(asked)

@@ -79,7 +79,8 @@ def _train(stage: Stage, given: dict[str, Any]) -> None:
         from concat_cli.core.train.plan import describe
 
         part = stage.name if vocabulary is None else taught(vocabulary)
-        plan = describe(part, cfg, run, weights=own.get("weights"), vocabulary=vocabulary)
+        weights, force = own.get("weights"), own.get("force", False)
+        plan = describe(part, cfg, run, weights=weights, vocabulary=vocabulary, force=force)
         if given["verbose"]:
             console.text(dump_yaml(cfg, full=True))
         console.table(["what", "value"], plan.items())

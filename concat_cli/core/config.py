@@ -264,6 +264,7 @@ class InferConfig:
     overlap: Share = 0.8  # a segment keeps at least this share of its own mask [Mask2Former]
     seen_offset: Offset = 0.0  # taken off the class logits of seen classes
     batch: Many = 16
+    white: Annotated[int, Ge(1), Le(65535)] = 65535  # in grey pictures of 16 bits; 12 bits: 4095
 
     def __post_init__(self) -> None:
         check(self.size <= self.max_size, "need size <= max_size")

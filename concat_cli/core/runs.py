@@ -222,7 +222,8 @@ class Run:
         if not (made_of := stage.read_inputs()):
             return False
         from concat_cli.core.checkpoint import read_meta  # heavy, and seldom needed
-        from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
+        from concat_cli.core.vocabulary import Vocabulary, written
+        from concat_cli.core.vocabulary_file import parse_vocabulary
 
         known = Vocabulary.from_json(read_meta(stage.weights)["vocabulary"])
         return made_of.get("vocabulary") == written(parse_vocabulary(vocabulary, known))

@@ -60,7 +60,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 MANY_TEXTS = 500  # that it is told of before they are encoded
 _SUFFIXES = frozenset({"merged", "other", "stuff"})
-_HEADS = frozenset({"wall", "floor", "ceiling"})
+_MATERIALS = {  # that COCO names second; nobody else's "ceiling-fan" is turned round
+    "wall": "brick concrete panel stone tile wood",
+    "floor": "marble stone tile wood",
+    "ceiling": "tile",
+}
 _SPLIT_WORDS = {"playingfield": "playing field", "waterdrops": "water drops"}
 _ARTICLES = frozenset({"a", "an", "the", "of", "in", "on", "and", "with"})
 
@@ -70,15 +74,17 @@ def clean_name(name: str) -> str:
 
     1. hyphens and underscores are spaces;
     2. trailing "merged", "other", "stuff" go: "sky-other-merged" -> "sky";
-    3. COCO's "wall-", "floor-", "ceiling-" name the material second: "wall-brick" -> "brick wall";
+    3. COCO's "wall-", "floor-", "ceiling-" of a material: "wall-brick" -> "brick wall";
     4. "playingfield" -> "playing field", "waterdrops" -> "water drops".
     """
     parts = re.split(r"[-_\s]+", name.strip())
     hyphenated = "-" in name
     while len(parts) > 1 and parts[-1].lower() in _SUFFIXES:
         parts.pop()
-    if hyphenated and len(parts) == 2 and parts[0].lower() in _HEADS:
-        parts.reverse()
+    if hyphenated and len(parts) == 2:
+        head, material = (part.lower() for part in parts)
+        if material in _MATERIALS.get(head, "").split():
+            parts.reverse()
     return " ".join(_SPLIT_WORDS.get(part.lower(), part) for part in parts)
 
 
@@ -91,6 +97,27 @@ def known_words(model: str) -> frozenset[str] | None:
             return frozenset(json.loads(file.metadata()["words"]))
     except (SafetensorError, OSError, KeyError):
         return tiny.load_tiny(tiny.FILES[model]).words  # which says what is wrong with the file
+
+
+def check_names(vocabulary: Vocabulary, cfg: ClipConfig, force: bool = False) -> tuple[str, ...]:
+    """`check_words` for the CLIP of a configuration, after a UserError where it would be asked for
+    two classes by one prompt: nothing could tell them apart."""
+    first: dict[object, str] = {}
+    for entry in vocabulary.entries:
+        name, *others = (
+            (clean_name(text) if cfg.clean_names else text).casefold()
+            for text in (entry.name, *entry.synonyms)
+        )
+        forms = name, frozenset({name, *others})
+        twin = next((first[form] for form in forms if form in first), None)
+        if twin is not None:
+            raise UserError(
+                f"The classes {twin!r} and {entry.name!r} are one prompt for CLIP: {name!r}.",
+                "Leave one of them out, or make it a synonym of the other; with "
+                "clip.clean_names=false a run takes names as they are written.",
+            )
+        first |= dict.fromkeys(forms, entry.name)
+    return check_words(vocabulary, known_words(cfg.model), force)
 
 
 def check_words(

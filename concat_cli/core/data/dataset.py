@@ -217,7 +217,7 @@ class PanopticDataset(Dataset[Sample]):
     def _read(self, record: Record) -> Sample:
         images, labels = self._stores
         file = images.file(record.file_name)
-        image = read_image(file)
+        image = read_image(file, record.upright, record.white)
         numbers = segment_map(labels.file(record.label_name), record, self.part.index)
         if image.shape[:2] != numbers.shape:
             raise wrong_size(file, image.shape, numbers.shape, "its label is")

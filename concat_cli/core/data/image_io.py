@@ -6,22 +6,41 @@ import io
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from concat_cli.core import files
-from concat_cli.core.data.index import Record
+from concat_cli.core.data.index import WHITE, Record
 from concat_cli.core.data.store import File, ZipMember
 from concat_cli.core.errors import UserError
 
 MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
 # Pillow would also run other programs on some files, such as Ghostscript on EPS.
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA")  # MPO is a JPEG
+FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # Pillow 11.3
+SUFFIXES = frozenset(  # of files that are looked for; what a file is shows when it is read
+    ".jpg .jpeg .jfif .png .tif .tiff .webp .bmp .gif .jp2 .j2k .ppm .pgm .tga .avif".split()
+)
+_FOREIGN = (  # what is not read: where its mark stands, the mark, what it is
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
+    (4, b"ftypavif", "AVIF"),  # with an older Pillow
+    (4, b"ftyp", "film"),
+    (4, b"JXL \r\n", "JPEG XL"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"<svg", "SVG"),
+)
+SWAPPED = 5  # EXIF orientations from here on swap the sides
+DIM = 0.25  # grey pictures of 16 bits without a value above this share of white hold fewer bits
 TOGETHER = "JSON, labels and images must belong together: take them from one export."
 _END = b"\xff\xd9"  # of a JPEG
 Z_RLE = 3  # zlib's strategy for runs, as segments are
@@ -43,24 +62,45 @@ BROKEN = (
 )
 
 
-def read_image(path: File | str) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB, upright (its EXIF orientation is applied).
+def read_image(path: File | str, upright: bool = True, white: int = WHITE) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB, upright (its EXIF orientation is applied) or as stored.
 
     16-bit and 1-bit greyscale are scaled to 0-255, CMYK is converted, and what is transparent
     (RGBA, LA, palette) is laid over white, the page that such pictures are drawn for. Of several
-    frames the first is read. UserError naming the file if it is missing, damaged or too large.
+    frames the first is read. white: the value of white in 16 bits. UserError naming the file if it
+    is missing, damaged or too large.
     """
     path = Path(path) if isinstance(path, str) else path
     try:
         with closing(open_image(path)) as image:
             image.load()
-            return np.array(to_rgb(ImageOps.exif_transpose(image)))
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            return rgb_array(image, white)
     except BROKEN as error:
         raise broken(path, error) from error
 
 
-def check_image(path: File | str) -> tuple[int, int]:
-    """(height, width) of an upright picture, of a JPEG from its header; errors as `read_image`.
+@dataclass(frozen=True)
+class Header:
+    """What is known of a picture before it is decoded.
+
+    size: (height, width) of the stored pixels. orientation: of its EXIF, 1 where nothing is turned.
+    wide: whether it is greyscale of 16 bits.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+    wide: bool
+
+    def shown(self, upright: bool = True) -> tuple[int, int]:
+        """(height, width) as it is read."""
+        swapped = upright and self.orientation >= SWAPPED
+        return self.size[::-1] if swapped else self.size
+
+
+def read_header(path: File | str) -> Header:
+    """The header of a picture; errors as `read_image`.
 
     A JPEG that lacks the mark of its end is decoded, which finds those that are cut off.
     """
@@ -69,8 +109,35 @@ def check_image(path: File | str) -> tuple[int, int]:
         with closing(open_image(path)) as image:
             if not _ends(image):
                 image.load()
-            turned: bool = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5-8 swap the sides
-            return (image.width, image.height) if turned else (image.height, image.width)
+            found: Any = image.getexif().get(0x0112, 1)
+            orientation = int(found) if found in range(1, 9) else 1
+            return Header((image.height, image.width), orientation, image.mode.startswith("I"))
+    except BROKEN as error:
+        raise broken(path, error) from error
+
+
+def check_image(path: File | str) -> tuple[int, int]:
+    """(height, width) of an upright picture; errors as `read_header`."""
+    return read_header(path).shown()
+
+
+def told_dim(most: Sequence[int], white: int) -> str:
+    """That pictures of 16 bits come out dark, by the largest value of each; "" where they do not."""
+    dim = [value for value in most if value < white * DIM]
+    if not dim:
+        return ""
+    return (
+        f"{len(dim)} of {len(most)} grey pictures of 16 bits hold no value above {max(dim)} and "
+        f"come out dark, as {white} is taken for white"
+    )
+
+
+def brightest(path: File | str) -> int:
+    """The largest value of a greyscale picture of 16 bits; errors as `read_image`."""
+    path = Path(path) if isinstance(path, str) else path
+    try:
+        with closing(open_image(path)) as image:
+            return int(np.asarray(image).max())
     except BROKEN as error:
         raise broken(path, error) from error
 
@@ -141,19 +208,27 @@ def runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return flat[starts], np.diff(np.append(starts, flat.size))
 
 
+class WrongSize(UserError):
+    """Of a file whose (height, width) is not what another has; swapped: its sides are."""
+
+    swapped = False
+
+
 def wrong_size(
     file: object,
     found: tuple[int, ...],
     wanted: tuple[int, ...],
     other: str,
     image_id: int | None = None,
-) -> UserError:
+) -> WrongSize:
     """Of a file whose (height, width) is not what `other` ("x.json says") has."""
     image = "" if image_id is None else f" for image {image_id}"
-    return UserError(
+    error = WrongSize(
         f"{file} is {found[1]} x {found[0]} pixels, but {other} {wanted[1]} x {wanted[0]}{image}.",
         TOGETHER,
     )
+    error.swapped = found == wanted[::-1]
+    return error
 
 
 def unread(size: tuple[int, int]) -> np.ndarray:
@@ -215,25 +290,46 @@ def _ends(image: Image.Image) -> bool:
     return _END in tail
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as `read_image` has it."""
+def rgb_array(image: Image.Image, white: int = WHITE) -> np.ndarray:
+    """A picture of any mode as `read_image` has it, (H, W, 3) uint8.
+
+    Filled strip by strip: of large pictures each copy counts.
+    """
+    image = to_rgb(image, white)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for rows in strips(image.height, image.width):
+        box = (0, rows.start, image.width, rows.stop)
+        pixels[rows] = np.asarray(image.crop(box))
+    return pixels
+
+
+def strips(height: int, width: int, pixels: int = 1 << 24) -> Iterator[slice]:
+    """Rows of a picture, from the top, so many that they hold about `pixels`."""
+    step = max(1, pixels // width)
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
+def to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
+    """A picture of any mode in RGB; an RGB picture is returned as it is."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
     if image.mode.startswith("I") or image.mode == "F":
-        return _wide_to_rgb(image)
+        return _wide_to_rgb(image, white)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
 
 
-def _wide_to_rgb(image: Image.Image) -> Image.Image:
-    """Greyscale of more than 8 bits: integers are 16-bit (65535 is white); floats are 0-1, or
-    0-255 where any exceeds 1."""
+def _wide_to_rgb(image: Image.Image, white: int) -> Image.Image:
+    """Greyscale of more than 8 bits: integers are 16-bit; floats are 0-1, or 0-255 where any
+    exceeds 1."""
     values: Any = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         values = np.nan_to_num(values)
         values = values * 255 if values.max(initial=0) <= 1 else values
     else:
-        values = values / 257
+        values = values / (white / 255)
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
@@ -243,8 +339,24 @@ def broken(path: File, error: BaseException) -> UserError:
     if isinstance(error, Image.DecompressionBombError):
         what = f"Image {path} has too many pixels to be read safely."
         return UserError(what, "Scale it down or cut it into tiles first.")
+    if isinstance(error, MemoryError):
+        what = f"There is not enough memory to read image {path}."
+        return UserError(what, "Scale it down or cut it into tiles first.")
+    if isinstance(error, UnidentifiedImageError) and (kind := foreign_kind(path)):
+        what = f"{path} is a {kind} file by its first bytes, which is not read."
+        return UserError(what, "Convert it to JPEG or PNG first, or take it out.")
     reason = str(error).split("\n")[0] or type(error).__name__
     return UserError(
         f"Cannot read image {path}: it is damaged or not an image ({reason}).",
         "Export, copy or fetch the file again, or take it out.",
     )
+
+
+def foreign_kind(path: File) -> str:
+    """What a file is by its first bytes, of the kinds that are known but not read; "" of others."""
+    try:
+        with path.open("rb") if isinstance(path, Path) else path.opened() as file:
+            head = file.read(32)
+    except OSError:
+        return ""
+    return next((kind for at, mark, kind in _FOREIGN if head.startswith(mark, at)), "")

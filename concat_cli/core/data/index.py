@@ -10,7 +10,7 @@ import hashlib
 import json
 import mmap
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from concat_cli.core.data.coco import Item, read_coco
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import Vocabulary
 
+TURNED, STORED = "turned", "stored"
+WHITE = 65535  # the value of white in greyscale of 16 bits
 AGAIN = "Prepare the data set again with `concat prepare-data`."
 
 
@@ -29,6 +31,7 @@ class Record:
     """One image: ids (N,) int64 sorted, labels (N,) int64 class indices, crowd (N,) bool.
 
     hidden: how many segments of the label file are void here, as their classes are unseen.
+    upright, white: how its image is read, see `read_image`.
     """
 
     image_id: int
@@ -40,6 +43,8 @@ class Record:
     labels: np.ndarray
     crowd: np.ndarray
     hidden: int = 0
+    upright: bool = True
+    white: int = WHITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class Row:
 
     lost: how many annotations left no segment, which is told while a data set is prepared and is in
         no index: [without pixels, entirely under others, of these with the mask of another].
+    exif: TURNED where the image's EXIF turns it, STORED where that is left aside. white: as of
+    `read_image`; brightest: the largest value of a grey image of 16 bits.
     """
 
     id: int
@@ -61,14 +68,19 @@ class Row:
     areas: list[int] = field(default_factory=list[int])
     hidden: int = 0
     lost: tuple[int, ...] = ()
+    exif: str = ""
+    white: int = WHITE
+    brightest: int = 0
 
     def line(self, whole: bool = False) -> str:
         """The row as JSON. whole: with `lost`."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        if not self.hidden:
-            del values["hidden"]
-        if not (whole and self.lost):
-            del values["lost"]
+        usual = {one.name: one.default for one in fields(self) if one.default is not MISSING}
+        values = {
+            name: value
+            for name in self.__slots__
+            if (value := getattr(self, name)) != usual.get(name, MISSING)
+            and (whole or name != "lost")
+        }
         return json.dumps(values, ensure_ascii=False)
 
     def record(self, vocabulary: Vocabulary) -> Record:
@@ -84,6 +96,8 @@ class Row:
             np.array([index[category] for category in self.categories], np.int64),
             np.array(self.crowd, bool),
             self.hidden,
+            self.exif != STORED,
+            self.white,
         )
 
 
@@ -201,11 +215,11 @@ def row_of(values: dict[str, Any]) -> Row:
     lists = row.ids, row.categories, row.crowd, row.areas
     if len(set(map(len, lists))) > 1:
         raise ValueError("its lists differ in length")
-    numbers = [row.id, row.height, row.width, row.hidden, *row.lost]
+    numbers = [row.id, row.height, row.width, row.hidden, row.white, row.brightest, *row.lost]
     numbers += [value for one in lists for value in one]
     if not all(type(value) is int and abs(value) < 1 << 63 for value in numbers):
         raise ValueError("a number is no integer of 64 bits")
-    if {type(row.image), type(row.label)} != {str}:
+    if {type(row.image), type(row.label), type(row.exif)} != {str}:
         raise ValueError("a name is no text")
     return row
 

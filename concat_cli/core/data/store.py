@@ -126,13 +126,15 @@ class Store:
         return found.st_size, found.st_mtime_ns
 
     def names(self) -> list[str]:
-        """All files below, sorted; hidden ones of a folder, and names that lead out of a zip, are
-        not among them."""
+        """All files below, sorted; what is hidden or left behind by other programs, and names that
+        lead out of a zip, are not among them."""
         if self.inside is None:
             return sorted(_walk(Path(str(self.place)), ""))
         start = len(self.inside)
         names = (n[start:] for n in directory(self.place) if n.startswith(self.inside))
-        return sorted(name for name in names if is_safe(name))
+        return sorted(
+            name for name in names if is_safe(name) and not any(map(is_litter, name.split("/")))
+        )
 
 
 def open_store(location: Path | str) -> Store:
@@ -217,6 +219,12 @@ def is_safe(name: str) -> bool:
     return bool(name) and "\\" not in name and ":" not in parts[0] and not {"", ".."} & set(parts)
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden (".ipynb_checkpoints", "._x"), or what macOS packs besides
+    files."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def directory(archive: Archive) -> dict[str, zipfile.ZipInfo]:
     """Member name -> what the archive says of it; UserError where it is no zip."""
     return _opened(archive).NameToInfo
@@ -257,7 +265,7 @@ def _walk(folder: Path, prefix: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_litter(entry.name):
                     continue
                 if entry.is_dir():
                     found += _walk(Path(entry.path), f"{prefix}{entry.name}/")

@@ -120,15 +120,17 @@ def compare_runs(
     device: str = "auto",
     bootstraps: int = 1000,
     limit: int | None = None,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> Comparison:
     """Scores every run on val, measures what it costs, and sets it against the first one.
 
     UserError, before anything is scored, where the runs would not be scored on the same images with
-    the same seen and unseen classes. `limit`: only the first so many images.
+    the same seen and unseen classes. `limit`: only the first so many images. `force`: allow names
+    with words that the built-in CLIP never saw.
     """
     subjects = _comparable(entries)
-    scoring = Scoring(bootstraps=bootstraps, counts=True, limit=limit)
+    scoring = Scoring(bootstraps=bootstraps, counts=True, limit=limit, force=force)
     reports: list[Report] = []
     rows: list[Row] = []
     for entry in entries:

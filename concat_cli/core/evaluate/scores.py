@@ -49,7 +49,8 @@ class Scoring:
     limit: only the first so many images.
     counts: keep the counts of every image in `Report.counts`.
     check: UserError where the truth is next to nothing.
-    force: also report a split whose unseen classes the weights were trained on.
+    force: also report a split whose unseen classes the weights were trained on, and names with
+        words that the built-in CLIP never saw.
     """
 
     split: Split = "all"

@@ -148,7 +148,7 @@ def evaluate_weights(
         subject.candidates(scoring),
         device,
         overrides=subject.cfg,
-        force=True,
+        force=scoring.force,
         progress=progress,
     )
     return evaluate_model(

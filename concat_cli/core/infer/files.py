@@ -342,7 +342,7 @@ def predict_paths(
         for name in (f"{kind}.images", f"{kind}.annotations"):
             saver.begin(name)
         for chunk in progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks)):
-            images, load = _read(paths, chunk, done)
+            images, load = _read(paths, chunk, predictor.cfg.white, done)
             found = predictor.predict_batch(list(images.values()), semantic=False)
             for (index, image), prediction in zip(images.items(), found, strict=True):
                 done[index] = _save(saver, *named[index], image, prediction, load)
@@ -378,7 +378,10 @@ def _tell_older(
 
 
 def _read(
-    paths: Sequence[Path], chunk: Sequence[int], done: dict[int, PicturePrediction | UserError]
+    paths: Sequence[Path],
+    chunk: Sequence[int],
+    white: int,
+    done: dict[int, PicturePrediction | UserError],
 ) -> tuple[dict[int, NDArray[np.uint8]], float]:
     """Images by their number, and the milliseconds of one; errors go to `done`."""
     start = time.perf_counter()
@@ -386,7 +389,7 @@ def _read(
     for index in chunk:
         try:
             check_name(paths[index])
-            images[index] = to_array(paths[index])
+            images[index] = to_array(paths[index], white)
         except UserError as error:
             done[index] = error
     return images, round((time.perf_counter() - start) * 1000 / len(chunk), 2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,32 +12,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from concat_cli.core.data.image_io import read_image, to_rgb
+from concat_cli.core.data.image_io import SUFFIXES, WHITE, foreign_kind, read_image, rgb_array
 from concat_cli.core.errors import UserError
+from concat_cli.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp"})
 OVERLAY = ".overlay.png"  # how `predict` ends the names of the pictures that it draws
+LITTER = frozenset({"__MACOSX", ".ipynb_checkpoints"})  # folders that hold no pictures of their own
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
 Picture: TypeAlias = "NDArray[Any] | Path | str | Image.Image | Tensor"
 
 
-def to_array(picture: Picture) -> NDArray[np.uint8]:
+def to_array(picture: Picture, white: int = WHITE) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB of a picture; what is transparent is laid over white.
 
     A path; a PIL image; an array or a tensor (H, W), (H, W, C) or (C, H, W), of uint8 or of floats
     in 0-1, of C = 1 (grey), 3 (RGB) or 4 (RGBA) channels. Where both ends may be C, an array has it
-    last and a tensor first. UserError for anything else, and for a file that cannot be read.
+    last and a tensor first. white: as of `read_image`, of paths and PIL images. UserError for
+    anything else, and for a file that cannot be read.
     """
     from torch import Tensor  # heavy, and not needed to find pictures
 
     if isinstance(picture, (str, Path)):
-        return read_image(Path(picture))
+        return read_image(Path(picture), white=white)
     if isinstance(picture, Image.Image):
-        return np.array(to_rgb(picture))
+        return rgb_array(picture, white)
     if isinstance(picture, Tensor):
         values = picture.detach().cpu()
         values = values.float() if values.is_floating_point() else values
@@ -67,7 +70,7 @@ def _from_values(values: NDArray[Any], ends: tuple[int, int], given: str) -> NDA
         raise _no_picture(given)
     if values.ndim == 3 and values.shape[2] == 3:
         return values
-    return np.array(to_rgb(Image.fromarray(np.ascontiguousarray(values))))
+    return rgb_array(Image.fromarray(np.ascontiguousarray(values)))
 
 
 def _no_picture(given: str) -> UserError:
@@ -78,33 +81,35 @@ def _no_picture(given: str) -> UserError:
     )
 
 
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+def expand_inputs(inputs: Sequence[str], progress: Progress = SILENT) -> list[Path]:
     """Every picture once, in the order given, those of a folder or glob by name.
 
     A folder gives the pictures directly in it, without hidden files and overlays; a glob may hold
-    `**`. UserError where one of the inputs gives nothing.
+    `**`. What is passed over is told, with the reason. UserError where one of the inputs gives
+    nothing.
     """
-    return list(dict.fromkeys(path for text in inputs for path in _expand(text)))
+    return list(dict.fromkeys(path for text in inputs for path in _expand(text, progress)))
 
 
-def _expand(text: str) -> list[Path]:
+def _expand(text: str, progress: Progress) -> list[Path]:
     path = Path(text)
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [p for p in sorted(path.iterdir()) if is_picture(p)]
-        if not found:
-            raise UserError(
-                f"The folder {path} holds no picture ({', '.join(sorted(SUFFIXES))}).",
-                f'For the folders below it, write "{path}/**/*.jpg".',
-            )
-        return found
+        return _pictures(
+            sorted(path.iterdir()),
+            f"The folder {path} holds no picture",
+            f'For the folders below it, write "{path}/**/*.jpg".',
+            progress,
+        )
     if any(sign in text for sign in "*?["):
         root = Path(path.anchor)
-        found = [p for p in sorted(root.glob(str(path.relative_to(root)))) if is_picture(p)]
-        if not found:
-            raise UserError(f"No picture matches {text}.", "Check the pattern and the folder.")
-        return found
+        return _pictures(
+            sorted(root.glob(str(path.relative_to(root)))),
+            f"No picture matches {text}",
+            "Check the pattern and the folder.",
+            progress,
+        )
     raise UserError(f"There is no picture {path}.", "Give files, folders or globs of pictures.")
 
 
@@ -120,9 +125,31 @@ def check_name(path: Path) -> None:
 
 def is_picture(path: Path) -> bool:
     """A file with a picture's ending that is neither hidden nor an overlay made here."""
-    return (
-        path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-        and not path.name.endswith(OVERLAY)
-        and path.is_file()
+    return path.suffix.lower() in SUFFIXES and not _is_ours(path) and path.is_file()
+
+
+def _pictures(paths: Sequence[Path], nothing: str, hint: str, progress: Progress) -> list[Path]:
+    """The pictures among the paths; the others are told, or make the UserError."""
+    found = [path for path in paths if is_picture(path)]
+    left = set(paths).difference(found)
+    told = _passed_over(path for path in left if path.is_file() and not _is_ours(path))
+    if not found:
+        raise UserError(f"{nothing}{told and f': only {told}'}.", hint)
+    if told:
+        progress.say(f"pictures {len(found)}; passed over: {told}")
+    return found
+
+
+def _passed_over(paths: Iterable[Path]) -> str:
+    """How many files of each ending there are, and what those of known kinds are."""
+    kinds = Counter((path.suffix.lower() or "without ending", foreign_kind(path)) for path in paths)
+    return ", ".join(
+        f"{count} {ending}" + (f" ({kind}, which is not read: convert it first)" if kind else "")
+        for (ending, kind), count in sorted(kinds.items())
     )
+
+
+def _is_ours(path: Path) -> bool:
+    """Hidden or left behind by another program, or an overlay that `predict` drew."""
+    litter = path.name.startswith(".") or LITTER.intersection(path.parts)
+    return bool(litter) or path.name.endswith(OVERLAY)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from concat_cli.core.build import config_of, naming
 from concat_cli.core.checkpoint import Weights, check_clip, open_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.prompts import cached_texts, check_words, class_texts, known_words
+from concat_cli.core.clip.prompts import cached_texts, check_names, class_texts
 from concat_cli.core.clip.source import check_here
 from concat_cli.core.config import Config, InferConfig
 from concat_cli.core.config_file import diff, from_dict, override, to_dict
@@ -42,13 +42,8 @@ from concat_cli.core.infer.postprocess import (
 from concat_cli.core.method import TASKS, loaded, stage_named
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
-from concat_cli.core.vocabulary import (
-    Vocabulary,
-    doubt,
-    parse_names,
-    parse_vocabulary,
-    same_name,
-)
+from concat_cli.core.vocabulary import Vocabulary, same_name
+from concat_cli.core.vocabulary_file import doubt, parse_names, parse_vocabulary
 from concat_cli.core.weights_from.hub import without_waiting
 
 DIVISOR = 32  # the coarsest stride of a model
@@ -199,7 +194,7 @@ class Predictor:
             progress.say(doubtful)
         progress.say(told(classes))
         with naming(weights) if vocabulary is None else nullcontext():
-            unknown = check_words(classes, known_words(cfg.clip.model), force)
+            unknown = check_names(classes, cfg.clip, force)
         if unknown:
             progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
         loading = Loading(weights, cfg, classes, place, dtype, progress, cache_dir, force)
@@ -228,7 +223,7 @@ class Predictor:
         for a picture that cannot be read or is none.
         """
         start = time.perf_counter()
-        images = [to_array(picture) for picture in pictures]
+        images = [to_array(picture, self.cfg.white) for picture in pictures]
         load = (time.perf_counter() - start) * 1000 / max(1, len(images))
         found: dict[int, Prediction] = {}
         is_panoptic = "panoptic" in self.tasks

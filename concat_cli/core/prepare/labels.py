@@ -53,6 +53,16 @@ class LabelReader:
             table[raw] = 0 if category in over else category + 1
         return table
 
+    @cached_property
+    def _colours(self) -> tuple[np.ndarray, np.ndarray]:
+        """Colours in order, and of each the category id + 1, 0 = void."""
+        things = set(self.format.things.values())
+        known = dict.fromkeys(self.format.void, 0) | {
+            colour: 0 if category in things else category + 1
+            for colour, category in self.format.table.items()
+        }
+        return np.array(sorted(known)), np.array([known[colour] for colour in sorted(known)])
+
     def id_map(
         self, files: Sequence[File], size: tuple[int, int], masks: Sequence[tuple[int, str]] = ()
     ) -> np.ndarray:
@@ -91,10 +101,20 @@ class LabelReader:
 
     def _categories(self, raw: np.ndarray, file: File) -> np.ndarray:
         """(H, W) raw values -> int32 category id + 1, 0 = void."""
-        table = self._lookup
-        found = table[np.clip(raw, -1, len(table) - 1)]
+        if self.format.pixels == "colour":
+            colours, categories = self._colours
+            places = np.searchsorted(colours, raw).clip(max=len(colours) - 1)
+            found = np.where(colours[places] == raw, categories[places], -1).astype(np.int32)
+        else:
+            table = self._lookup
+            found = table[np.clip(raw, -1, len(table) - 1)]
         if (found < 0).any():
             value: int = raw[found < 0].tolist()[0]
+            if self.format.pixels == "colour":
+                rgb = value & 255, value >> 8 & 255, value >> 16
+                raise UserError(
+                    f"{file} has the colour {rgb}, which is neither a class's nor void.", _WHICH
+                )
             raise UserError(
                 f"{file} has the value {value}, which is neither a class nor void.", _WHICH
             )
@@ -121,8 +141,22 @@ def read_raw(file: File, pixels: Pixels, size: tuple[int, int]) -> np.ndarray:
     if pixels == "ade_rg":
         red, green = _read_rg(file, size)
         return red // 10 * 256 + green if red.shape == size else red
+    what = "a map of class values"
     hint = "A label map is grey or of a palette, 8 or 16 bit; the value is the class."
-    values = _read_picture(file, size, _GREY, "a map of class values", hint)
+    if pixels == "colour":
+        planes = _read_picture(file, size, ("RGB", "RGBA", "P", "PA"), what, hint, "RGB")
+        if planes.ndim < 3:
+            return planes
+        return planes.astype(np.int32) @ np.array([1, 256, 65536], np.int32)
+    values = _read_picture(file, size, (*_GREY, "RGB", "RGBA"), what, hint)
+    if values.ndim == 3:
+        if (values[..., :3] != values[..., :1]).any():
+            raise UserError(
+                f"{file} is in colour (RGB), not {what}: `prepare-data custom` reads it where "
+                "--classes gives each class its colour, like `car = 250, 50, 83`.",
+                hint,
+            )
+        values = values[..., 0]
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
@@ -136,8 +170,9 @@ def _read_rg(file: File, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _read_picture(
-    file: File, size: tuple[int, ...], modes: Sequence[str], what: str, hint: str
+    file: File, size: tuple[int, ...], modes: Sequence[str], what: str, hint: str, into: str = ""
 ) -> np.ndarray:
+    """Pixels of a picture of one of these modes, converted where that is asked for."""
     try:
         with closing(open_image(file)) as image:
             if image.mode not in modes:
@@ -146,7 +181,7 @@ def _read_picture(
                 )
             if (image.height, image.width) != size:
                 return unread((image.height, image.width))
-            return np.asarray(image)
+            return np.asarray(image.convert(into) if into else image)
     except BROKEN as error:
         raise broken(file, error) from error
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from concat_cli.core import files
 from concat_cli.core.data.class_split import load_class_split
-from concat_cli.core.data.index import Row, write_rows
+from concat_cli.core.data.image_io import told_dim
+from concat_cli.core.data.index import STORED, WHITE, Row, write_rows
 from concat_cli.core.data.store import ZipMember, split_location
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.protocol import (
@@ -33,7 +34,7 @@ from concat_cli.core.prepare.protocol import (
     to_json,
 )
 from concat_cli.core.prepare.recipes import RECIPES
-from concat_cli.core.prepare.source import PartName, Source, SourcePart, UnseenPixels
+from concat_cli.core.prepare.source import Exif, PartName, Source, SourcePart, UnseenPixels
 from concat_cli.core.prepare.verify import Bad, Checker, verify
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
@@ -73,6 +74,9 @@ class Options:
     decode: decode every image in full; slower.
     one_part: where train or val is missing, the other serves as both.
     processes: that check; by default one a CPU.
+    exif: which pixels the labels of photos are of that EXIF turns: "stored", or of the upright
+        photo; there "turn" also takes sizes of the stored pixels.
+    white: the value of white in grey images of 16 bits.
     """
 
     class_split: str = ""
@@ -82,6 +86,8 @@ class Options:
     decode: bool = False
     one_part: bool = False
     processes: int | None = None
+    exif: Exif = ""
+    white: int = WHITE
 
 
 def prepare_data(
@@ -244,7 +250,7 @@ def _verify(
             raise UserError(
                 f"{part.where}: two images have the same id.", "Each image needs an id."
             )
-        checker = checker_of(part, vocabulary, out / "labels" / name, options.decode)
+        checker = checker_of(part, vocabulary, out / "labels" / name, options)
         ledger = out / "checked" / f"{name}.jsonl"
         rows[name], bad[name] = verify(
             name, checker, items, ledger, progress, options.skip_bad, options.processes
@@ -254,15 +260,35 @@ def _verify(
                 f"No image of {name} is left ({part.where}): {len(bad[name])} are faulty or gone.",
                 f"Look at {part.images}.",
             )
+        _tell_reading(name, rows[name], options, progress)
     return rows, bad
 
 
+def _tell_reading(part: str, rows: list[Row], options: Options, progress: Progress) -> None:
+    """How images are read that EXIF turns, or that use a small part of 16 bits."""
+    if turned := [row for row in rows if row.exif]:
+        stored = turned[0].exif == STORED
+        pixels = "the pixels as they are stored" if stored else "the upright image"
+        other = "turn" if stored else "stored"
+        asked = "" if options.exif else f"; if they are not, say --exif {other}"
+        progress.say(
+            f"{part}: EXIF turns {len(turned)} of {len(rows)} images; their labels are taken for "
+            f"those of {pixels}{asked}"
+        )
+    if told := told_dim([row.brightest for row in rows if row.brightest], options.white):
+        progress.say(f"{part}: {told}; --white gives its value")
+
+
 def checker_of(
-    part: SourcePart, vocabulary: Vocabulary, maps: Path, decode: bool = False
+    part: SourcePart, vocabulary: Vocabulary, maps: Path, options: Options | None = None
 ) -> Checker:
     """What checks the images of a part."""
     places = part.images, part.labels, part.second_labels
-    return Checker(places, part.format, part.listed_in or part.labels, vocabulary, maps, decode)
+    how = options or Options()
+    listed_in = part.listed_in or part.labels
+    return Checker(
+        places, part.format, listed_in, vocabulary, maps, how.decode, how.exif, how.white
+    )
 
 
 def _header(report: Report, root: Path, parts: Parts) -> dict[str, Any]:

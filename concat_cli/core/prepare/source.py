@@ -26,7 +26,8 @@ Kind = Literal[
     "instances",
     "instances_over_semantic",
 ]
-Pixels = Literal["index", "ade_rg", "mat"]
+Exif = Literal["", "turn", "stored"]  # "": upright, and sizes must be those of upright images
+Pixels = Literal["index", "ade_rg", "mat", "colour"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class LabelFormat:
         "instances": masks in a JSON.
         "instances_over_semantic": the same, laid over `semantic` maps.
     pixels, of raw values: "index" (grey or palette, 8 or 16 bit, PNG or TIFF), "ade_rg"
-        (R // 10 * 256 + G, ADE20K-Full's _seg.png), "mat" (MATLAB's LabelMap).
+        (R // 10 * 256 + G, ADE20K-Full's _seg.png), "mat" (MATLAB's LabelMap), "colour"
+        (R + 256 G + 65536 B; also of a palette).
     table: raw value -> category id; a raw value that is in neither `table` nor `void` is an error.
     void: raw values without truth.
     things: raw class of a thing map -> category id for "things_over_stuff"; category id -> itself

@@ -21,19 +21,30 @@ import numpy as np
 from concat_cli.core import files
 from concat_cli.core.data.coco import Item, Segment
 from concat_cli.core.data.image_io import (
-    check_image,
+    SWAPPED,
+    WrongSize,
+    brightest,
+    read_header,
     read_image,
     runs,
     segment_runs,
     write_id_png,
     wrong_size,
 )
-from concat_cli.core.data.index import Row, check_categories, listed_row, row_of
+from concat_cli.core.data.index import (
+    STORED,
+    TURNED,
+    WHITE,
+    Row,
+    check_categories,
+    listed_row,
+    row_of,
+)
 from concat_cli.core.data.store import File, Store, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.labels import INSTANCE, LabelReader, painted
 from concat_cli.core.prepare.pool import mapper, processes_for
-from concat_cli.core.prepare.source import LabelFormat
+from concat_cli.core.prepare.source import Exif, LabelFormat
 from concat_cli.core.progress import Progress
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -54,6 +65,7 @@ class Checker:
     listed_in: what lists them, as errors name it.
     maps: the folder of the id maps that are written.
     decode: decode every image in full, which finds truncated ones; else only its header is read.
+    exif: which pixels the labels of images are of that EXIF turns; white: as of `read_image`.
     """
 
     places: tuple[str, str, str]
@@ -62,6 +74,8 @@ class Checker:
     vocabulary: Vocabulary
     maps: Path
     decode: bool = False
+    exif: Exif = ""
+    white: int = WHITE
 
     @cached_property
     def _stores(self) -> list[Store | None]:
@@ -78,10 +92,31 @@ class Checker:
     def row(self, item: Item) -> Row:
         """The row of an image that is as it should be; UserError naming what is not."""
         image, *labels = self.files(item)
-        height, width = read_image(image).shape[:2] if self.decode else check_image(image)
-        size = height, width
-        if item.size is not None and size != item.size:
-            raise wrong_size(image, size, item.size, f"{self.listed_in} says")
+        header = read_header(image)
+        if self.decode:
+            read_image(image)
+        read_as = "" if header.orientation == 1 else STORED if self.exif == "stored" else TURNED
+        try:
+            row = self._labelled(item, header.shown(read_as != STORED), header.size, labels)
+        except WrongSize as error:
+            if header.orientation < SWAPPED or not error.swapped:
+                raise
+            raise UserError(
+                f"{error.what} Its EXIF orientation turns it. Were the labels drawn on the pixels "
+                "as they are stored, say --exif stored; on the upright image, --exif turn.",
+                error.hint,
+            ) from error
+        most = brightest(image) if header.wide else 0
+        return replace(row, exif=read_as, white=self.white, brightest=most)
+
+    def _labelled(
+        self, item: Item, size: tuple[int, int], stored: tuple[int, int], labels: list[File]
+    ) -> Row:
+        """The row of an image whose size as it is read, and as stored, is known."""
+        known = (size, stored) if self.exif == "turn" else (size,)
+        if item.size is not None and item.size not in known:
+            file = self.files(item)[0]
+            raise wrong_size(file, size, item.size, f"{self.listed_in} says")
         if self.format.kind == "panoptic":
             row = listed_row(item, size, self.vocabulary.index_of_id, self.listed_in)
             record = row.record(self.vocabulary)
@@ -135,7 +170,7 @@ class Checker:
     def facts(self) -> str:
         """A digest of what all rows depend on."""
         classes = [(entry.id, entry.kind) for entry in self.vocabulary.entries]
-        facts = repr((_VERSION, self.format, classes)).encode()
+        facts = repr((_VERSION, self.format, classes, self.exif, self.white)).encode()
         return hashlib.blake2b(facts, digest_size=8).hexdigest()
 
     def _add_found(self, row: Row, ids: np.ndarray, segments: dict[int, Segment]) -> None:

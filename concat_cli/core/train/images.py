@@ -141,10 +141,12 @@ class ImageTask:
         )
 
 
-def open_image_session(cfg: Config, device: str, progress: Progress) -> Session:
+def open_image_session(
+    cfg: Config, device: str, progress: Progress, force: bool = False
+) -> Session:
     """`open_session` of a stage that learns from images; UserError where its steps do not divide
     into forwards, before anything is loaded or a folder made."""
-    session = open_session(cfg, device, progress)
+    session = open_session(cfg, device, progress, force)
     micro_batches(cfg.optim, session.processes)
     return session
 

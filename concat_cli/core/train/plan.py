@@ -16,6 +16,7 @@ from torch import nn
 
 from concat_cli.core.checkpoint import read_meta
 from concat_cli.core.clip import tiny
+from concat_cli.core.clip.prompts import check_names
 from concat_cli.core.clip.source import is_cached
 from concat_cli.core.config import ClipConfig, Config, ModelConfig, OptimConfig
 from concat_cli.core.data.dataset import read_dataset_info
@@ -35,6 +36,7 @@ def describe(
     *,
     weights: Path | None = None,
     vocabulary: Path | None = None,
+    force: bool = False,
 ) -> Plan:
     """Data, costs, what it starts from, outputs.
 
@@ -42,15 +44,16 @@ def describe(
     """
     _, kind = stage_named(run.stage(stage).stage)
     own: Plan = loaded(kind.plan)(cfg, run, weights, vocabulary)
-    return data_facts(cfg) | own | output_facts(run.stage(stage))
+    return data_facts(cfg, force) | own | output_facts(run.stage(stage))
 
 
-def data_facts(cfg: Config) -> Plan:
-    """The data set at `data.root`, or how it is made."""
+def data_facts(cfg: Config, force: bool = False) -> Plan:
+    """The data set at `data.root`, or how it is made; force: as of `open_session`."""
     root = Path(cfg.data.root)
     if (root / "dataset.json").exists():
         info = read_dataset_info(root)
         check_world(cfg, info)
+        check_names(info.vocabulary, cfg.clip, force)
         seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
         parts = ", ".join(info.parts)
         told = f"{info.name}, {seen} seen and {classes - seen} unseen classes; {parts}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from concat_cli import __version__
 from concat_cli.core.checkpoint import Weights
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.prompts import text_embeddings
+from concat_cli.core.clip.prompts import check_names, text_embeddings
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
@@ -99,14 +99,20 @@ class Session:
         } | facts
 
 
-def open_session(cfg: Config, device: str, progress: Progress) -> Session:
-    """Chooses device and precision, draws the built-in world if it is asked for and not there."""
+def open_session(cfg: Config, device: str, progress: Progress, force: bool = False) -> Session:
+    """Chooses device and precision, draws the built-in world if it is asked for and not there.
+
+    force: allow classes with words that the built-in CLIP never saw; else they are a UserError.
+    """
     chosen, why = choose_device(device)
     chosen, processes = join(chosen)
     dtype, reason = choose_precision(cfg.optim.precision, chosen)
     precision = "fp32" if dtype is None else str(dtype).removeprefix("torch.")
     progress.say(f"device {chosen} ({why}); precision {precision} ({reason})")
-    return Session(cfg, open_data(cfg, processes, progress), chosen, dtype, processes, progress)
+    info = open_data(cfg, processes, progress)
+    if unknown := check_names(info.vocabulary, cfg.clip, force):
+        progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
+    return Session(cfg, info, chosen, dtype, processes, progress)
 
 
 def open_data(cfg: Config, processes: Processes, progress: Progress) -> DatasetInfo:

@@ -14,7 +14,7 @@ METHOD = Method(
             train="concat_cli.methods.clip_zss.train:train_clip_zss",
             plan="concat_cli.methods.clip_zss.train:plan",
             relevant=("data", "shapes", "clip", "clip_zss", "optim", "infer"),
-            options=("preview",),
+            options=("force", "preview"),
         ),
     ),
     reference="shapes_clip_zss",

@@ -63,6 +63,7 @@ def train_clip_zss(
     *,
     device: str = "auto",
     fresh: bool = False,
+    force: bool = False,
     progress: Progress = SILENT,
     preview: Path | None = None,
 ) -> StageResult:
@@ -72,7 +73,7 @@ def train_clip_zss(
     """
     check_own_masks(cfg, "CLIP-ZSS")
     own = cfg.own(ClipZssConfig)
-    session = open_image_session(cfg, device, progress)
+    session = open_image_session(cfg, device, progress, force)
     check_student_start(own)
     looks = own.glm > 0 or own.pseudo or preview is not None
     clip = load_clip(

@@ -28,6 +28,7 @@ METHOD = Method(
             train="concat_cli.methods.concat.con:train_con",
             plan="concat_cli.methods.concat.con:plan",
             relevant=CON,
+            options=("force",),
             following="train-cat",
         ),
         Stage(

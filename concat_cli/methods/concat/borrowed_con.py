@@ -302,12 +302,12 @@ class BankConTask:
 
 
 def train_on_borrowed(
-    cfg: Config, run: Run, *, device: str, fresh: bool, progress: Progress
+    cfg: Config, run: Run, device: str, fresh: bool, force: bool, progress: Progress
 ) -> StageResult:
     """Trains stage 1 of a run on the published segmentor `model.segmentor`, or resumes it."""
     published = open_frozen(in_place(cfg.model.segmentor))
     cfg = as_borrowed(cfg, published)
-    session = open_session(cfg, device, progress)
+    session = open_session(cfg, device, progress, force)
     info, infer = session.info, cfg.infer
     progress.say(
         f"{published.source}: {published.count} queries of width {published.width}, frozen; "

@@ -168,7 +168,7 @@ def train_cat(
     if unfinished:
         progress.say(unfinished)
     cfg = replace(cfg, model=config_of(source).model)
-    session = open_session(cfg, device, progress)
+    session = open_session(cfg, device, progress, force)
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
     stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})

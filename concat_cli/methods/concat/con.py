@@ -31,12 +31,13 @@ def train_con(
     *,
     device: str = "auto",
     fresh: bool = False,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
     if cfg.model.segmentor:
-        return train_on_borrowed(cfg, run, device=device, fresh=fresh, progress=progress)
-    session = open_image_session(cfg, device, progress)
+        return train_on_borrowed(cfg, run, device, fresh, force, progress)
+    session = open_image_session(cfg, device, progress, force)
     check_start(cfg.model)
     clip = load_clip(cfg.clip, session.device, dtype=session.teacher_dtype, progress=progress)
     teacher = session.teacher(clip, cfg.align.crops, cfg.align.source)

@@ -16,7 +16,7 @@ from concat_cli.core.checkpoint import (
     check_stage,
     load_weights,
 )
-from concat_cli.core.clip.prompts import check_words, known_words
+from concat_cli.core.clip.prompts import check_names
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.device import one_thread
 from concat_cli.core.errors import UserError
@@ -31,7 +31,8 @@ from concat_cli.core.train.session import (
     text_clip,
     trained_names,
 )
-from concat_cli.core.vocabulary import Vocabulary, parse_vocabulary, written
+from concat_cli.core.vocabulary import Vocabulary, written
+from concat_cli.core.vocabulary_file import parse_vocabulary
 from concat_cli.methods.concat.cat import choose_fold
 from concat_cli.methods.concat.generator import Generator, restore_generator
 from concat_cli.methods.concat.on_borrowed import kept_facts, restore
@@ -72,13 +73,13 @@ def finetune(
     if unfinished:
         progress.say(unfinished)
     cfg = _as_built(cfg, source)
-    session = open_session(cfg, device, progress)
+    session = open_session(cfg, device, progress, force)
     known = session.info.vocabulary
     given = None if vocabulary is None else parse_vocabulary(vocabulary, known)
     new = new_names(known, given, cfg) if pseudo else Vocabulary(())
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
-    check_words(new, known_words(cfg.clip.model), force)
+    check_names(new if given is None else given, cfg.clip, force)
     name = "finetune" if vocabulary is None else taught(vocabulary)
     inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)

@@ -22,6 +22,7 @@ METHOD = Method(
             train="concat_cli.methods.zegformer.train:train_zegformer",
             plan="concat_cli.methods.zegformer.train:plan",
             relevant=(*CON, *(f"zegformer.{key}" for key in TRAINED)),
+            options=("force",),
         ),
     ),
     reference="shapes_zegformer",

@@ -92,11 +92,12 @@ def train_zegformer(
     *,
     device: str = "auto",
     fresh: bool = False,
+    force: bool = False,
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains a run's ZegFormer, or resumes it; its weights are in `runs/<name>/zegformer/`."""
     check_keys(cfg)
-    session = open_image_session(cfg, device, progress)
+    session = open_image_session(cfg, device, progress, force)
     check_start(cfg.model)
     clip = text_clip(cfg, session.device)
     seed_torch(cfg.optim.seed)

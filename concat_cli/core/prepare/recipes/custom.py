@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from concat_cli.core.data.coco import CocoJson, Item, read_coco
-from concat_cli.core.data.store import file_exists, location_exists, open_store
+from concat_cli.core.data.store import file_exists, location_exists
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.class_values import read_classes
 from concat_cli.core.prepare.recipes.coco import same_categories
-from concat_cli.core.prepare.recipes.layouts import hashed, named, unpacking
+from concat_cli.core.prepare.recipes.layouts import named, unpacking
 from concat_cli.core.prepare.recipes.names import fitted
+from concat_cli.core.prepare.recipes.pairs import Pairs, split_pattern
 from concat_cli.core.prepare.source import (
     EVERY,
     Kind,
@@ -26,10 +26,9 @@ from concat_cli.core.prepare.source import (
     SourcePart,
     Task,
 )
-from concat_cli.core.vocabulary import Vocabulary, parse_classes, parse_vocabulary, without_comment
+from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.vocabulary_file import parse_classes, parse_vocabulary
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-_LABELS = (".png", ".tif", ".tiff", ".mat")
 _WAYS = (
     "Give --images with one of: --json PANOPTIC.json --labels PNGS; --json INSTANCES.json; "
     "--labels MAPS --classes FILE; --json INSTANCES.json --labels MAPS --classes FILE."
@@ -56,8 +55,8 @@ class Own:
 
     images: Annotated[str, "Folder or zip of the images."] = ""
     json: Annotated[str, "COCO JSON: panoptic or of instances."] = ""
-    labels: Annotated[str, "PNGs of the JSON, or maps of classes."] = ""
-    classes: Annotated[str, "Names of the values in maps, a line each."] = ""
+    labels: Annotated[str, "PNGs of the JSON, or maps of classes: maps, maps/*_mask.png."] = ""
+    classes: Annotated[str, "Names of the values or colours in maps, a line each."] = ""
     val_images: Annotated[str, "The same of val; else train is val."] = ""
     val_json: Annotated[str, _SAME] = ""
     val_labels: Annotated[str, _SAME] = ""
@@ -67,12 +66,21 @@ class Own:
 
 @dataclass(frozen=True)
 class _Given:
-    """The places of one part, "" where none was given, what its JSON lists, and what to say."""
+    """The places of one part, "" where there are none, what its JSON lists, and what to say."""
 
-    images: str
-    labels: str
+    pairs: Pairs
     json: CocoJson | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> str:
+        """The place of the images."""
+        return self.pairs.images
+
+    @property
+    def labels(self) -> str:
+        """The place of the label maps or PNGs."""
+        return self.pairs.labels
 
     def part(self, form: LabelFormat, items: list[Item]) -> SourcePart:
         """The part with images of the given items."""
@@ -87,8 +95,9 @@ def find(root: Path, **given: Any) -> Source:
     """Data described by its places, fields of `Own`, which may be relative to `root`.
 
     Panoptic: json and labels (by default the folder named like the JSON). Instances: json alone.
-    Semantic: labels and classes, label maps named like the images. Instances over semantic maps:
-    json, labels and classes. UserError where these do not fit or something is not there.
+    Semantic: labels and classes, label maps named like the images, or by a pattern at the end of
+    their place. Instances over semantic maps: json, labels and classes. UserError where these do
+    not fit or something is not there.
     """
     own = Own(**given)
     there: dict[PartName, _Given] = {
@@ -120,7 +129,9 @@ def find(root: Path, **given: Any) -> Source:
 def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
     if not images:
         raise UserError("Nobody says where the images are.", _WAYS)
-    if json and not labels:
+    images, image_pattern = split_pattern(images)
+    labels, label_pattern = split_pattern(labels)
+    if json and not labels and not label_pattern:
         beside = str(Path(json).with_suffix(""))
         labels = beside if location_exists(root / beside) else ""
     for place in (images, labels):
@@ -131,23 +142,24 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
             raise UserError(f"There is no folder {path}.", hint)
     if json and not file_exists(root / json):
         raise UserError(f"There is no file {root / json}.", _WAYS)
-    images, labels = str(root / images), str(root / labels) if labels else ""
+    there = str(root / labels) if labels or label_pattern else ""
+    pairs = Pairs(str(root / images), image_pattern, there, label_pattern)
     if not json:
-        return _Given(images, labels, None)
+        return _Given(pairs, None)
     listed = read_coco(root / json)
     items, notes = listed.items, list(listed.notes)
     if crowds == Crowds.objects:
         items = [_of_objects(item) for item in items]
-    files, note = fitted([item.image for item in items], images, listed.location)
+    files, note = fitted([item.image for item in items], pairs.images, listed.location)
     notes.append(note)
     items = [replace(item, image=files[item.image]) for item in items]
-    if listed.truth == "panoptic" and labels:
-        files, note = fitted([item.label for item in items], labels, listed.location)
+    if listed.truth == "panoptic" and there:
+        files, note = fitted([item.label for item in items], there, listed.location)
         notes.append(note)
         items = [replace(item, label=files[item.label]) for item in items]
     if listed.truth == "panoptic" and not any("isthing" in row for row in listed.categories):
         notes.append(f"No category of {listed.location} says `isthing`: all count as things.")
-    return _Given(images, labels, replace(listed, items=items), tuple(filter(None, notes)))
+    return _Given(pairs, replace(listed, items=items), tuple(filter(None, notes)))
 
 
 def _of_objects(item: Item) -> Item:
@@ -208,7 +220,8 @@ def _with_classes(
     kind: Kind, given: dict[PartName, _Given], classes: Path
 ) -> tuple[Vocabulary, dict[PartName, SourcePart]]:
     """Label maps and what their values are; classes of a JSON are things and come from it alone."""
-    vocabulary, void = read_classes(classes)
+    meaning = read_classes(classes)
+    vocabulary = meaning.vocabulary
     things: dict[int, int] = {}  # category of the JSON -> value of the map
     if kind == "instances_over_semantic":
         lists = same_categories(one.part(LabelFormat(kind), []) for one in given.values())
@@ -226,18 +239,20 @@ def _with_classes(
         )
     parts: dict[PartName, SourcePart] = {}
     for name, one in given.items():
-        label_of = _labels_at(one.labels)
+        found = one.pairs.items() if one.json is None else one.json.items
+        label_of = one.pairs.label_of(found)
         mat = any(label.endswith(".mat") for label in label_of.values())
-        values, counted = ({i: i for i in ids} for ids in (vocabulary.ids, things.values()))
-        form = LabelFormat(kind, "mat" if mat else "index", values, void, counted)
-        found = _images_at(one.images) if one.json is None else one.json.items
+        pixels = "colour" if meaning.coloured else "mat" if mat else "index"
+        counted = {value: value for value in things.values()}
+        form = LabelFormat(kind, pixels, meaning.table, meaning.void, counted)
         parts[name] = one.part(form, [_mapped(item, things, label_of) for item in found])
     return vocabulary, parts
 
 
 def _mapped(item: Item, things: dict[int, int], label_of: dict[str, str]) -> Item:
     """The item with its label map, and the map's values as categories (-1 where there is none)."""
-    label = label_of.get(_stem(item.image), f"{_stem(item.image)}.png")
+    name = PurePosixPath(item.image).with_suffix(".png")
+    label = label_of.get(item.image, str(name))
     if item.segments is None:
         return replace(item, label=label)
     segments = tuple(
@@ -245,85 +260,6 @@ def _mapped(item: Item, things: dict[int, int], label_of: dict[str, str]) -> Ite
         for segment in item.segments
     )
     return replace(item, label=label, segments=segments)
-
-
-def _labels_at(location: str) -> dict[str, str]:
-    """Name without ending -> label map; UserError where two differ in the ending alone."""
-    names = [name for name in open_store(location).names() if name.lower().endswith(_LABELS)]
-    counts = Counter(map(_stem, names))
-    twice = [name for name in names if counts[_stem(name)] > 1]
-    if twice:
-        raise UserError(f"{location} has {' and '.join(twice[:2])}.", "Keep one label an image.")
-    return {_stem(name): name for name in names}
-
-
-def _images_at(location: str) -> list[Item]:
-    """The images there. Ids: the number that a name is, if all are; else a hash of it, so that an
-    image keeps its id, and its part, when others are added."""
-    names = [name for name in open_store(location).names() if name.lower().endswith(_IMAGES)]
-    own = [PurePosixPath(name).stem for name in names]
-    if all(stem.isdecimal() for stem in own) and len({int(stem) for stem in own}) == len(own):
-        return [Item(int(stem), name) for stem, name in zip(own, names, strict=True)]
-    return [Item(hashed(_stem(name).replace("/", "-")), name) for name in names]
-
-
-def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
-
-
-VOID = (255, 65535)  # void by custom, in 8 and 16 bit, unless they are classes
-_VALUE = re.compile(r"^(.*?)\s*=\s*(\d+)\s*$")
-_HINT = "Give each line its value, like `car, automobile = 7`, or none: then they count from 0."
-
-
-def read_classes(path: Path) -> tuple[Vocabulary, tuple[int, ...]]:
-    """The classes of label maps, with their raw values as ids, and the void values.
-
-    A vocabulary file, whose lines stand for the raw values 0, 1, 2, ...; `car = 7` gives its own;
-    the value of a line `void` has no truth. UserError where two lines have one value or only some
-    lines have one.
-    """
-    if path.suffix.lower() in (".yaml", ".yml", ".json"):
-        vocabulary = parse_vocabulary(path)
-        values, void = list(range(len(vocabulary))), []
-    else:
-        vocabulary, values, void = _read_lines(path)
-    twice = {value for value in values if [*values, *void].count(value) > 1}
-    if twice:
-        raise UserError(f"{path}: two lines have the value {min(twice)}.", _HINT)
-    if max(values) > 65534 or max(void, default=0) > 65535:
-        largest = max([*values, *void])
-        raise UserError(f"{path}: {largest} is no value of 16 bit that could be one.", _HINT)
-    entries = (replace(e, id=v) for e, v in zip(vocabulary.entries, values, strict=True))
-    unused = [value for value in VOID if value not in values and value not in void]
-    return Vocabulary(tuple(entries)), (*void, *unused)
-
-
-def _read_lines(path: Path) -> tuple[Vocabulary, list[int], list[int]]:
-    """A text file's classes, their values, and the values of its `void` lines."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError):
-        text = ""  # parse_vocabulary says what is wrong
-    names: list[str] = []
-    given: list[tuple[str, bool]] = []  # the value as written, and whether it is void
-    for line in text.splitlines():
-        plain = without_comment(line)
-        match = _VALUE.match(plain)
-        name, value = match.groups() if match else (plain, "")
-        void = name.split(":")[0].strip().casefold() == "void"
-        if match and not name:
-            raise UserError(f"{path}: {plain[:80]!r} has a value and no name.", _HINT)
-        if plain:
-            given.append((value[:9], void))  # longer ones are refused, too
-        names.append("" if void else name)
-    vocabulary = parse_vocabulary(path, text="\n".join(names) if names else None)
-    some = sum(bool(value) for value, _ in given)
-    if 0 < some < len(given):
-        raise UserError(f"{path}: {some} of {len(given)} lines have a value.", _HINT)
-    values = [int(value) if value else place for place, (value, _) in enumerate(given)]
-    rows = list(zip(values, (void for _, void in given), strict=True))
-    return vocabulary, [v for v, void in rows if not void], [v for v, void in rows if void]
 
 
 RECIPE = Recipe(

@@ -358,17 +358,11 @@ def _pieces(
 
 
 def stems(location: str, end: str, but: Sequence[str] = ()) -> list[str]:
-    """The names of all files there that end so (and not as one of `but`), without their end.
-
-    What archivers of other systems leave behind ("__MACOSX/", "._x") is no file.
-    """
+    """The names of all files there that end so (and not as one of `but`), without their end."""
     return [
         name[: -len(end)]
         for name in open_store(location).names()
-        if name.endswith(end)
-        and not any(name.endswith(other) for other in but)
-        and not name.rpartition("/")[2].startswith(".")
-        and not name.startswith("__MACOSX/")
+        if name.endswith(end) and not any(name.endswith(other) for other in but)
     ]
 
 
