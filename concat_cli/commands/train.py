@@ -94,10 +94,17 @@ def _train(stage: Stage, given: dict[str, Any]) -> None:
     )
     if preview is not None:
         return console.done({"pictures": relative(preview)})
-    after = stage.following
+    after = stage.following if has_unseen(result.weights) else "evaluate"
     if vocabulary is not None:
         after = f"predict photo.jpg --vocab {vocabulary}"
     show_result(console, result, [f"concat {after} --name {run.name}"])
+
+
+def has_unseen(weights: Path) -> bool:
+    """Whether weights were made for classes that had no labels; also where there are none yet."""
+    from concat_cli.core.checkpoint import read_meta
+
+    return not weights.is_file() or not all(e["seen"] for e in read_meta(weights)["vocabulary"])
 
 
 def show_result(console: Console, result: StageResult, following: list[str]) -> None:

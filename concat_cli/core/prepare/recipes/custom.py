@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -74,7 +75,7 @@ def find(
     val_json: Annotated[str, _SAME] = "",
     val_labels: Annotated[str, _SAME] = "",
 ) -> Source:
-    """Data described by its places, which may be relative to `root`.
+    """Data described by its places, relative to `root` or to the current folder.
 
     Panoptic: json and labels (by default the folder named like the JSON). Instances: json alone.
     Semantic: labels and classes, label maps named like the images, or by a pattern at the end of
@@ -90,7 +91,9 @@ def find(
     kind = kinds.pop()
     parts: dict[PartName, SourcePart]
     if classes:
-        vocabulary, parts = _with_classes(kind, given, root / classes)
+        vocabulary, parts = _with_classes(
+            kind, given, Path(_place(root, classes, file_exists, "file"))
+        )
     else:
         form = LabelFormat(kind)
         parts = {name: one.part(form, one.json.items) for name, one in given.items() if one.json}
@@ -103,22 +106,31 @@ def find(
 def _given(root: Path, images: str, json: str, labels: str) -> _Given:
     if not images:
         raise UserError("Nobody says where the images are.", _WAYS)
-    images, image_pattern = split_pattern(images)
-    labels, label_pattern = split_pattern(labels)
-    if json and not labels and not label_pattern:
+    (images, image_pattern), (labels, label_pattern) = split_pattern(images), split_pattern(labels)
+    images = _place(root, images)
+    json = _place(root, json, file_exists, "file") if json else ""
+    if labels or label_pattern:
+        labels = _place(root, labels)
+    elif json:
         beside = str(Path(json).with_suffix(""))
-        labels = beside if location_exists(root / beside) else ""
-    for place in (images, labels):
-        if place and not location_exists(root / place):
-            path = root / place
-            command = unpacking(path) if path.is_file() else ""
-            hint = f"Only zip files are read in place; unpack it: {command}" if command else _WAYS
-            raise UserError(f"There is no folder {path}.", hint)
-    if json and not file_exists(root / json):
-        raise UserError(f"There is no file {root / json}.", _WAYS)
-    listed = read_coco(root / json) if json else None
-    there = str(root / labels) if labels or label_pattern else ""
-    return _Given(Pairs(str(root / images), image_pattern, there, label_pattern), listed)
+        labels = beside if location_exists(beside) else ""
+    listed = read_coco(json) if json else None
+    return _Given(Pairs(images, image_pattern, labels, label_pattern), listed)
+
+
+def _place(
+    root: Path, name: str, exists: Callable[[str], bool] = location_exists, kind: str = "folder"
+) -> str:
+    """What is read is looked for below the root, else from the folder that the user is in;
+    UserError where it is in neither."""
+    below = str(root / name)
+    found = next((place for place in (below, name) if place and exists(place)), None)
+    if found is not None:
+        return found
+    command = unpacking(Path(below)) if Path(below).is_file() else ""
+    hint = f"Only zip files are read in place; unpack it: {command}" if command else _WAYS
+    also = "" if below == name else f", and none at {Path(name).absolute()}"
+    raise UserError(f"There is no {kind} {below}{also}.", hint)
 
 
 def _kind(given: _Given, classes: str) -> Kind:
@@ -197,5 +209,5 @@ RECIPE = Recipe(
     ),
     unseen_pixels="drop",
     single=True,
-    root="Folder that the places below are relative to.",
+    root="Folder of the data; where the places below are not in it, the current folder counts.",
 )
