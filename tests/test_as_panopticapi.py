@@ -115,10 +115,10 @@ def test_things_and_stuff_that_look_unlike_what_was_meant(tmp_path):
     plain, nothing = scored(tmp_path / "c")
     assert "isthing" not in nothing and "stuff classes" not in nothing
     for change in (without, all_stuff):
-        report, said = scored(tmp_path / "d", change, stuff={"road"})
+        report, said = scored(tmp_path / "d", change, kinds="person; road : stuff")
         assert report.panoptic == plain.panoptic and "isthing" not in said
-    with pytest.raises(UserError, match="no category 'rod'"):
-        scored(tmp_path / "e", stuff={"rod"})
+    with pytest.raises(UserError, match="names 'rod', which is no class"):
+        scored(tmp_path / "e", kinds="rod : stuff")
 
 
 def random_files(folder, seed: int) -> tuple:

@@ -137,7 +137,7 @@ def test_an_image_keeps_its_id_when_others_are_added(root: Path) -> None:
         ({"images": "photos", "json": "classes.txt"}, r"classes\.txt is not valid JSON"),
         (
             {"images": "photos", "labels": "maps", "classes": "none.txt"},
-            r"no vocabulary file .*none\.txt",
+            r"no file .*none\.txt",
         ),
         (
             {"images": "photos", "json": "instances.json", "val_images": "photos",
@@ -210,3 +210,20 @@ def test_lists_in_other_forms(tmp_path: Path) -> None:
     assert read_classes(tmp_path / "c.yaml").vocabulary.ids == (0, 1)
     with pytest.raises(UserError, match="no vocabulary file"):
         read_classes(tmp_path / "none.txt")
+
+
+def test_places_are_also_seen_from_the_current_folder(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below ROOT first; also the class split."""
+    (root / "split.yaml").write_text("unseen: [cow]\n")
+    given = {"images": "photos", "labels": "maps", "classes": "classes.txt"}
+    options = Options("split.yaml", processes=1)
+    report = prepare_data("custom", root, None, options, **given)
+    assert report.class_split == "split" and not report.vocabulary.entries[1].seen
+    monkeypatch.chdir(root)
+    (root / "empty").mkdir()
+    again = prepare_data("custom", root / "empty", root / "out", options, **given)
+    assert again.vocabulary == report.vocabulary and again.parts == report.parts
+    with pytest.raises(UserError, match=r"no folder .*empty/none, and none at .*none"):
+        find(root / "empty", images="none")

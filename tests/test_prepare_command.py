@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from concat_cli.commands.data import config_for
+from concat_cli.commands.data import BATCH, OWN, config_for, steps_for
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.class_split import class_split_names
 from concat_cli.core.method import TASKS
@@ -18,7 +18,8 @@ CASES = [  # name, class split, task -> configuration
     ("coco-instances", "coco_instances_48_17", "instance", "concat_coco_instances_48_17"),
     ("coco-instances", "all_seen", "instance", "concat_coco_instances_65_15"),
     ("voc", "voc_15_5", "semantic", "concat_voc_15_5"),
-    ("photos", "my_split", "semantic", "concat_coco_stuff_156_15"),
+    ("photos", "my_split", "semantic", "own"),
+    ("photos", "all_seen", "panoptic", "own"),
     ("cityscapes", "all_seen", "panoptic", "concat_coco_119_14"),
 ]
 
@@ -27,7 +28,10 @@ def next_config(name: str, split: str, task: str) -> str:
     return config_for(
         cast(
             Any,
-            SimpleNamespace(source=SimpleNamespace(name=name, tasks=(task,)), class_split=split),
+            SimpleNamespace(
+                source=SimpleNamespace(name=name, tasks=(task,), single=name == "photos"),
+                class_split=split,
+            ),
         )
     )
 
@@ -44,3 +48,11 @@ def test_every_configuration_that_is_named_is_there_and_of_real_photos() -> None
         for task in TASKS:
             config = load_config(next_config("coco", split, task))
             assert config.clip.model != "tiny"
+
+
+@pytest.mark.parametrize(
+    ("images", "steps"), [(3, 500), (80, 500), (100, 700), (320, 2000), (4000, 20_000)]
+)
+def test_steps_fit_the_size_of_own_data(images: int, steps: int) -> None:
+    assert steps_for(images) == steps
+    assert load_config(OWN).optim.batch_size == BATCH

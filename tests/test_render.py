@@ -44,7 +44,7 @@ def test_segments_are_tinted_and_the_rest_stays_plain():
 
 
 def colours(drawing: Drawing) -> list[render.Colour]:
-    found = render._colours(drawing, drawing.segment_map.astype(np.int64))
+    found = render._colours(drawing, render._areas(drawing.segment_map))
     return [found[mark.id] for mark in drawing.marks]
 
 

@@ -129,7 +129,7 @@ def test_options_of_weights_mean_nothing_for_files(option, capsys):
 
 @pytest.mark.parametrize(
     "option",
-    ["--match id", "--stuff x", "--as-panopticapi", "--truth-dir x", "--class-split all_seen"],
+    ["--match id", "--kinds x", "--as-panopticapi", "--truth-dir x", "--class-split all_seen"],
 )
 def test_options_of_files_mean_nothing_for_weights(option, capsys):
     assert main(f"evaluate {option}".split()) == 2

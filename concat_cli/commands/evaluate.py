@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _FILES = "Existing files"
 _OF_WEIGHTS = ("overrides", "save", "name", "weights", "device", "dry_run", "force")
-_OF_FILES = ("predictions_dir", "truth_dir", "class_split", "match", "stuff", "as_panopticapi")
+_OF_FILES = ("predictions_dir", "truth_dir", "class_split", "match", "kinds", "as_panopticapi")
 
 
 @dataclass(frozen=True)
@@ -95,14 +95,12 @@ class Options:
             help="Images by id or file name. auto: id if it fits.", rich_help_panel=_FILES
         ),
     ] = "auto"
-    stuff: Annotated[
-        str | None,
+    kinds: Annotated[
+        str,
         typer.Option(
-            metavar="NAMES",
-            help='Stuff, like "sky; road". Default: isthing.',
-            rich_help_panel=_FILES,
+            help='"dog; sky : stuff", or a file. Default: isthing.', rich_help_panel=_FILES
         ),
-    ] = None
+    ] = ""
     as_panopticapi: Annotated[
         bool,
         typer.Option(
@@ -143,14 +141,12 @@ def evaluate(options: Options) -> None:
         if options.predictions is None or options.truth is None:
             raise UserError("--predictions and --truth belong together.", "Give both.")
         options.check(files=True)
-        names = (options.stuff or "").split(";")
-        stuff = None if options.stuff is None else {n.strip() for n in names if n.strip()}
         report = evaluate_files(
             PanopticFiles(options.predictions, options.predictions_dir),
             PanopticFiles(options.truth, options.truth_dir),
             scoring,
             class_split=options.class_split,
-            rules=Rules(options.match, stuff, options.as_panopticapi),
+            rules=Rules(options.match, options.kinds, options.as_panopticapi),
             progress=console.progress,
         )
     else:

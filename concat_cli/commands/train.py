@@ -98,7 +98,7 @@ def _train(stage: Stage, given: dict[str, Any]) -> None:
         )
     if preview is not None:
         return console.done({"pictures": relative(preview)})
-    after = stage.following
+    after = stage.following if has_unseen(result.weights) else "evaluate"
     if vocabulary is not None:
         after = f"predict photo.jpg --vocab {vocabulary}"
     if result.finished and result.began >= result.steps and given["overrides"]:
@@ -109,6 +109,13 @@ def _train(stage: Stage, given: dict[str, Any]) -> None:
     show_result(console, result, [f"concat {after} --name {run.name}"])
     if not result.finished:
         raise typer.Exit(128 + result.signal)
+
+
+def has_unseen(weights: Path) -> bool:
+    """Whether weights were made for classes that had no labels; also where there are none yet."""
+    from concat_cli.core.checkpoint import read_meta
+
+    return not weights.is_file() or not all(e["seen"] for e in read_meta(weights)["vocabulary"])
 
 
 def show_result(console: Console, result: StageResult, following: list[str]) -> None:

@@ -10,9 +10,11 @@ sky : stuff          its kind, where it is not the default
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -93,6 +95,21 @@ def parse_classes(text: str, known: Vocabulary | None = None) -> Vocabulary:
     `parse_vocabulary`."""
     rows = [row for part in re.split(r"[;\r\n]", text) if (row := part.strip())]
     return _vocabulary(_OPTION, _list_items(_OPTION, rows), known, same_name)
+
+
+def with_kinds(vocabulary: Vocabulary, kinds: str, root: Path = Path()) -> Vocabulary:
+    """The classes with the kinds that a list like "dog; sky : stuff" gives, or a file, below a root
+    or not; others keep theirs. UserError where it names no class."""
+    things = Vocabulary(tuple(replace(entry, kind="thing") for entry in vocabulary.entries))
+    places = (str(root / kinds), kinds)
+    path = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113 - unlike Path's, False of impossible names
+    listed = parse_vocabulary(path, things) if path else parse_classes(kinds, things)
+    kind_of = {entry.id: entry.kind for entry in listed.entries}
+    if unknown := [entry.name for entry in listed.entries if entry.id not in vocabulary.ids]:
+        what = f"--kinds names {unknown[0]!r}, which is no class of this data set."
+        raise UserError(what, f"Its classes: {', '.join(vocabulary.names)[:300]}.")
+    entries = (replace(e, kind=kind_of.get(e.id, e.kind)) for e in vocabulary.entries)
+    return Vocabulary(tuple(entries))
 
 
 def doubt(vocabulary: Vocabulary) -> str:

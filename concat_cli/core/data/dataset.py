@@ -31,7 +31,10 @@ from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 FORMAT = 3  # what `prepare-data` writes; 2 is read where its labels were COCO panoptic PNGs
 FORMATS = (1, 2, FORMAT)
 _CLASSES = TypeAdapter(tuple[ClassEntry, ...])
-_MAKE = "Make it: `concat prepare-data shapes {0}` or `concat prepare-data coco ROOT --out {0}`."
+_MAKE = (
+    "Make it: `concat prepare-data shapes {0}` or `concat prepare-data coco ROOT --out {0}`; of your "
+    "own photos and labels: `concat prepare-data custom ROOT --images PHOTOS --json FILE --out {0}`."
+)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,8 +24,8 @@ from concat_cli.core.errors import UserError
 
 MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
 # Pillow would also run other programs on some files, such as Ghostscript on EPS.
-FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA")  # MPO is a JPEG
-FORMATS += ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # Pillow 11.3
+_AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # Pillow 11.3
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA", *_AVIF)
 SUFFIXES = frozenset(  # of files that are looked for; what a file is shows when it is read
     ".jpg .jpeg .jfif .png .tif .tiff .webp .bmp .gif .jp2 .j2k .ppm .pgm .tga .avif".split()
 )
@@ -43,6 +43,8 @@ SWAPPED = 5  # EXIF orientations from here on swap the sides
 DIM = 0.25  # grey pictures of 16 bits without a value above this share of white hold fewer bits
 TOGETHER = "JSON, labels and images must belong together: take them from one export."
 _END = b"\xff\xd9"  # of a JPEG
+LARGE = 25_000_000  # pixels from which on a picture is dealt with sparingly, in memory alone
+STRIP = 1 << 22  # pixels of large pictures that are worked on at a time
 Z_RLE = 3  # zlib's strategy for runs, as segments are
 _TAIL = 4096  # bytes in which that mark is looked for: some programs write a little more behind it
 _WARNINGS = Lock()  # the list of warning filters belongs to the process, not to a thread
@@ -96,7 +98,8 @@ class Header:
     def shown(self, upright: bool = True) -> tuple[int, int]:
         """(height, width) as it is read."""
         swapped = upright and self.orientation >= SWAPPED
-        return self.size[::-1] if swapped else self.size
+        height, width = self.size
+        return (width, height) if swapped else self.size
 
 
 def read_header(path: File | str) -> Header:
@@ -244,15 +247,29 @@ def write_id_png(path: Path | str, ids: np.ndarray, quick: bool = False) -> None
     quick: packed by runs, in two thirds of the time, as whole data sets are.
     """
     assert ids.ndim == 2 and ids.min() >= 0 and ids.max() < 1 << 24, "ids must lie in 0..2^24-1"
-    pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16], axis=-1).astype(np.uint8)
-    write_png(path, pixels, **({"compress_level": 1, "compress_type": Z_RLE} if quick else {}))
+
+    def packed(rows: slice) -> np.ndarray:
+        some = ids[rows]
+        return np.stack([some & 255, some >> 8 & 255, some >> 16], axis=-1).astype(np.uint8)
+
+    image = from_strips((ids.shape[0], ids.shape[1]), packed)
+    write_png(path, image, **({"compress_level": 1, "compress_type": Z_RLE} if quick else {}))
 
 
-def write_png(path: Path | str, image: np.ndarray, **packing: int) -> None:
+def write_png(path: Path | str, image: np.ndarray | Image.Image, **packing: int) -> None:
     """Writes (H, W, 3) uint8 RGB as a PNG, atomically; `packing` is Pillow's."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", **packing)
+    image.save(buffer, "PNG", **packing)
     files.write_bytes(Path(path), buffer.getvalue(), sync=False)
+
+
+def from_strips(size: tuple[int, int], made: Callable[[slice], np.ndarray]) -> Image.Image:
+    """An RGB picture of (height, width) from (rows, W, 3) uint8 of each strip of rows."""
+    image = Image.new("RGB", size[::-1])
+    for rows in strips(*size):
+        image.paste(Image.fromarray(made(rows)), (0, rows.start))
+    return image
 
 
 def open_image(path: File) -> Image.Image:
@@ -303,7 +320,7 @@ def rgb_array(image: Image.Image, white: int = WHITE) -> np.ndarray:
     return pixels
 
 
-def strips(height: int, width: int, pixels: int = 1 << 24) -> Iterator[slice]:
+def strips(height: int, width: int, pixels: int = STRIP) -> Iterator[slice]:
     """Rows of a picture, from the top, so many that they hold about `pixels`."""
     step = max(1, pixels // width)
     return (slice(top, min(top + step, height)) for top in range(0, height, step))

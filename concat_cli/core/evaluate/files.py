@@ -24,7 +24,6 @@ from concat_cli.core.evaluate.pairing import Match, Side, pair
 from concat_cli.core.evaluate.panoptic_json import (
     FORMAT_HINT,
     Annotation,
-    Category,
     PanopticFiles,
     Predictions,
     Segment,
@@ -37,6 +36,7 @@ from concat_cli.core.evaluate.report import Report, make_report
 from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally, check_split, few_images
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
+from concat_cli.core.vocabulary_file import with_kinds
 
 TOGETHER = "JSON and PNGs must come from one source: write both again."
 TASKS = ("panoptic", "semantic")
@@ -47,13 +47,14 @@ class Rules:
     """How two files are read together.
 
     match: what tells which prediction belongs to which image, see `pairing.pair`.
-    stuff: the names of the classes that are stuff, all others being things; None: by `isthing`.
+    kinds: a list like "dog; sky : stuff", or a file of one, that says of classes whether they are
+        things or stuff; "" and of others: as `isthing` says.
     as_panopticapi: count as panopticapi does: of the area that the truth's JSON says, whatever its
         PNG holds; else the PNG counts, and where the two disagree on segments, UserError.
     """
 
     match: Match = "auto"
-    stuff: Collection[str] | None = None
+    kinds: str = ""
     as_panopticapi: bool = False
 
 
@@ -90,7 +91,7 @@ def evaluate_files(
     found = Side(*read_panoptic(predictions, Predictions))
     real_files, told, truths = read_panoptic(truth, Truth)
     real = Side(real_files, told, truths)
-    vocabulary = _kinds(real_files, told, rules.stuff, progress)
+    vocabulary = _kinds(real_files, told, rules.kinds, progress)
     if unseen is None:
         class_split, unseen = _unseen_of(real_files.json, class_split, vocabulary, progress)
     if unseen is None and scoring.split != "all":
@@ -163,36 +164,28 @@ def evaluate_files(
     return report
 
 
-def _kinds(
-    files: PanopticFiles, told: Truth, stuff: Collection[str] | None, progress: Progress
-) -> Vocabulary:
-    """The truth's classes as things and stuff, by name or as `isthing` says; what looks unlike what
-    was meant is said."""
-    names = [one.name for one in told.categories]
-    unknown = sorted(set(stuff or ()).difference(names))
-    if unknown:
-        what = f"{files.json} has no category {', '.join(map(repr, unknown))} that could be stuff."
-        raise UserError(what, "Name classes of the truth's `categories`.")
-
-    def is_thing(one: Category) -> bool:
-        return one.isthing is not False if stuff is None else one.name not in stuff
-
+def _kinds(files: PanopticFiles, told: Truth, kinds: str, progress: Progress) -> Vocabulary:
+    """The truth's classes as things and stuff, as `kinds` or else `isthing` says; what looks unlike
+    what was meant is said."""
     vocabulary = Vocabulary.from_categories(
-        {"id": one.id, "name": one.name, "isthing": is_thing(one)} for one in told.categories
+        {"id": one.id, "name": one.name, "isthing": one.isthing is not False}
+        for one in told.categories
     )
-    if stuff is not None or not told.categories:
+    if kinds:
+        return with_kinds(vocabulary, kinds)
+    if not told.categories:
         return vocabulary
     silent = sum(one.isthing is None for one in told.categories)
     things, count = sum(vocabulary.is_thing), len(vocabulary)
     if silent:
         progress.say(
             f"{silent} of {count} categories of {files.json} have no isthing and count as things; "
-            '--stuff "NAME; NAME" says which are stuff'
+            '--kinds "NAME; NAME : stuff" says which are what'
         )
     elif things in (0, count) and count > 1:
         progress.say(
             f"all {count} categories of {files.json} are {'things' if things else 'stuff'} by "
-            'their isthing; --stuff "NAME; NAME" says which are stuff'
+            'their isthing; --kinds "NAME; NAME : stuff" says which are what'
         )
     several = _several(told, vocabulary)
     if several:

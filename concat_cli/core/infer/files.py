@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from concat_cli.core import files
-from concat_cli.core.data.image_io import write_id_png, write_png
+from concat_cli.core.data.image_io import LARGE, read_header, write_id_png, write_png
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, bounding_box
@@ -334,8 +334,7 @@ def predict_paths(
     kind = PANOPTIC if PANOPTIC in predictor.tasks else SEMANTIC
     names = output_names(paths)
     named = list(zip(paths, names, image_ids(names), strict=True))
-    mine = share.of(len(paths))
-    chunks = [mine[i : i + CHUNK] for i in range(0, len(mine), CHUNK)]
+    chunks = _chunks(paths, share.of(len(paths)))
     done: dict[int, PicturePrediction | UserError] = {}
     saver = Saver(out, predictor.vocabulary, share.rank, layout)
     try:
@@ -377,6 +376,29 @@ def _tell_older(
         )
 
 
+def _chunks(paths: Sequence[Path], mine: Sequence[int]) -> list[list[int]]:
+    """The pictures of this process, so many at a time; a large one is alone."""
+    chunks: list[list[int]] = []
+    room = 0
+    for number in mine:
+        large = _pixels(paths[number]) > LARGE
+        if large or not room:
+            chunks.append([])
+            room = CHUNK
+        chunks[-1].append(number)
+        room = 0 if large else room - 1
+    return chunks
+
+
+def _pixels(path: Path) -> int:
+    """Of a picture, by its header; 0 where it cannot be read, which is told when it is."""
+    try:
+        height, width = read_header(path).size
+    except UserError:
+        return 0
+    return height * width
+
+
 def _read(
     paths: Sequence[Path],
     chunk: Sequence[int],
@@ -415,7 +437,7 @@ def _save(
         png = saver.semantic(prediction.semantic_map, name)
         saver.enter(SEMANTIC, png, image_id, file_name, size, entries)
     drawn = saver.out / f"{name}{OVERLAY}"
-    write_png(drawn, np.asarray(overlay(image, prediction).convert("RGB")))
+    write_png(drawn, overlay(image, prediction))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])
     times = prediction.milliseconds | {"load": load}
     return PicturePrediction(path, image_id, size, png, drawn, largest_first, times)

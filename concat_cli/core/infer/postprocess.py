@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from concat_cli.core.config import InferConfig
+from concat_cli.core.data.image_io import strips
 
 Size = tuple[int, int]
 MASK_STRIDE = 4  # mask logits are at a quarter of the padded input
@@ -112,8 +113,8 @@ def semantic(
     the sums of each class.
     """
     maps: dict[int, NDArray[np.int32]] = {}
-    for members, strips in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
-        labels = torch.cat([scores.max(1).indices.int() for scores in strips], 1)
+    for members, parts in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
+        labels = torch.cat([scores.max(1).indices.int() for scores in parts], 1)
         maps |= zip(members, labels.cpu().numpy(), strict=True)
     return [maps[index] for index in range(len(sizes))]
 
@@ -127,15 +128,15 @@ def semantic_shares(
 ) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
     """`semantic`, and (H, W) how much of the sums of all classes the named one has, 0-1."""
     maps: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
-    for members, strips in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
+    for members, parts in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
         labels: list[Tensor] = []
         shares: list[Tensor] = []
-        for scores in strips:
+        for scores in parts:
             best, index = scores.max(1)
             total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
             labels.append(index.int())
             shares.append(best.clamp(min=0) / total)
-        both = (torch.cat(parts, 1).cpu().numpy() for parts in (labels, shares))
+        both = (torch.cat(made, 1).cpu().numpy() for made in (labels, shares))
         maps |= zip(members, zip(*both, strict=True), strict=True)
     return [maps[index] for index in range(len(sizes))]
 
@@ -228,14 +229,17 @@ def _panoptic_alike(
     order = torch.sort((~keep).int(), dim=1, stable=True).indices[:, :n]
     scores, labels, keep = (x.gather(1, order) for x in (scores, labels, keep))
     masks = mask_logits[torch.arange(len(order), device=order.device)[:, None], order]
-    winner, inside, own = _compete(scores.masked_fill(~keep, -1.0), masks, size, valid, cfg)
-    claimed = _count(winner, n)  # (B, n) pixels where a query's score * mask is the highest
-    final = _count(torch.where(inside, winner, n), n + 1)[:, :n]  # and its mask covers them
+    contest = _compete(scores.masked_fill(~keep, -1.0), masks, size, valid, cfg)
+    claimed, final, own = contest.claimed, contest.final, contest.own
     # Mask2Former: a segment must keep most of its own mask, or it is hidden by others.
     good = keep & (final > 0) & (claimed / own.clamp(min=1) >= cfg.overlap)
     leader = _leaders(labels, good, stuff)
     ids, counts = _number(good, leader)
-    segment_map = torch.where(inside, ids.gather(1, winner.flatten(1)).view_as(winner), 0).int()
+    segment_map = torch.empty_like(contest.winner, dtype=torch.int32)
+    for rows in strips(*size):
+        winner = contest.winner[:, rows].long()
+        found = ids.gather(1, winner.flatten(1)).view_as(winner)
+        segment_map[:, rows] = torch.where(contest.inside[:, rows], found, 0).int()
     area = torch.zeros_like(final).scatter_add_(1, leader, torch.where(good, final, 0))
     # A merged stuff segment has the score of its best query.
     best = torch.zeros_like(scores).scatter_reduce_(
@@ -250,23 +254,39 @@ def _panoptic_alike(
     ]
 
 
-def _compete(
-    scores: Tensor, masks: Tensor, size: Size, valid: Size, cfg: InferConfig
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Per pixel the query of highest score * mask (B, H, W); whether its own mask covers the pixel
-    (B, H, W); pixels of each query's whole mask (B, n)."""
-    shape = (len(scores), *size)
-    winner = torch.empty(shape, dtype=torch.int64, device=scores.device)
-    inside = torch.empty(shape, dtype=torch.bool, device=scores.device)
-    own, top = torch.zeros_like(scores, dtype=torch.int64), 0
+@dataclass(frozen=True)
+class _Contest:
+    """Who wins the pixels of B images with n queries.
+
+    winner (B, H, W) int16: the query of highest score * mask; inside (B, H, W): whether its own
+    mask covers the pixel. (B, n): pixels that a query has `claimed` so, of which its mask covers
+    `final`, and those of its `own` whole mask.
+    """
+
+    winner: Tensor
+    inside: Tensor
+    claimed: Tensor
+    final: Tensor
+    own: Tensor
+
+
+def _compete(scores: Tensor, masks: Tensor, size: Size, valid: Size, cfg: InferConfig) -> _Contest:
+    b, n = scores.shape
+    winners = torch.empty(b, *size, dtype=torch.int16, device=scores.device)
+    insides = torch.empty(b, *size, dtype=torch.bool, device=scores.device)
+    claimed, final, own = (torch.zeros_like(scores, dtype=torch.int64) for _ in range(3))
+    top = 0
     for strip in resized_strips(masks, size, valid):
         mask = strip.sigmoid_()  # (B, n, rows, W)
-        rows = slice(top, top := top + mask.shape[2])
-        winner[:, rows] = _highest(mask * scores[..., None, None])
+        winner = _highest(mask * scores[..., None, None])  # (B, rows, W)
         covers = torch.ge(mask, cfg.min_mask, out=mask)  # as numbers: to be added
         own += covers.flatten(2).sum(-1).long()
-        inside[:, rows] = covers.gather(1, winner[:, None, rows])[:, 0] > 0
-    return winner, inside, own
+        inside = covers.gather(1, winner[:, None])[:, 0] > 0
+        claimed += _count(winner, n)
+        final += _count(torch.where(inside, winner, n), n + 1)[:, :n]
+        rows = slice(top, top := top + winner.shape[1])
+        winners[:, rows], insides[:, rows] = winner, inside
+    return _Contest(winners, insides, claimed, final, own)
 
 
 def _highest(values: Tensor) -> Tensor:
@@ -326,8 +346,9 @@ def bounding_boxes(segment_map: NDArray[np.int32], count: int) -> NDArray[np.int
     height, width = segment_map.shape
     rows = np.zeros((count + 1, height), bool)
     columns = np.zeros((count + 1, width), bool)
-    rows[segment_map, np.arange(height)[:, None]] = True
-    columns[segment_map, np.arange(width)[None, :]] = True
+    for strip in strips(height, width):
+        rows[segment_map[strip], np.arange(height)[strip, None]] = True
+        columns[segment_map[strip], np.arange(width)[None, :]] = True
     rows, columns = rows[1:], columns[1:]
     y, x = rows.argmax(1), columns.argmax(1)
     bottom, right = height - rows[:, ::-1].argmax(1), width - columns[:, ::-1].argmax(1)

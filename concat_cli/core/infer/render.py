@@ -14,12 +14,14 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from concat_cli.core.data.dataset import Sample
+from concat_cli.core.data.image_io import LARGE, from_strips, strips
 from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.vocabulary import Vocabulary
 
 Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # left, top, right, bottom
 
+FINE = 1 << 22  # pixels of a segment that its name is placed by in a large picture
 MIN_SIDE, MAX_SIDE = 512, 2048  # small pictures grow to the first, never beyond the second
 FILL_THING, FILL_STUFF, EDGE = 0.42, 0.28, 0.95  # opacities
 INK, PAPER = (24, 26, 31), (255, 255, 255)
@@ -84,9 +86,10 @@ def overlay(
     factor = enlargement(*image.shape[:2])
     canvas = _enlarged_image(image, factor)
     segment_map = _enlarged_map(drawing.segment_map, factor)
-    colours = _colours(drawing, segment_map)
-    picture = Image.fromarray(_tinted(canvas, segment_map, drawing, colours))
-    _draw_names(picture, segment_map, drawing, colours, min_area)
+    areas = _areas(segment_map)
+    colours = _colours(drawing, areas)
+    picture = _tinted(canvas, segment_map, drawing, colours)
+    _draw_names(picture, segment_map, drawing.marks, areas, colours, min_area)
     return picture
 
 
@@ -158,9 +161,8 @@ def _enlarged_image(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.int64]:
+def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.integer]:
     """Enlarged with smooth edges: each pixel goes to the segment that is strongest around it."""
-    segment_map = segment_map.astype(np.int64)
     if factor == 1:
         return segment_map
     size = (segment_map.shape[1] * factor, segment_map.shape[0] * factor)
@@ -176,10 +178,18 @@ def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.i
     return result
 
 
-def _colours(drawing: Drawing, segment_map: NDArray[np.int64]) -> dict[int, Colour]:
+def _areas(segment_map: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Pixels of each id from 0 on."""
+    top = int(segment_map.max(initial=0)) + 1
+    areas = np.zeros(top, np.int64)
+    for rows in strips(*segment_map.shape):
+        areas += np.bincount(segment_map[rows].ravel(), minlength=top)
+    return areas
+
+
+def _colours(drawing: Drawing, areas: NDArray[np.int64]) -> dict[int, Colour]:
     """A colour per segment id: by class name, different for each class of the picture; further
     things of a class get lighter and darker tones."""
-    areas = np.bincount(segment_map.ravel(), minlength=1)
     order = sorted(drawing.marks, key=lambda m: -(areas[m.id] if m.id < len(areas) else 0))
     of_class: dict[str, int] = {}
     seen: dict[str, int] = {}
@@ -208,10 +218,10 @@ def _toned(colour: Colour, tone: float) -> Colour:
 
 def _tinted(
     canvas: NDArray[np.uint8],
-    segment_map: NDArray[np.int64],
+    segment_map: NDArray[np.integer],
     drawing: Drawing,
     colours: dict[int, Colour],
-) -> NDArray[np.uint8]:
+) -> Image.Image:
     """The canvas with fills and outlines; pixels without a segment stay as they are."""
     top = int(segment_map.max(initial=0)) + 1
     colour, opacity = np.zeros((top, 3), np.float32), np.zeros(top, np.float32)
@@ -220,31 +230,41 @@ def _tinted(
             colour[mark.id] = colours[mark.id]
             opacity[mark.id] = FILL_THING if mark.thing else FILL_STUFF
     width = max(1, round(math.sqrt(segment_map.size) / 280))
-    size = 2 * width + 1
-    edges = ndimage.maximum_filter(segment_map, size) != ndimage.minimum_filter(segment_map, size)
-    alpha = opacity[segment_map]
-    alpha[edges & (alpha > 0)] = EDGE
-    tint = colour[segment_map]
-    # A dark hairline keeps neighbours of like colour apart.
-    hair = ndimage.maximum_filter(segment_map, 2) != ndimage.minimum_filter(segment_map, 2)
-    tint[hair & (alpha > 0)] *= 0.35
-    mixed: Any = canvas * (1 - alpha[..., None]) + tint * alpha[..., None]
-    return mixed.round().clip(0, 255).astype(np.uint8)
+
+    def tinted(rows: slice) -> NDArray[np.uint8]:
+        around = slice(max(0, rows.start - width), rows.stop + width)  # as far as the edges look
+        inner = slice(rows.start - around.start, rows.stop - around.start)
+        near = segment_map[around]
+        alpha = opacity[segment_map[rows]]
+        alpha[_differs(near, 2 * width + 1)[inner] & (alpha > 0)] = EDGE
+        tint = colour[segment_map[rows]]
+        # A dark hairline keeps neighbours of like colour apart.
+        tint[_differs(near, 2)[inner] & (alpha > 0)] *= 0.35
+        mixed: Any = canvas[rows] * (1 - alpha[..., None]) + tint * alpha[..., None]
+        return mixed.round().clip(0, 255).astype(np.uint8)
+
+    return from_strips((segment_map.shape[0], segment_map.shape[1]), tinted)
+
+
+def _differs(segment_map: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
+    """Whether a square of so many pixels around a pixel holds more than one segment."""
+    most: Any = ndimage.maximum_filter(segment_map, size)
+    return most != ndimage.minimum_filter(segment_map, size)
 
 
 def _draw_names(
     picture: Image.Image,
-    segment_map: NDArray[np.int64],
-    drawing: Drawing,
+    segment_map: NDArray[np.integer],
+    marks: Sequence[Mark],
+    areas: NDArray[np.int64],
     colours: dict[int, Colour],
     min_area: float,
 ) -> None:
     """Names from the smallest segment to the largest, each where it hides least."""
     font = _font(int(min(96, max(11, math.sqrt(segment_map.size) / 32))))
     draw = ImageDraw.Draw(picture)
-    areas = np.bincount(segment_map.ravel())
     taken: list[Rect] = []
-    named = [m for m in drawing.marks if m.id < len(areas) and areas[m.id]]
+    named = [m for m in marks if m.id < len(areas) and areas[m.id]]
     for mark in sorted(named, key=lambda m: areas[m.id]):
         if areas[mark.id] < min_area * segment_map.size:
             continue
@@ -273,7 +293,9 @@ def _place(
     width, height = size
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = rows[0], columns[0]
-    box = np.pad(mask[top : rows[-1] + 1, left : columns[-1] + 1], 1)  # beyond it is outside
+    box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+    step = math.ceil(math.sqrt(box.size / FINE)) if mask.size > LARGE else 1
+    box = np.pad(box[::step, ::step], 1)  # beyond it is outside
     depth = np.array(ndimage.distance_transform_edt(box), np.float32)
     best: tuple[float, Rect] | None = None
     for _ in range(12):
@@ -281,13 +303,15 @@ def _place(
         if depth[y, x] <= 0:
             break
         for shift in (0, -height - 2, height + 2):
-            rect = _inside(int(x + left - 1), int(y + top - 1) + shift, width, height, canvas)
+            middle = int((x - 1) * step + left), int((y - 1) * step + top) + shift
+            rect = _inside(*middle, width, height, canvas)
             cost = sum(_shared(rect, other) for other in taken) + 0.005 * abs(shift) * width
             if best is None or cost < best[0]:
                 best = (cost, rect)
         if best[0] == 0:
             break
-        near = slice(max(0, y - height), y + height), slice(max(0, x - width // 2), x + width // 2)
+        up, aside = height // step, width // 2 // step
+        near = slice(max(0, y - up), y + up), slice(max(0, x - aside), x + aside)
         depth[near] = 0  # look elsewhere in the segment
         depth[y, x] = 0
     assert best is not None, "the mask has at least one pixel"

@@ -61,7 +61,10 @@ def data_facts(cfg: Config, force: bool = False) -> Plan:
         world = cfg.shapes
         told = f"would be drawn, {world.train} train, {world.dev} dev, {world.val} val"
     else:
-        told = f"not there; make it with `concat prepare-data coco ROOT --out {root}`"
+        told = (
+            f"not there; make it with `concat prepare-data coco ROOT --out {root}`, or with "
+            "`custom` for data of your own"
+        )
     return {"data": f"{root}: {told}"}
 
 

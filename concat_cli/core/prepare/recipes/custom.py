@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,7 @@ from concat_cli.core.prepare.source import (
     Task,
 )
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import parse_classes, parse_vocabulary
+from concat_cli.core.vocabulary_file import with_kinds
 
 _WAYS = (
     "Give --images with one of: --json PANOPTIC.json --labels PNGS; --json INSTANCES.json; "
@@ -92,7 +92,7 @@ class _Given:
 
 
 def find(root: Path, **given: Any) -> Source:
-    """Data described by its places, fields of `Own`, which may be relative to `root`.
+    """Data described by its places, fields of `Own`, relative to `root` or to the current folder.
 
     Panoptic: json and labels (by default the folder named like the JSON). Instances: json alone.
     Semantic: labels and classes, label maps named like the images, or by a pattern at the end of
@@ -112,13 +112,14 @@ def find(root: Path, **given: Any) -> Source:
     there, notes = _without_parents(there)
     parts: dict[PartName, SourcePart]
     if own.classes:
-        vocabulary, parts = _with_classes(kind, there, root / own.classes)
+        classes = Path(_place(root, own.classes, file_exists, "file"))
+        vocabulary, parts = _with_classes(kind, there, classes)
     else:
         form = LabelFormat(kind)
         parts = {name: one.part(form, one.json.items) for name, one in there.items() if one.json}
         vocabulary = same_categories(parts.values())
     if own.kinds:
-        vocabulary = _with_kinds(vocabulary, own.kinds, root)
+        vocabulary = with_kinds(vocabulary, own.kinds, root)
     layout = named(kind.replace("_", " "), parts.values())
     name = root.resolve().name or "custom"
     notes += [note for one in there.values() for note in one.notes]
@@ -129,32 +130,26 @@ def find(root: Path, **given: Any) -> Source:
 def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
     if not images:
         raise UserError("Nobody says where the images are.", _WAYS)
-    images, image_pattern = split_pattern(images)
-    labels, label_pattern = split_pattern(labels)
-    if json and not labels and not label_pattern:
+    (images, image_pattern), (labels, label_pattern) = split_pattern(images), split_pattern(labels)
+    images = _place(root, images)
+    json = _place(root, json, file_exists, "file") if json else ""
+    if labels or label_pattern:
+        labels = _place(root, labels)
+    elif json:
         beside = str(Path(json).with_suffix(""))
-        labels = beside if location_exists(root / beside) else ""
-    for place in (images, labels):
-        if place and not location_exists(root / place):
-            path = root / place
-            command = unpacking(path) if path.is_file() else ""
-            hint = f"Only zip files are read in place; unpack it: {command}" if command else _WAYS
-            raise UserError(f"There is no folder {path}.", hint)
-    if json and not file_exists(root / json):
-        raise UserError(f"There is no file {root / json}.", _WAYS)
-    there = str(root / labels) if labels or label_pattern else ""
-    pairs = Pairs(str(root / images), image_pattern, there, label_pattern)
+        labels = beside if location_exists(beside) else ""
+    pairs = Pairs(images, image_pattern, labels, label_pattern)
     if not json:
         return _Given(pairs, None)
-    listed = read_coco(root / json)
+    listed = read_coco(json)
     items, notes = listed.items, list(listed.notes)
     if crowds == Crowds.objects:
         items = [_of_objects(item) for item in items]
     files, note = fitted([item.image for item in items], pairs.images, listed.location)
     notes.append(note)
     items = [replace(item, image=files[item.image]) for item in items]
-    if listed.truth == "panoptic" and there:
-        files, note = fitted([item.label for item in items], there, listed.location)
+    if listed.truth == "panoptic" and labels:
+        files, note = fitted([item.label for item in items], labels, listed.location)
         notes.append(note)
         items = [replace(item, label=files[item.label]) for item in items]
     if listed.truth == "panoptic" and not any("isthing" in row for row in listed.categories):
@@ -184,19 +179,19 @@ def _without_parents(there: dict[PartName, _Given]) -> tuple[dict[PartName, _Giv
     return kept, notes
 
 
-def _with_kinds(vocabulary: Vocabulary, kinds: str, root: Path) -> Vocabulary:
-    """The classes with the kinds of those that a list or a file names; UserError where one is
-    unknown."""
-    things = Vocabulary(tuple(replace(entry, kind="thing") for entry in vocabulary.entries))
-    path = str(root / kinds)
-    is_file = os.path.isfile(path)  # noqa: PTH113 - unlike Path's, False of impossible names
-    listed = parse_vocabulary(path, things) if is_file else parse_classes(kinds, things)
-    kind_of = {entry.id: entry.kind for entry in listed.entries}
-    if unknown := [entry.name for entry in listed.entries if entry.id not in vocabulary.ids]:
-        what = f"--kinds names {unknown[0]!r}, which is no class of this data set."
-        raise UserError(what, f"Its classes: {', '.join(vocabulary.names)[:300]}.")
-    entries = (replace(e, kind=kind_of.get(e.id, e.kind)) for e in vocabulary.entries)
-    return Vocabulary(tuple(entries))
+def _place(
+    root: Path, name: str, exists: Callable[[str], bool] = location_exists, kind: str = "folder"
+) -> str:
+    """What is read is looked for below the root, else from the folder that the user is in;
+    UserError where it is in neither."""
+    below = str(root / name)
+    found = next((place for place in (below, name) if place and exists(place)), None)
+    if found is not None:
+        return found
+    command = unpacking(Path(below)) if Path(below).is_file() else ""
+    hint = f"Only zip files are read in place; unpack it: {command}" if command else _WAYS
+    also = "" if below == name else f", and none at {Path(name).absolute()}"
+    raise UserError(f"There is no {kind} {below}{also}.", hint)
 
 
 def _kind(given: _Given, classes: str) -> Kind:
@@ -276,5 +271,5 @@ RECIPE = Recipe(
     unseen_pixels="drop",
     single=True,
     options=Own,
-    root="Folder that the places below are relative to.",
+    root="Folder of the data; where the places below are not in it, the current folder counts.",
 )

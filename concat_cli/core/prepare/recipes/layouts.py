@@ -151,6 +151,7 @@ def _missing(root: Path, layout: str, pieces: Sequence[Piece], offer: Offer) -> 
     offers = [offer.pieces[kind] for kind in kinds if kind in offer.pieces]
     if command := unpacking(root):
         offers.insert(0, f"Only zip files are read in place; unpack first: {command}")
+    offers.append("for photos and labels of your own: `concat prepare-data custom`")
     return UserError("\n".join(lines), "; ".join(dict.fromkeys(offers)))
 
 
