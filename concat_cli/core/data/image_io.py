@@ -266,7 +266,7 @@ def write_png(path: Path | str, image: np.ndarray | Image.Image, **packing: int)
 
 def from_strips(size: tuple[int, int], made: Callable[[slice], np.ndarray]) -> Image.Image:
     """An RGB picture of (height, width) from (rows, W, 3) uint8 of each strip of rows."""
-    image = Image.new("RGB", size[::-1])
+    image = Image.new("RGB", (size[1], size[0]))
     for rows in strips(*size):
         image.paste(Image.fromarray(made(rows)), (0, rows.start))
     return image

@@ -248,8 +248,8 @@ def _tinted(
 
 def _differs(segment_map: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
     """Whether a square of so many pixels around a pixel holds more than one segment."""
-    most: Any = ndimage.maximum_filter(segment_map, size)
-    return most != ndimage.minimum_filter(segment_map, size)
+    around = cast("Any", ndimage)
+    return around.maximum_filter(segment_map, size) != around.minimum_filter(segment_map, size)
 
 
 def _draw_names(
