@@ -40,8 +40,8 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(tmp_path: Path) 
             os.read(release[0], 1)
         os._exit(0)
     os.read(holding[0], 1)
-    with pytest.raises(UserError, match=f"in use by process {process} on .*: concat ") as caught, \
-            run.alone(said.append):  # fmt: skip
+    refused = pytest.raises(UserError, match=f"in use by process {process} on .*: concat")
+    with refused as caught, run.alone(said.append):
         raise AssertionError
     assert "--name" in caught.value.hint
     os.write(release[1], b"x")

@@ -50,7 +50,10 @@ from concat_cli.methods.concat.union import (
 )
 
 CPU = torch.device("cpu")
-META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
+META = {
+    "format": 1, "stage": "con", "config": {}, "vocabulary": [], "trained": [],
+    "clip": {"model": "", "pretrained": "", "sha256": ""},
+}  # fmt: skip
 
 
 def test_batches_of_queries_depend_on_the_step_alone():

@@ -42,7 +42,10 @@ from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import TruthModule
 
 CPU = torch.device("cpu")
-META = dict.fromkeys(("config", "vocabulary", "trained", "clip")) | {"format": 1, "stage": "con"}
+META = {
+    "format": 1, "stage": "con", "config": {}, "vocabulary": [], "trained": [],
+    "clip": {"model": "", "pretrained": "", "sha256": ""},
+}  # fmt: skip
 
 
 def test_schedules():

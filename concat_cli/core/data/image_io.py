@@ -26,9 +26,6 @@ MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
 # Pillow would also run other programs on some files, such as Ghostscript on EPS.
 _AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # Pillow 11.3
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000", "TGA", *_AVIF)
-SUFFIXES = frozenset(  # of files that are looked for; what a file is shows when it is read
-    ".jpg .jpeg .jfif .png .tif .tiff .webp .bmp .gif .jp2 .j2k .ppm .pgm .tga .avif".split()
-)
 _FOREIGN = (  # what is not read: where its mark stands, the mark, what it is
     *((4, b"ftyp" + brand, "HEIC") for brand in (b"hei", b"hev", b"mif1", b"msf1")),
     (4, b"ftypavif", "AVIF"),  # with an older Pillow

@@ -29,6 +29,9 @@ _DAMAGED = (  # what reading a zip raises where it is damaged
     OSError, EOFError, ValueError, IndexError, OverflowError, NotImplementedError, struct.error,
     zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
+SUFFIXES = frozenset(  # of files that are looked for; what a file is shows when it is read
+    ".jpg .jpeg .jfif .png .tif .tiff .webp .bmp .gif .jp2 .j2k .ppm .pgm .tga .avif".split()
+)
 
 
 @dataclass(frozen=True)

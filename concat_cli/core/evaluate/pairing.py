@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Literal
 
+from concat_cli.core.data.store import SUFFIXES
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic_json import (
     Annotation,
@@ -17,7 +18,6 @@ from concat_cli.core.evaluate.panoptic_json import (
     Truth,
     file_names,
 )
-from concat_cli.core.infer.pictures import SUFFIXES
 from concat_cli.core.progress import Progress
 
 Match = Literal["auto", "id", "name"]

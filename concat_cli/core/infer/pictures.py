@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from concat_cli.core.data.image_io import SUFFIXES, WHITE, foreign_kind, read_image, rgb_array
+from concat_cli.core.data.image_io import WHITE, foreign_kind, read_image, rgb_array
+from concat_cli.core.data.store import SUFFIXES
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 

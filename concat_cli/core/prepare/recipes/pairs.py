@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from concat_cli.core.data.coco import Item
-from concat_cli.core.data.image_io import SUFFIXES
-from concat_cli.core.data.store import open_store
+from concat_cli.core.data.store import SUFFIXES, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.layouts import hashed
 
