@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from concat_cli.core.data.image_io import write_png
 from concat_cli.core.infer.files import predict_paths
 
 ROOT = str(Path(concat_cli.__file__).parent)
+HEAVY = ("timm", "open_clip", "torchvision", "transformers", "torch._dynamo", "sympy")
 FUNCTION = inspect.CO_OPTIMIZED | inspect.CO_NEWLOCALS  # neither a module's body nor a class's
 
 
@@ -62,3 +64,17 @@ def test_the_whole_command(picture: Path) -> None:
     others = [file for file in files if "zegformer" in file or "clip_zss" in file]
     assert all("config" in file for file in others), files  # their sections are read with the rest
     assert not any("clip/encoder" in file for file in files), "the texts are in the cache"
+
+
+def test_what_predict_imports(picture: Path) -> None:
+    """Not what takes as long as torch itself, once texts are in the cache."""
+    words = ["predict", str(picture), "--device", "cpu"]
+    assert main(words) == 0
+    code = (
+        "import sys; from concat_cli.app import main\n"
+        f"assert main({words!r}) == 0\n"
+        f"found = set({HEAVY!r}) & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from concat_cli.core.clip import tiny
-from concat_cli.core.clip.source import RANDOM, create, quiet, tokenizer
+from concat_cli.core.clip.source import RANDOM, create, library, quiet, tokenizer
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.progress import SILENT, Progress
 
@@ -140,9 +138,9 @@ def load_clip(
         if cfg.model in tiny.FILES:
             source = f"local-dir:{tiny.FOLDER}"
             state = tiny.load_tiny(tiny_files[cfg.model]).state
-            model = open_clip.create_model(source, load_weights=False)
+            model: nn.Module = library().create_model(source, load_weights=False)
             model.load_state_dict(state)
-            tokenize = open_clip.get_tokenizer(source)
+            tokenize = library().get_tokenizer(source)
         else:
             model = create(cfg)
             tokenize = tokenizer(cfg)
@@ -160,7 +158,7 @@ def hash_weights(model: nn.Module) -> str:
     The activation has no weights, but other embeddings; caches and checkpoints go by this hash.
     """
     digest = hashlib.sha256()
-    if any(isinstance(module, QuickGELU) for module in model.modules()):
+    if any(isinstance(module, library().transformer.QuickGELU) for module in model.modules()):
         digest.update(b"QuickGELU\n")
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import open_clip
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -36,6 +35,13 @@ _FAULTS = (
 )  # fmt: skip
 
 
+def library() -> Any:
+    """open_clip, whose import takes as long as torch's: cached texts need none of it."""
+    import open_clip
+
+    return open_clip
+
+
 def create(cfg: ClipConfig) -> nn.Module:
     """An open_clip model with its weights, or with random ones where the config asks for that.
 
@@ -49,19 +55,19 @@ def create(cfg: ClipConfig) -> nn.Module:
         options = {"load_weights": False}
     else:
         options["require_pretrained"] = True
-    return _attempt(cfg, lambda: open_clip.create_model(cfg.model, **options))
+    return _attempt(cfg, lambda: library().create_model(cfg.model, **options))
 
 
 def tokenizer(cfg: ClipConfig) -> Callable[..., Tensor]:
     """The tokenizer that belongs to a model."""
-    return _attempt(cfg, lambda: open_clip.get_tokenizer(cfg.model))
+    return _attempt(cfg, lambda: library().get_tokenizer(cfg.model))
 
 
 def repository_of(cfg: ClipConfig) -> str:
     """The hub's repository that holds the weights; empty where they come from elsewhere."""
     if cfg.model.startswith(hub.PREFIX):
         return cfg.model.removeprefix(hub.PREFIX)
-    tagged = open_clip.get_pretrained_cfg(_name(cfg), cfg.pretrained or "")
+    tagged = library().get_pretrained_cfg(_name(cfg), cfg.pretrained or "")
     return tagged.get("hf_hub", "").rpartition("/")[0]
 
 
@@ -94,12 +100,12 @@ def _options(cfg: ClipConfig) -> dict[str, Any]:
     """What open_clip is told about the weights of a model that it knows by name."""
     name = _name(cfg)
     options: dict[str, Any] = {"pretrained": cfg.pretrained}
-    tagged = open_clip.get_pretrained_cfg(name, cfg.pretrained)
+    tagged = library().get_pretrained_cfg(name, cfg.pretrained)
     if tagged:
         options["quick_gelu"] = bool(tagged.get("quick_gelu", False))
     elif cfg.pretrained != RANDOM:
         # a file does not say how its images were normalised: as all weights of this model, if one
-        tags = [open_clip.get_pretrained_cfg(name, tag) for tag in _tags(cfg)]
+        tags = [library().get_pretrained_cfg(name, tag) for tag in _tags(cfg)]
         ways = {(tag.get("mean"), tag.get("std")) for tag in tags}
         if len(ways) == 1 and None not in (way := ways.pop()):
             options["force_preprocess_cfg"] = {"mean": way[0], "std": way[1]}
@@ -107,12 +113,12 @@ def _options(cfg: ClipConfig) -> dict[str, Any]:
 
 
 def _tags(cfg: ClipConfig) -> list[str]:
-    return open_clip.list_pretrained_tags_by_model(_name(cfg))
+    return library().list_pretrained_tags_by_model(_name(cfg))
 
 
 def _check_names(cfg: ClipConfig) -> None:
     """UserError for an unknown model, a missing file, and a model without a choice of weights."""
-    known = [*tiny.FILES, *open_clip.list_models()]
+    known = [*tiny.FILES, *library().list_models()]
     if _name(cfg) not in known:
         near = difflib.get_close_matches(cfg.model, known, 3) or list(tiny.FILES)
         raise UserError(
@@ -151,7 +157,8 @@ def _downloads(cfg: ClipConfig) -> bool:
     """Whether anything may have to be downloaded."""
     if cfg.model.startswith(_ELSEWHERE):
         return cfg.model.startswith(hub.PREFIX)
-    parts = (open_clip.get_model_config(_name(cfg)) or {}).get("text_cfg", {})
+    config: dict[str, dict[str, Any]] = library().get_model_config(_name(cfg)) or {}
+    parts = config.get("text_cfg", {})
     if any(key.startswith("hf_") for key in parts):  # a tokenizer or a text tower from the hub
         return True
     return bool(repository_of(cfg)) and not is_cached(cfg)

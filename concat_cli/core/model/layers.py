@@ -14,6 +14,13 @@ from torch import Tensor, nn
 TEMPERATURE = 10000.0  # of sine positions
 
 
+def drawn(*shape: int) -> Tensor:
+    """Normal numbers, those of `torch.randn`. On the meta device, where there are none, torch would
+    import a part of its compiler to draw them."""
+    empty = torch.empty(shape)
+    return empty if empty.is_meta else empty.normal_()
+
+
 def map_size(features: Tensor) -> tuple[int, int]:
     """(h, w) of a map (..., h, w)."""
     height, width = features.shape[-2:]

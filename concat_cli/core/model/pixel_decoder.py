@@ -16,6 +16,7 @@ from concat_cli.core.model.layers import (
     EncoderLayer,
     FeedForward,
     PaddedGroupNorm,
+    drawn,
     map_size,
     resize_features,
     resize_padding,
@@ -173,7 +174,7 @@ class DeformablePixelDecoder(nn.Module):
         self.inputs = nn.ModuleList(
             NormedConvolution(c, width, 1, True, groups) for c in reversed(channels[1:])
         )
-        self.level_embedding = nn.Parameter(torch.randn(3, width))
+        self.level_embedding = nn.Parameter(drawn(3, width))
         self.read_shape = (heads, 3, points) if layers else (1, 3, 1)
         self.layers = nn.ModuleList(
             DeformableLayer(width, heads, ffn, points) for _ in range(layers)

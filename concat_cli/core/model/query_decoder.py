@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.layers import Attention, FeedForward, map_size, sine_positions
+from concat_cli.core.model.layers import Attention, FeedForward, drawn, map_size, sine_positions
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 
 
@@ -116,7 +116,7 @@ class QueryDecoder(nn.Module):
         self.width, self.queries, self.token_level = width, queries, token_level
         self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.level_embedding = nn.Parameter(torch.randn(3, width))
+        self.level_embedding = nn.Parameter(drawn(3, width))
         self.mask_embedding = nn.Sequential(
             nn.Linear(width, width),
             nn.ReLU(),
@@ -127,8 +127,8 @@ class QueryDecoder(nn.Module):
         self.token_embedding = TokenEmbedding(width) if token_queries else None
         self.objectness = nn.Linear(width, 1) if token_queries else None
         if not token_queries:
-            self.query_content = nn.Parameter(torch.randn(queries, width))
-            self.query_position = nn.Parameter(torch.randn(queries, width))
+            self.query_content = nn.Parameter(drawn(queries, width))
+            self.query_position = nn.Parameter(drawn(queries, width))
 
     def forward(
         self, pixel: PixelFeatures, denoising: Denoising | None = None, last_only: bool = False

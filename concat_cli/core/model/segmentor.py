@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.layers import map_size, resize_padding
+from concat_cli.core.model.layers import drawn, map_size, resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import (
     Decoded,
@@ -139,7 +139,10 @@ class Classifier(Scaled):
     ) -> None:
         super().__init__()
         self.raw_no_object = raw_no_object
-        self.no_object = nn.Parameter(torch.randn(clip_width) / math.sqrt(clip_width))
+        no_object = drawn(clip_width)
+        if not no_object.is_meta:  # as in `drawn`
+            no_object /= math.sqrt(clip_width)
+        self.no_object = nn.Parameter(no_object)
         self.set_scale(scale, learn_scale)
 
     def forward(self, semantic_queries: Tensor, text: Tensor) -> Tensor:

@@ -3,7 +3,8 @@
 timm's Swin shifts before it pads, does not shift where one window covers a map, and norms the last
 stage alone; so its features differ from those Mask2Former was trained on wherever a map is no
 multiple of the window. This one is made of the same parts, but pads first, shifts everywhere and
-norms each stage's output. Its parameters have timm's names: timm's published weights load.
+norms each stage's output. Its parameters have timm's names: timm's published weights load. timm,
+which takes as long to import as torch, is imported where a Swin is built or run.
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
-from timm.layers.mlp import Mlp
-from timm.layers.patch_embed import PatchEmbed
-from timm.models.swin_transformer import PatchMerging, window_partition, window_reverse
 from torch import Tensor, nn
 
 from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
@@ -80,6 +77,9 @@ class SwinBlock(nn.Module):
     """Attention in windows, by turns shifted by half a window, then an MLP; pre-norm."""
 
     def __init__(self, width: int, heads: int, window: int, shift: int, drop: float) -> None:
+        from timm.layers.drop import DropPath
+        from timm.layers.mlp import Mlp
+
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(width)
@@ -94,6 +94,8 @@ class SwinBlock(nn.Module):
         return features + self.drop_path(self.mlp(self.norm2(features)))
 
     def _attend(self, features: Tensor) -> Tensor:
+        from timm.models.swin_transformer import window_reverse
+
         (height, width), side = features.shape[1:3], self.window
         padded = F.pad(features, (0, 0, 0, -width % side, 0, -height % side))
         size = padded.shape[1:3]
@@ -105,6 +107,8 @@ class SwinBlock(nn.Module):
 
     def _windows(self, features: Tensor) -> Tensor:
         """(B, h', w', C) -> (B, W, n, C)."""
+        from timm.models.swin_transformer import window_partition
+
         windows = window_partition(features, (self.window, self.window)).flatten(1, 2)
         return torch.unflatten(windows, 0, (len(features), -1))
 
@@ -129,6 +133,8 @@ class SwinStage(nn.Module):
     def __init__(
         self, width: int, heads: int, window: int, drops: Sequence[float], merge: bool
     ) -> None:
+        from timm.models.swin_transformer import PatchMerging
+
         super().__init__()
         self.downsample = PatchMerging(width // 2) if merge else nn.Identity()
         self.blocks = nn.Sequential(
@@ -151,6 +157,8 @@ class SwinBackbone(nn.Module):
     """
 
     def __init__(self, shape: SwinShape, drop_path: float = 0.3) -> None:
+        from timm.layers.patch_embed import PatchEmbed
+
         super().__init__()
         drops = torch.linspace(0, drop_path, sum(shape.depths), device="cpu").numpy().tolist()
         self.channels = tuple(shape.width * 2**stage for stage in range(len(shape.depths)))

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as views  # pyright: ignore[reportMissingTypeStubs]
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.segmentors.library import library_with, quiet
@@ -77,6 +76,8 @@ class Sam3(nn.Module):
 
     def ask(self, picture: Tensor, phrases: Sequence[Read]) -> Iterator[Answer]:
         """The answers for a picture (3, H, W) uint8, in the order of the phrases."""
+        from torchvision.transforms.v2 import functional as views  # pyright: ignore[reportMissingTypeStubs]
+
         square: Any = views.resize(picture[None], [self.side, self.side])  # as its processor does
         pixels = (square.float() / 255 - MEAN) / STD
         seen = self.model.get_vision_features(pixels)

@@ -9,15 +9,13 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import open_clip  # pyright: ignore[reportMissingTypeStubs]
 from torch import nn
 
 from concat_cli.core.checkpoint import read_meta
 from concat_cli.core.clip import tiny
 from concat_cli.core.clip.prompts import check_names
-from concat_cli.core.clip.source import is_cached
+from concat_cli.core.clip.source import is_cached, library
 from concat_cli.core.config import ClipConfig, Config, ModelConfig, OptimConfig
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.method import loaded, stage_named
@@ -120,8 +118,7 @@ def clip_width(cfg: ClipConfig) -> int | None:
     if cfg.model in tiny.FILES:
         raw = json.loads((tiny.FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
         return raw["model_cfg"]["embed_dim"]
-    clips: Any = open_clip
-    found = clips.get_model_config(cfg.model.replace("/", "-"))
+    found = library().get_model_config(cfg.model.replace("/", "-"))
     return None if found is None else found["embed_dim"]
 
 
