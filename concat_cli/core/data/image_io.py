@@ -42,7 +42,7 @@ TOGETHER = "JSON, labels and images must belong together: take them from one exp
 _END = b"\xff\xd9"  # of a JPEG
 LARGE = 25_000_000  # pixels from which on a picture is dealt with sparingly, in memory alone
 STRIP = 1 << 22  # pixels of large pictures that are worked on at a time
-Z_RLE = 3  # zlib's strategy for runs, as segments are
+Z_RLE = 3  # zlib's strategy for runs, as segments are, and of what PNG filters leave of photos
 _TAIL = 4096  # bytes in which that mark is looked for: some programs write a little more behind it
 _WARNINGS = Lock()  # the list of warning filters belongs to the process, not to a thread
 BROKEN = (
@@ -238,26 +238,23 @@ def unread(size: tuple[int, int]) -> np.ndarray:
     return np.broadcast_to(nothing, size)
 
 
-def write_id_png(path: Path | str, ids: np.ndarray, quick: bool = False) -> None:
-    """Writes (H, W) ids of 0..2^24-1 as a COCO panoptic PNG, atomically.
-
-    quick: packed by runs, in two thirds of the time, as whole data sets are.
-    """
+def write_id_png(path: Path | str, ids: np.ndarray) -> None:
+    """Writes (H, W) ids of 0..2^24-1 as a COCO panoptic PNG, atomically."""
     assert ids.ndim == 2 and ids.min() >= 0 and ids.max() < 1 << 24, "ids must lie in 0..2^24-1"
 
     def packed(rows: slice) -> np.ndarray:
         some = ids[rows]
         return np.stack([some & 255, some >> 8 & 255, some >> 16], axis=-1).astype(np.uint8)
 
-    image = from_strips((ids.shape[0], ids.shape[1]), packed)
-    write_png(path, image, **({"compress_level": 1, "compress_type": Z_RLE} if quick else {}))
+    write_png(path, from_strips((ids.shape[0], ids.shape[1]), packed))
 
 
-def write_png(path: Path | str, image: np.ndarray | Image.Image, **packing: int) -> None:
-    """Writes (H, W, 3) uint8 RGB as a PNG, atomically; `packing` is Pillow's."""
+def write_png(path: Path | str, image: np.ndarray | Image.Image) -> None:
+    """Writes (H, W, 3) uint8 RGB as a PNG, atomically: packed by runs, in two fifths of the time
+    that Pillow takes by itself, and no larger by more than a fiftieth."""
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", **packing)
+    image.save(buffer, "PNG", compress_level=1, compress_type=Z_RLE)
     files.write_bytes(Path(path), buffer.getvalue(), sync=False)
 
 

@@ -18,7 +18,8 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,6 +44,7 @@ from concat_cli.core.vocabulary import Vocabulary
 PANOPTIC, SEMANTIC, INSTANCES = "panoptic", "semantic", "instances"
 CHUNK = 8  # pictures in memory at a time
 Layout = Literal["plain", "coco"]
+Images = dict[int, NDArray[np.uint8]]  # by their number
 
 
 class Saver:
@@ -337,14 +339,16 @@ def predict_paths(
     chunks = _chunks(paths, share.of(len(paths)))
     done: dict[int, PicturePrediction | UserError] = {}
     saver = Saver(out, predictor.vocabulary, share.rank, layout)
+
+    def write(images: Images, found: Sequence[Prediction], load: float) -> None:
+        for (index, image), prediction in zip(images.items(), found, strict=True):
+            done[index] = _save(saver, *named[index], image, prediction, load)
+
     try:
         for name in (f"{kind}.images", f"{kind}.annotations"):
             saver.begin(name)
-        for chunk in progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks)):
-            images, load = _read(paths, chunk, predictor.cfg.white, done)
-            found = predictor.predict_batch(list(images.values()), semantic=False)
-            for (index, image), prediction in zip(images.items(), found, strict=True):
-                done[index] = _save(saver, *named[index], image, prediction, load)
+        track = progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks))
+        _predict_chunks(predictor, paths, track, write, done)
         parts = share.gather((done, saver.state()))
         if share.rank == 0:
             saver.finish(state for _, state in parts)
@@ -361,6 +365,32 @@ def predict_paths(
         [one for one in ordered if isinstance(one, UserError)],
         saver.index(kind),
     )
+
+
+def _predict_chunks(
+    predictor: Predictor,
+    paths: Sequence[Path],
+    chunks: Iterable[list[int]],
+    write: Callable[[Images, Sequence[Prediction], float], None],
+    done: dict[int, PicturePrediction | UserError],
+) -> None:
+    """Each chunk is written while the next one is read and predicted, but for large pictures, of
+    which one at a time is in memory."""
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[None] | None = None
+        for chunk in chunks:
+            images, load = _read(paths, chunk, predictor.cfg.white, done)
+            alone = any(image.shape[0] * image.shape[1] > LARGE for image in images.values())
+            if written is not None and alone:
+                written.result()
+            found = predictor.predict_batch(list(images.values()), semantic=False)
+            if written is not None:
+                written.result()
+            written = writer.submit(write, images, found, load)
+            if alone:
+                written.result()
+        if written is not None:
+            written.result()
 
 
 def _tell_older(
@@ -404,10 +434,10 @@ def _read(
     chunk: Sequence[int],
     white: int,
     done: dict[int, PicturePrediction | UserError],
-) -> tuple[dict[int, NDArray[np.uint8]], float]:
+) -> tuple[Images, float]:
     """Images by their number, and the milliseconds of one; errors go to `done`."""
     start = time.perf_counter()
-    images: dict[int, NDArray[np.uint8]] = {}
+    images: Images = {}
     for index in chunk:
         try:
             check_name(paths[index])

@@ -136,7 +136,7 @@ class Checker:
         if kept < len(segments):
             doubles = len(masks) - len({counts for _, counts in masks})
             row = replace(row, lost=(len(segments) - len(masks), len(masks) - kept, doubles))
-        write_id_png(self.map_of(item), ids, quick=True)
+        write_id_png(self.map_of(item), ids)
         return row
 
     def files(self, item: Item) -> list[File]:
