@@ -157,10 +157,11 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
                 )
             if size is not None and (image.height, image.width) != size:
                 return unread((image.height, image.width))
-            packed = np.array(image.convert("RGBA")).view("<u4")[..., 0]  # (H, W): R is lowest
+            raw = image.tobytes("raw", "RGBA" if image.mode == "RGBA" else "RGBX")
     except BROKEN as error:
         raise broken(path, error) from error
-    return (packed & 0xFFFFFF).astype(np.int32)
+    packed = np.frombuffer(raw, "<u4").reshape(image.height, image.width)  # R is lowest
+    return (packed & 0xFFFFFF).view(np.int32)
 
 
 def segment_map(label: File, record: Record, listed_in: Path | str) -> np.ndarray:
