@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from concat_cli.core.data.class_split import load_class_list
 from concat_cli.core.data.image_io import write_id_png
 
 HEIGHT, WIDTH, SEGMENTS = 480, 640, 12
+DRAWN = 40  # pairs; the others are copies of these
 TARGETS = {"hotcoco": 1.5, "before": 0.1}
 ROOT = Path(__file__).resolve().parents[1]
 HOTCOCO = """import sys
@@ -59,7 +61,7 @@ def write(folder: Path, images: int, categories: list[Json]) -> tuple[Path, Path
     rows: tuple[list[Json], list[Json]] = ([], [])
     for path in paths:
         path.with_suffix("").mkdir()
-    for number in range(images):
+    for number in range(min(images, DRAWN)):
         real, found = drawn(rng)
         classes = rng.integers(len(categories), size=SEGMENTS)
         wrong = np.where(rng.random(SEGMENTS) < 0.3, rng.integers(len(categories)), classes)
@@ -78,6 +80,11 @@ def write(folder: Path, images: int, categories: list[Json]) -> tuple[Path, Path
             name = f"{number:012}.png"
             write_id_png(path.with_suffix("") / name, pixels)
             row.append({"image_id": number, "file_name": name, "segments_info": segments})
+    for number in range(DRAWN, images):
+        for path, row in zip(paths, rows, strict=True):
+            one, name = row[number % DRAWN], f"{number:012}.png"
+            row.append(one | {"image_id": number, "file_name": name})
+            shutil.copy(path.with_suffix("") / one["file_name"], path.with_suffix("") / name)
     pictures = [
         {"id": n, "height": HEIGHT, "width": WIDTH, "file_name": f"{n:012}.jpg"}
         for n in range(images)
