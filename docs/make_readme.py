@@ -91,6 +91,12 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "1,000 draws of 5,000 images with 133 classes, intervals of PQ and mIoU",
         "`python benchmarks/bootstrap_speed.py`",
     ),
+    "score_files": (
+        "`evaluate --predictions` of drawn pairs of 640x480, seen/unseen, mIoU and 1,000 draws, "
+        "starts included: our time / hotcoco 1.3.0's, which counts PQ alone, and / that of the "
+        "build before runs and threads",
+        "`python benchmarks/score_files.py --hotcoco PYTHON --before CHECKOUT`",
+    ),
     "inference_cost": (
         "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
         "20 and 100 crops an image",

@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from concat_cli.core.data.class_split import load_class_split
-from concat_cli.core.data.image_io import read_id_png
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.map_pairs import Counted, Drawn, count_pair, in_order
 from concat_cli.core.evaluate.official import ask_official, need_official
 from concat_cli.core.evaluate.pairing import Match, Side, pair
 from concat_cli.core.evaluate.panoptic_json import (
     FORMAT_HINT,
-    Annotation,
     PanopticFiles,
     Predictions,
     Segment,
@@ -31,14 +30,12 @@ from concat_cli.core.evaluate.panoptic_json import (
     file_names,
     read_panoptic,
 )
-from concat_cli.core.evaluate.quality import class_map
 from concat_cli.core.evaluate.report import Report, make_report
 from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally, check_split, few_images
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import with_kinds
 
-TOGETHER = "JSON and PNGs must come from one source: write both again."
 TASKS = ("panoptic", "semantic")
 
 
@@ -119,23 +116,28 @@ def evaluate_files(
     names, others = file_names(told), file_names(found.content)
     tally = Tally(len(vocabulary), len(truths), TASKS, keep=scoring.bootstraps > 0)
     odd = Disagreements()
-    for number, image_id in enumerate(progress.track(truths, "score", len(truths))):
-        one = truths[image_id]
-        png = real_files.png(one, names.get(image_id))
-        ids = _read_truth(png, one, sizes.get(image_id), real_files.json, rules, odd)
-        other = found.by_image[pairs.of_truth[image_id]]
-        path = found.files.png(other, others.get(other.image_id) or names.get(image_id))
-        ours = _read_map(path, other, (ids.shape[0], ids.shape[1]), found.files.json)
+
+    def count(image_id: str) -> Counted:
+        one, other = truths[image_id], found.by_image[pairs.of_truth[image_id]]
+        name = names.get(image_id)
+        path = found.files.png(other, others.get(other.image_id) or name)
+        drawn = Drawn(real_files.png(one, name), one, real_files.json)
+        return count_pair(
+            drawn, Drawn(path, other, found.files.json), sizes.get(image_id), rules.as_panopticapi
+        )
+
+    counted = progress.track(in_order(count, truths), "score", len(truths))
+    for number, (one, shared) in enumerate(zip(truths.values(), counted, strict=True)):
+        other = found.by_image[pairs.of_truth[one.image_id]]
         labels, theirs = (
             np.array([vocabulary.index_of_id[s.category_id] for s in segments], int)
             for segments in (one.segments_info, other.segments_info)
         )
         crowd = np.array([segment.iscrowd for segment in one.segments_info], bool)
-        areas = odd.count(png, one.segments_info, ids, rules)
+        areas = odd.count(one.segments_info, shared, rules)
         if areas is not None:  # the last one stands for the pixels that the JSON does not list
             labels, crowd = np.append(labels, -1), np.append(crowd, True)
-        tally.add_panoptic(number, (ours, theirs), (ids, labels, crowd), areas)
-        tally.add_semantic(number, class_map(ours, theirs), class_map(ids, labels))
+        tally.add_shared(number, shared.pixels, theirs, (labels, crowd), areas)
     for line in odd.lines(rules):
         progress.say(line)
     report = make_report(
@@ -286,11 +288,13 @@ class Disagreements:
     example: str = ""
 
     def count(
-        self, png: Path, segments: Sequence[Segment], ids: NDArray[np.int32], rules: Rules
+        self, segments: Sequence[Segment], counted: Counted, rules: Rules
     ) -> NDArray[np.float64] | None:
-        """Adds an image, its map having 0 = void and i+1 = segment i. As panopticapi counts, also
-        the areas by the JSON, that of the unlisted pixels last; UserError where it has none."""
-        pixels = np.bincount(ids.ravel(), minlength=len(segments) + 2)[1:]
+        """Adds an image. As panopticapi counts, also the areas by the JSON, that of the unlisted
+        pixels last; UserError where it has none."""
+        png, pixels = counted.png, counted.pixels[1:].sum(1)
+        self.sizes += counted.resized
+        self.drawn += counted.strange
         said: list[float] = []
         for segment, real in zip(segments, pixels, strict=False):
             area = _number(segment.area)
@@ -341,64 +345,3 @@ def _number(value: object) -> float | None:
         if math.isfinite(value) and value >= 0:
             return float(value)
     return None
-
-
-def _read_truth(
-    path: Path,
-    one: Annotation,
-    size: tuple[int, int] | None,
-    json_path: Path,
-    rules: Rules,
-    odd: Disagreements,
-) -> NDArray[np.int32]:
-    """`_read_map` of the truth; as panopticapi counts, what disagrees is counted instead, and the
-    pixels of unlisted ids have the number behind the last segment's."""
-    if size is None:
-        what = f"{json_path} does not list image {one.image_id} with its height and width."
-        raise UserError(what, "Write the image into `images`.")
-    if not rules.as_panopticapi:
-        hint = " --as-panopticapi counts it as that does."
-        return _read_map(path, one, size, json_path, hint)
-    found = read_id_png(path)
-    odd.sizes += found.shape != size
-    place, strange, _ = _numbered(found, one)
-    odd.drawn += len(strange)
-    place[np.isin(found, strange)] = len(one.segments_info) + 1
-    return place
-
-
-def _read_map(
-    path: Path, one: Annotation, size: tuple[int, int], json_path: Path, hint: str = ""
-) -> NDArray[np.int32]:
-    """(H, W): 0 = void, i+1 = segment i of it; UserError where PNG and JSON disagree, or the PNG
-    has not the size that the truth has."""
-    found = read_id_png(path, size)  # not decoded where it is of another size
-    if found.shape != size:
-        raise UserError(
-            f"{path} is {found.shape[1]} x {found.shape[0]} pixels, but the truth says "
-            f"{size[1]} x {size[0]} for image {one.image_id}.",
-            TOGETHER,
-        )
-    place, strange, unused = _numbered(found, one)
-    if len(strange) or len(unused):
-        side, which = ("JSON", strange[0]) if len(strange) else ("PNG", unused[0])
-        raise UserError(
-            f"{path} and {json_path} disagree on image {one.image_id}: segment id {which} is not "
-            f"in the {side}.",
-            TOGETHER + hint,
-        )
-    return place
-
-
-def _numbered(
-    found: NDArray[np.int32], one: Annotation
-) -> tuple[NDArray[np.int32], NDArray[np.integer], NDArray[np.integer]]:
-    """Numbers for the ids of a map, 0 = void and i+1 = segment i; ids that only the map has, each
-    once, and ids that only the annotation has."""
-    ids = np.array([segment.id for segment in one.segments_info], np.int64)
-    order = np.argsort(ids)
-    known = np.concatenate([[0], ids[order]])
-    place = np.searchsorted(known, found).clip(max=len(known) - 1)
-    strange = np.unique(found[known[place] != found])
-    unused = known[np.bincount(place.ravel(), minlength=len(known)) == 0]
-    return np.concatenate([[0], order + 1]).astype(np.int32)[place], strange, unused[unused > 0]

@@ -11,13 +11,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools.cocoeval import COCOeval
 
-from concat_cli.core.infer.instances import Instance, Rle, encoded
+if TYPE_CHECKING:  # it imports torch, which the scoring of files has no need of
+    from concat_cli.core.infer.instances import Instance, Rle
 
 BoolArray = NDArray[np.bool_]
 Curves = tuple[NDArray[np.float64], NDArray[np.float64]]  # precision, recall
@@ -57,6 +58,8 @@ def true_instances(
     is_thing: Sequence[bool],
 ) -> list[TrueInstance]:
     """The things of a map of segments (0 = void, i+1 = segment i)."""
+    from concat_cli.core.infer.instances import encoded
+
     chosen = [i for i, label in enumerate(labels) if is_thing[label]]
     step = max(1, _WITH_PIXELS // segment_map.size)
     found: list[TrueInstance] = []

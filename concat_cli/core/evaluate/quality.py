@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
-from concat_cli.core.infer.postprocess import Size, resized_strips
 from concat_cli.core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # the scoring of files starts without torch
+    from torch import Tensor
+
+    from concat_cli.core.infer.postprocess import Size
 
 IntArray = NDArray[np.integer]
 BoolArray = NDArray[np.bool_]
@@ -87,6 +89,17 @@ class PanopticScore:
         Returns the image's own counts (4, K).
         """
         shared = overlaps(truth_map, pred_map, len(truth_labels), len(pred_labels))
+        return self.add_shared(shared, pred_labels, truth_labels, truth_crowd, truth_areas)
+
+    def add_shared(
+        self,
+        shared: NDArray[np.int64],
+        pred_labels: IntArray,
+        truth_labels: IntArray,
+        truth_crowd: BoolArray | None = None,
+        truth_areas: FloatArray | None = None,
+    ) -> FloatArray:
+        """`add` of an image by its `overlaps`."""
         crowd = np.zeros(len(truth_labels), bool) if truth_crowd is None else truth_crowd
         pred_areas = shared[:, 1:].sum(0)
         areas = shared[1:].sum(1) if truth_areas is None else truth_areas
@@ -174,6 +187,17 @@ class SemanticScore:
         self.matrix += matrix
         return _by_class(matrix)
 
+    def add_shared(
+        self, shared: NDArray[np.int64], pred_labels: IntArray, truth_labels: IntArray
+    ) -> NDArray[np.int64]:
+        """`add` of an image by the `overlaps` of its segments; labels -1 as in class maps."""
+        real = truth_labels >= 0
+        named = np.concatenate([[-1], pred_labels])  # -1 is the last column
+        matrix = np.zeros_like(self.matrix)
+        np.add.at(matrix, (truth_labels[real][:, None], named[None]), shared[1:][real])
+        self.matrix += matrix
+        return _by_class(matrix)
+
     def iou(self) -> FloatArray:
         """(K,) intersection over union; nan where the truth never holds the class."""
         hits, truth, named = _by_class(self.matrix).astype(np.float64)
@@ -209,6 +233,11 @@ def mask_ious(
     mask_logits (Q, h, w) at stride 4 of the padded input; segment_map (H, W): 0 = void, i+1 =
     segment i of N.
     """
+    import torch
+    from torch.nn import functional as F
+
+    from concat_cli.core.infer.postprocess import resized_strips
+
     truth_map = torch.as_tensor(np.ascontiguousarray(segment_map)).to(mask_logits.device)
     shared = torch.zeros(len(mask_logits), segments + 1, device=mask_logits.device)
     top, size = 0, (truth_map.shape[0], truth_map.shape[1])

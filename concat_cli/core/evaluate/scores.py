@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from concat_cli.core.data.dataset import Sample
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceScore
 from concat_cli.core.evaluate.intervals import ImageCounts, harmonic
@@ -24,6 +24,9 @@ from concat_cli.core.evaluate.quality import (
 from concat_cli.core.method import TASKS
 from concat_cli.core.progress import Progress
 from concat_cli.core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # it imports torch, which the scoring of files has no need of
+    from concat_cli.core.data.dataset import Sample
 
 Split = Literal["all", "seen", "unseen"]
 Candidates = Literal["all", "split"]
@@ -141,6 +144,21 @@ class Tally:
         own = self.semantic.add(found, truth)
         if self.each.semantic is not None:
             self.each.semantic[number] = own
+
+    def add_shared(
+        self,
+        number: int,
+        shared: NDArray[np.int64],
+        pred_labels: IntArray,
+        truth: tuple[IntArray, BoolArray],
+        truth_areas: FloatArray | None = None,
+    ) -> None:
+        """Both of an image by the `overlaps` of its segments: labels, and labels and crowd of the
+        true ones."""
+        own = self.panoptic.add_shared(shared, pred_labels, *truth, truth_areas)
+        named = self.semantic.add_shared(shared, pred_labels, truth[0])
+        if self.each.panoptic is not None and self.each.semantic is not None:
+            self.each.panoptic[number], self.each.semantic[number] = own, named
 
     def merge(self, other: Tally) -> None:
         """Adds what another process counted; seconds are those of the slowest."""
