@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from concat_cli.core.data.image_io import IdRuns, read_id_runs
+from concat_cli.core.data.image_io import read_id_png
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic_json import Annotation
 
@@ -63,25 +63,25 @@ def count_pair(
             f"{truth.json} does not list image {truth.listed.image_id} with its height and width.",
             "Write the image into `images`.",
         )
-    real = read_id_runs(truth.png) if as_panopticapi else _read(truth, size)
-    values, others, lengths = joint_runs(real, _read(found, real.size))
+    real = read_id_png(truth.png) if as_panopticapi else _read(truth, size)
+    shape = (real.shape[0], real.shape[1])
+    values, others, lengths = joint_runs(real, _read(found, shape))
     rows, strange = _numbered(values, truth, as_panopticapi, LOOSELY)
     columns, _ = _numbered(others, found, False)
     height = len(truth.listed.segments_info) + 1 + as_panopticapi
     width = len(found.listed.segments_info) + 1
     pixels = np.bincount(rows * width + columns, lengths, height * width).astype(np.int64)
-    return Counted(truth.png, pixels.reshape(height, width), strange, real.size != size)
+    return Counted(truth.png, pixels.reshape(height, width), strange, shape != size)
 
 
 def joint_runs(
-    one: IdRuns, other: IdRuns
+    one: NDArray[np.int32], other: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Both maps' ids in the runs in which neither changes, and their lengths."""
-    starts = np.union1d(one.starts, other.starts)
-    ids, others = (
-        of.ids[np.searchsorted(of.starts, starts, side="right") - 1] for of in (one, other)
-    )
-    return ids, others, np.diff(starts, append=one.size[0] * one.size[1])
+    """Both maps' values in the runs, row by row, in which neither changes, and their lengths."""
+    one, other = one.ravel(), other.ravel()
+    changes = np.flatnonzero((one[1:] != one[:-1]) | (other[1:] != other[:-1])) + 1
+    starts = np.concatenate([[0], changes])[: one.size]
+    return one[starts], other[starts], np.diff(np.append(starts, one.size))
 
 
 def in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
@@ -102,12 +102,12 @@ def in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
         pool.shutdown(cancel_futures=True)
 
 
-def _read(one: Drawn, size: tuple[int, int]) -> IdRuns:
-    """The ids of a PNG; UserError where it is of another size than the truth."""
-    found = read_id_runs(one.png, size)  # not decoded where it is of another size
-    if found.size != size:
+def _read(one: Drawn, size: tuple[int, int]) -> NDArray[np.int32]:
+    """The ids (H, W) of a PNG; UserError where it is of another size than the truth."""
+    found = read_id_png(one.png, size)  # not decoded where it is of another size
+    if found.shape != size:
         raise UserError(
-            f"{one.png} is {found.size[1]} x {found.size[0]} pixels, but the truth says "
+            f"{one.png} is {found.shape[1]} x {found.shape[0]} pixels, but the truth says "
             f"{size[1]} x {size[0]} for image {one.listed.image_id}.",
             TOGETHER,
         )
