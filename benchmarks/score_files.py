@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def write(folder: Path, images: int, categories: list[Json]) -> tuple[Path, Path
             pixels = ids[numbers]
             if path == paths[1]:
                 pixels[::10] = 0
-            segments = [
+            segments: list[Json] = [
                 {"id": int(one), "category_id": categories[label]["id"], "iscrowd": 0,
                  "area": int((pixels == one).sum()), "bbox": [0, 0, WIDTH, HEIGHT]}
                 for one, label in zip(ids, named, strict=True) if (pixels == one).any()
@@ -114,10 +114,14 @@ def peak(command: list[str], checkout: Path) -> tuple[str, float]:
 
 def difference(one: Any, other: Any) -> float:
     """The largest difference of the figures of two reports; inf where they are built otherwise."""
-    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return max((difference(one[key], other[key]) for key in one), default=0.0)
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return max(map(difference, one, other), default=0.0)
+    if isinstance(one, dict) and isinstance(other, dict):
+        a, b = cast("Json", one), cast("Json", other)
+        if a.keys() == b.keys():
+            return max((difference(a[key], b[key]) for key in a), default=0.0)
+    if isinstance(one, list) and isinstance(other, list):
+        rows, others = cast("list[Any]", one), cast("list[Any]", other)
+        if len(rows) == len(others):
+            return max(map(difference, rows, others), default=0.0)
     if isinstance(one, float | int) and isinstance(other, float | int):
         return abs(one - other)
     return 0.0 if one == other else float("inf")
