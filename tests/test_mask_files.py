@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mini import Heard
 from PIL import Image
 
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
@@ -196,3 +197,29 @@ def test_litter_is_passed_over_in_zips_as_in_folders(tmp_path: Path) -> None:
 )
 def test_patterns(place: str, split: tuple[str, str]) -> None:
     assert split_pattern(place) == split
+
+
+def test_255_as_void_is_said(tmp_path: Path) -> None:
+    """Of a mask of 0 and 255 the object would else be lost with few words."""
+    masks = [Image.fromarray((label(n) > 0).astype(np.uint8) * 255) for n in range(3)]
+    draw(tmp_path, "images/p{}.jpg", "masks/p{}.png", masks)
+    given = {"images": "images", "labels": "masks", "classes": "classes.txt"}
+
+    def said(classes: str) -> str:
+        (tmp_path / "classes.txt").write_text(classes)
+        heard = Heard()
+        prepare_data("custom", tmp_path, None, Options(processes=1), heard, **given)
+        return "\n".join(heard.lines)
+
+    told = said("background : stuff\nred square\n")
+    assert "255 or 65535 counted as void in 3 of 3 maps" in told and "`name = 255`" in told
+    assert "counted as void" not in said("background : stuff = 0\nred square = 255\n")
+
+
+def test_one_class_with_many_commas_is_doubted(tmp_path: Path) -> None:
+    draw(tmp_path, "images/p{}.jpg", "masks/p{}.png", [Image.new("L", SIZE[::-1])] * 3)
+    (tmp_path / "classes.txt").write_text("background, red square, grass\n")
+    given = {"images": "images", "labels": "masks", "classes": "classes.txt"}
+    heard = Heard()
+    prepare_data("custom", tmp_path, None, Options(processes=1), heard, **given)
+    assert sum("read as 1 class with 2 synonyms" in line for line in heard.lines) == 1

@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mini import Interrupt, KilledError, draw_world, metrics, mini_config
+from data_helpers import edit_json
+from mini import Heard, Interrupt, KilledError, draw_world, metrics, mini_config
 
+from concat_cli.app import main
+from concat_cli.commands import train
+from concat_cli.core.checkpoint import load_weights, save_weights
 from concat_cli.core.config import Config, ShapesConfig
 from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import read_dataset_info
 from concat_cli.core.errors import UserError
+from concat_cli.core.evaluate.scores import Scoring
+from concat_cli.core.evaluate.weights import evaluate_weights
+from concat_cli.core.method import stages
 from concat_cli.core.prepare.shapes import differing_keys
 from concat_cli.core.runs import Run
 from concat_cli.core.train import session as sessions
 from concat_cli.core.train.distributed import Processes
+from concat_cli.core.train.loop import StageResult
 from concat_cli.core.train.plan import describe
 from concat_cli.core.train.session import Session, check_world
 from concat_cli.methods.concat.cat import train_cat
@@ -203,3 +211,72 @@ def test_the_order_of_unseen_names_is_no_difference(tmp_path):
     assert differing_keys(source, world) == {}
     assert list(differing_keys(source, replace(world, unseen="striped star"))) == ["unseen"]
     assert mini_config(root).shapes.unseen == names
+
+
+# --- names, and what comes next ---------------------------------------------------------------
+
+
+class Until(Heard):
+    """Ends a stage once that is said, before it costs time."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def say(self, message: str) -> None:
+        if self.what in message:
+            raise KilledError(message)
+
+
+def evaluated(cfg: Config, run: Run, *, force: bool, weights: Path, **how: Any) -> None:
+    scoring = Scoring(force=force)
+    evaluate_weights(weights, [f"data.root={cfg.data.root}"], scoring, **how)
+
+
+@pytest.mark.parametrize(
+    ("stage", "source"),
+    [(train_con, ""), (train_cat, "con"), (finetune, "cat"), (evaluated, "finetune")],
+)
+def test_words_of_the_data_that_clip_never_saw(mini_run, tmp_path, stage, source):
+    """An error of every command; with --force they are said, and it goes on."""
+    root = tmp_path / "data"
+    shutil.copytree(mini_run.cfg.data.root, root)
+    for path in root.glob("annotations/*.json"):
+        edit_json(path, lambda content: content["categories"][0].update(name="a zebra"))
+    run, cfg = Run("zoo", tmp_path / "runs"), changed(mini_run.cfg, "data", root=str(root))
+    given = {"weights": mini_run.run.weights_of(source)} if source else {}
+    with pytest.raises(UserError, match="never seen: 'zebra'") as caught:
+        stage(cfg, run, force=False, device="cpu", **given)
+    assert "--force" in caught.value.hint and not run.path.exists()
+    until = Until("never seen: zebra (--force)")
+    with pytest.raises(KilledError):
+        stage(cfg, run, force=True, device="cpu", progress=until, **given)
+
+
+def test_every_training_command_takes_force():
+    assert all("force" in stage.options for _, stage in stages() if stage.command)
+
+
+def test_names_taught_as_one_class_are_doubted(mini_run, copied, tmp_path):
+    path = tmp_path / "some.txt"
+    path.write_text("ring, star, cross\n")
+    with pytest.raises(KilledError, match="read as 1 class with 2 synonyms"):
+        finetune(mini_run.cfg, copied, vocabulary=path, device="cpu", progress=Until("read as 1"))
+    plan = describe("finetune", mini_run.cfg, copied, vocabulary=path)
+    assert "read as 1 class with 2 synonyms" in plan["teaches"]
+
+
+@pytest.mark.parametrize(("unseen", "following"), [(True, "train-cat"), (False, "evaluate")])
+def test_the_next_step_is_that_of_the_data(
+    mini_run, tmp_path, monkeypatch, capsys, unseen, following
+):
+    """Without unseen classes there is nothing to generate."""
+    weights = load_weights(mini_run.run.weights_of("con"))
+    rows = [row | {"seen": row["seen"] or not unseen} for row in weights.meta["vocabulary"]]
+    path = tmp_path / "w.safetensors"
+    save_weights(path, weights.tensors, weights.meta | {"vocabulary": rows})
+    result = StageResult(path, 6, 1.0, True, {})
+    monkeypatch.setattr(train, "loaded", lambda _: lambda *_, **__: result)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train-con", "--name", "next"]) == 0
+    assert f"concat {following} --name next" in capsys.readouterr().out

@@ -119,8 +119,8 @@ def doubt(vocabulary: Vocabulary) -> str:
     if count < 2:
         return ""
     return (
-        f"read as 1 class with {count} synonyms; separate classes by ; (--classes), or write one a "
-        "line (--vocab) or an item (Python)"
+        f"read as 1 class with {count} synonyms; separate classes by ; on the command line, or "
+        "write one a line (in a file) or an item (Python)"
     )
 
 

@@ -22,6 +22,7 @@ from concat_cli.core.data.image_io import told_dim
 from concat_cli.core.data.index import STORED, WHITE, Row, write_rows
 from concat_cli.core.data.store import ZipMember, split_location
 from concat_cli.core.errors import UserError
+from concat_cli.core.prepare.class_values import VOID
 from concat_cli.core.prepare.protocol import (
     Annotations,
     Census,
@@ -34,7 +35,14 @@ from concat_cli.core.prepare.protocol import (
     to_json,
 )
 from concat_cli.core.prepare.recipes import RECIPES
-from concat_cli.core.prepare.source import Exif, PartName, Source, SourcePart, UnseenPixels
+from concat_cli.core.prepare.source import (
+    Exif,
+    LabelFormat,
+    PartName,
+    Source,
+    SourcePart,
+    UnseenPixels,
+)
 from concat_cli.core.prepare.verify import Bad, Checker, verify
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
@@ -133,7 +141,7 @@ def prepare(
     unseen = load_class_split(split, source.vocabulary.names)
     vocabulary = source.vocabulary.with_unseen(unseen)
     parts = _unpacked(_both(source, root, options.one_part, progress), out, progress)
-    checked, bad = _verify(parts, vocabulary, out, options, progress)
+    checked, bad = _verify(source, parts, vocabulary, out, options, progress)
     kept, taken = keep_seen(checked["train"], vocabulary, options.unseen_pixels)
     refuse_empty(kept, taken, parts["train"].where)
     train, dev = cut_dev(kept, DEV_SHARE, options.dev, progress)
@@ -237,7 +245,12 @@ def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:
 
 
 def _verify(
-    parts: Parts, vocabulary: Vocabulary, out: Path, options: Options, progress: Progress
+    source: Source,
+    parts: Parts,
+    vocabulary: Vocabulary,
+    out: Path,
+    options: Options,
+    progress: Progress,
 ) -> tuple[dict[PartName, list[Row]], dict[PartName, list[Bad]]]:
     """The rows of both parts, and their bad images; a part that serves as both is checked once.
     UserError where no image of a part is left."""
@@ -263,6 +276,8 @@ def _verify(
                 f"Look at {part.images}.",
             )
         _tell_reading(name, rows[name], options, progress)
+        if source.single:
+            _tell_void(name, rows[name], part.format, progress)
     return rows, bad
 
 
@@ -279,6 +294,19 @@ def _tell_reading(part: str, rows: list[Row], options: Options, progress: Progre
         )
     if told := told_dim([row.brightest for row in rows if row.brightest], options.white):
         progress.say(f"{part}: {told}; --white gives its value")
+
+
+def _tell_void(part: str, rows: list[Row], form: LabelFormat, progress: Progress) -> None:
+    """In how many label maps the values are that are void by custom; they may be a class."""
+    if form.kind != "semantic" or not set(form.void) <= set(VOID) or not form.void:
+        return
+    count = sum(sum(row.areas) < row.height * row.width for row in rows)
+    if count:
+        values = " or ".join(map(str, form.void))
+        progress.say(
+            f"{part}: {values} counted as void in {count} of {len(rows)} maps; to take it as a "
+            f"class, give every line of --classes its value, like `name = {form.void[0]}`"
+        )
 
 
 def checker_of(

@@ -32,7 +32,7 @@ from concat_cli.core.train.session import (
     trained_names,
 )
 from concat_cli.core.vocabulary import Vocabulary, written
-from concat_cli.core.vocabulary_file import parse_vocabulary
+from concat_cli.core.vocabulary_file import doubt, parse_vocabulary
 from concat_cli.methods.concat.cat import choose_fold
 from concat_cli.methods.concat.generator import Generator, restore_generator
 from concat_cli.methods.concat.on_borrowed import kept_facts, restore
@@ -76,6 +76,8 @@ def finetune(
     session = open_session(cfg, device, progress, force)
     known = session.info.vocabulary
     given = None if vocabulary is None else parse_vocabulary(vocabulary, known)
+    if given is not None and (doubtful := doubt(given)):
+        progress.say(doubtful)
     new = new_names(known, given, cfg) if pseudo else Vocabulary(())
     clip = text_clip(cfg, session.device)
     check_clip(source, clip.identity)
@@ -210,7 +212,8 @@ def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -
     facts = weights_facts("cat" if cfg.finetune.pseudo else "con", run, weights)
     names = "the unseen classes of the data set"
     if vocabulary is not None:
-        names = f"{len(parse_vocabulary(vocabulary))} names of {vocabulary}"
+        given = parse_vocabulary(vocabulary)
+        names = "; ".join(filter(None, (f"{len(given)} names of {vocabulary}", doubt(given))))
     elif cfg.finetune.pseudo:
         check_protocol(cfg)
     return facts | {

@@ -27,7 +27,7 @@ from concat_cli.core.prepare.source import (
     Task,
 )
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.vocabulary_file import with_kinds
+from concat_cli.core.vocabulary_file import doubt, with_kinds
 
 _WAYS = (
     "Give --images with one of: --json PANOPTIC.json --labels PNGS; --json INSTANCES.json; "
@@ -114,6 +114,7 @@ def find(root: Path, **given: Any) -> Source:
     if own.classes:
         classes = Path(_place(root, own.classes, file_exists, "file"))
         vocabulary, parts = _with_classes(kind, there, classes)
+        notes += filter(None, [doubt(vocabulary)])
     else:
         form = LabelFormat(kind)
         parts = {name: one.part(form, one.json.items) for name, one in there.items() if one.json}
