@@ -97,6 +97,11 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "build before runs and threads",
         "`python benchmarks/score_files.py --hotcoco PYTHON --before CHECKOUT`",
     ),
+    "start": (
+        "`predict` of one small picture, built-in weights, texts cached, start included / "
+        "`import torch` alone",
+        "`python benchmarks/start.py --pairs 9`",
+    ),
     "inference_cost": (
         "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
         "20 and 100 crops an image",
