@@ -97,8 +97,9 @@ def brush(content: dict[str, Any]) -> None:
 
 
 def test_crowds_are_told_of_and_can_be_objects(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     root = draw(tmp_path / "all", brush)
     said = command(capsys, root)
     assert "crowds: square (2 of 2 in train): nothing is learnt from a crowd" in said
@@ -106,7 +107,11 @@ def test_crowds_are_told_of_and_can_be_objects(
     with pytest.raises(UserError, match=r"nothing to learn .*2 segments are crowds") as caught:
         training_part(read_dataset_info(root / "concat"))
     assert "--crowds objects" in caught.value.hint
-    assert main(["train-con", f"data.root={root / 'concat'}", "--name", str(tmp_path / "r")]) == 2
+    words = ["train-con", f"data.root={root / 'concat'}", "--name", "r", "--force"]
+    for more in ([], ["--dry-run"]):
+        capsys.readouterr()
+        code, said = main([*words, *more]), capsys.readouterr()
+        assert code == 2 and "nothing to learn" in said.err, said
     said = command(capsys, root, "--crowds", "objects")
     assert "crowds:" not in said
     sample = training_part(read_dataset_info(root / "concat"))[0]

@@ -3,6 +3,8 @@ layout; and options that count for nothing."""
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import re
@@ -19,7 +21,8 @@ from concat_cli.core.data.image_io import write_png
 from concat_cli.core.evaluate.files import evaluate_files
 from concat_cli.core.evaluate.run import evaluate_model
 from concat_cli.core.evaluate.scores import Scoring
-from concat_cli.core.infer.files import flat_names
+from concat_cli.core.infer.files import Saver, flat_names
+from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 
 def draw(path: Path, seed: int = 0) -> Path:
@@ -163,3 +166,17 @@ def test_a_class_that_occurs_nowhere_has_no_figure(tmp_path):
         None, None, None, 0, 0, 0
     ]  # fmt: skip
     assert rows["road"]["pq"] > 0.9
+
+
+def test_hidden_lists_go_where_the_disk_is_full(tmp_path: Path) -> None:
+    class Full(io.FileIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    saver = Saver(tmp_path, Vocabulary((ClassEntry("cat", 1),)))
+    path = Path(saver.begin("panoptic.images").name)
+    saver._waiting["panoptic.images"].close()
+    saver._waiting["panoptic.images"] = io.BufferedWriter(Full(path, "w"))
+    saver.begin("panoptic.images").write(b"what waits to be written")
+    saver.abandon()
+    assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -175,9 +175,10 @@ class Saver:
                 path.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Deletes this process's hidden files."""
+        """Deletes this process's hidden files, whatever they still wait to write."""
         for file in self._waiting.values():
-            file.close()
+            with suppress(OSError):  # such as the full disk that is being told
+                file.close()
             Path(file.name).unlink(missing_ok=True)
 
     def _wait(self, name: str, image_id: int, value: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from concat_cli.core.clip import tiny
 from concat_cli.core.clip.prompts import check_names
 from concat_cli.core.clip.source import is_cached, library
 from concat_cli.core.config import ClipConfig, Config, ModelConfig, OptimConfig
-from concat_cli.core.data.dataset import read_dataset_info
+from concat_cli.core.data.dataset import read_dataset_info, training_part
 from concat_cli.core.method import loaded, stage_named
 from concat_cli.core.model.backbone import Backbone, published_repository
 from concat_cli.core.runs import Run, StageDir
@@ -52,6 +52,7 @@ def data_facts(cfg: Config, force: bool = False) -> Plan:
         info = read_dataset_info(root)
         check_world(cfg, info)
         check_names(info.vocabulary, cfg.clip, force)
+        training_part(info)
         seen, classes = len(info.vocabulary.seen_indices), len(info.vocabulary)
         parts = ", ".join(info.parts)
         told = f"{info.name}, {seen} seen and {classes - seen} unseen classes; {parts}"
