@@ -162,6 +162,8 @@ def _download(repository: str, commit: str, file: str) -> None:
     for folder in (begun.parent, target.parent):
         folder.mkdir(parents=True, exist_ok=True)
     headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # or bytes could not be counted
+    if begun.is_symlink():  # its name can be foreseen: nothing is written through a link
+        begun.unlink()
     with begun.open("ab") as out:
         there = out.tell()
         http_get(url, out, resume_size=there, headers=headers, expected_size=facts.size)
