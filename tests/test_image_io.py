@@ -18,7 +18,7 @@ from PIL import Image
 
 from concat_cli.core import files
 from concat_cli.core.data import image_io
-from concat_cli.core.data.image_io import check_image, read_id_png, read_image, write_id_png
+from concat_cli.core.data.image_io import read_header, read_id_png, read_image, write_id_png
 from concat_cli.core.errors import UserError
 
 RED = (200, 30, 40)
@@ -61,7 +61,7 @@ def test_kinds_of_pictures(tmp_path: Path, mode: str, name: str) -> None:
     assert image.shape == (20, 40, 3) and image.dtype == np.uint8
     wanted = np.asarray(_gradient("RGB"))
     assert np.abs(image.astype(int) - wanted).max() <= 12  # JPEG and WebP lose a little
-    assert check_image(tmp_path / name) == (20, 40)
+    assert read_header(tmp_path / name).shown() == (20, 40)
 
 
 def test_every_format_is_one_that_pillow_opens() -> None:
@@ -80,13 +80,13 @@ def test_a_jpeg_that_is_cut_off_is_found_by_its_end(tmp_path: Path, monkeypatch)
     _gradient("RGB").save(path)
     content = path.read_bytes()
     path.write_bytes(content + b"a maker's notes" * 1000)  # whole, with something behind its end
-    assert check_image(path) == (20, 40)
+    assert read_header(path).shown() == (20, 40)
     path.write_bytes(content[:-30])
     with pytest.raises(UserError, match="truncated"):
-        check_image(path)
+        read_header(path).shown()
     path.write_bytes(content)
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded in full"))
-    assert check_image(path) == (20, 40)
+    assert read_header(path).shown() == (20, 40)
 
 
 def test_one_bit(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     stored.save(tmp_path / "a.jpg", exif=exif, quality=95)
     image = read_image(tmp_path / "a.jpg")
-    assert image.shape == (16, 32, 3) and check_image(tmp_path / "a.jpg") == (16, 32)
+    assert image.shape == (16, 32, 3) and read_header(tmp_path / "a.jpg").shown() == (16, 32)
     assert image[2:6, 2:6, 0].min() > 150 and image[10:, :, 0].max() < 60
 
 

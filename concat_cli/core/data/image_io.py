@@ -116,11 +116,6 @@ def read_header(path: File | str) -> Header:
         raise broken(path, error) from error
 
 
-def check_image(path: File | str) -> tuple[int, int]:
-    """(height, width) of an upright picture; errors as `read_header`."""
-    return read_header(path).shown()
-
-
 def told_dim(most: Sequence[int], white: int) -> str:
     """That pictures of 16 bits come out dark, by the largest value of each; "" where they do not."""
     dim = [value for value in most if value < white * DIM]
