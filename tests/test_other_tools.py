@@ -132,9 +132,11 @@ def test_areas_are_the_jsons_in_other_scorers(tmp_path: Path, tool: str) -> None
     assert report.protocol["disagreements"]["areas"] == 9
 
 
-def test_instances_of_other_tools_are_prepared(tmp_path: Path) -> None:
+def test_instances_of_other_tools_are_prepared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The instances that datumaro and supervision write of one drawn data set: their polygons are
-    read as COCO reads them, by which each is a row and a column short."""
+    read as COCO reads them, by which each is a row and a column short, and that is said."""
     datumaro = pytest.importorskip("datumaro")
     supervision = pytest.importorskip("supervision")
     as_data_set(tmp_path / "drawn")
@@ -149,6 +151,8 @@ def test_instances_of_other_tools_are_prepared(tmp_path: Path) -> None:
         out = tmp_path / f"prepared-{Path(name).stem}"
         line = ["prepare-data", "custom", str(tmp_path / "out"), "--images", "images/val"]
         assert main([*line, "--json", name, "--out", str(out)]) == 0
+        printed = capsys.readouterr()
+        assert "outlines lost a row and a column" in " ".join((printed.out + printed.err).split())
         rows = [json.loads(row) for row in (out / "index/val.jsonl").read_text().splitlines()]
         areas.append(sum(area for row in rows for area in row["areas"]))
     drawn = sum(int((true_map(4 + 8 * number) > 0).sum()) for number in (1, 2, 3))

@@ -13,6 +13,7 @@ from drawn_labels import column_runs, encode
 from mini import Heard
 
 from concat_cli.app import main
+from concat_cli.core.data.coco import read_coco
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info, training_part
 from concat_cli.core.data.index import Lines
 from concat_cli.core.errors import UserError
@@ -218,6 +219,31 @@ def test_a_pixel_belongs_to_the_smallest_that_covers_it(tmp_path: Path) -> None:
     info = read_dataset_info(root / "out")
     sample = PanopticDataset(info.part("train"), info.vocabulary)[0]
     assert sorted(np.bincount(sample.segment_map.ravel())[1:]) == [4, 44]
+
+
+@pytest.mark.parametrize(
+    ("corners", "box", "area", "told"),
+    [
+        ((4, 2, 11, 2, 11, 5, 4, 5), [4, 2, 8, 4], 21, True),  # datumaro: box of the pixels
+        ((4, 2, 4, 5, 11, 5, 11, 2), [4, 2, 7, 3], 32, True),  # supervision: area of the pixels
+        ((4, 2, 11, 2, 11, 5), [4.0, 2.0, 7.0, 3.0], 17.0, True),  # a triangle, by Pick's theorem
+        ((4, 2, 12, 2, 12, 6, 4, 6), [4, 2, 8, 4], 32, False),  # around the pixels, as COCO's
+        ((4, 2, 11, 2, 11, 5, 4, 5), [4, 2, 8, 3], 21, False),
+        ((4, 2, 11, 2, 11, 5, 4, 5), None, None, False),
+        ((4, 2, 11, 2, 11, 5, 4, 5), [[4], 2, 8, 4], "32", False),
+        ((4.5, 2, 11, 2, 11, 5, 4.5, 5), [4.5, 2, 7.5, 4], 32, False),
+    ],
+)
+def test_outlines_that_lost_a_row_and_a_column_are_counted(
+    tmp_path: Path, corners: tuple[float, ...], box: Any, area: Any, told: bool
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for row in content["annotations"]:
+            row |= {"segmentation": [list(corners)], "bbox": box, "area": area}
+
+    listed = read_coco(draw(tmp_path, change) / "own.json")
+    counted = [note for note in listed.notes if "2 of 2 outlines lost a row and a" in note]
+    assert len(counted) == told
 
 
 def test_an_odd_outline_takes_its_image_and_says_why(tmp_path: Path) -> None:

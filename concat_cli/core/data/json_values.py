@@ -11,6 +11,8 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
+import numpy as np
+
 Mask: TypeAlias = "list[array[float]] | dict[str, Any] | str | None"
 """Polygons, [x, y, x, y, ...] each; run lengths, {"size": [height, width], "counts"}; None of what
 covers nothing; or, as text, why it cannot be read, which matters once its image is wanted."""
@@ -18,6 +20,7 @@ covers nothing; or, as text, why it cannot be read, which matters once its image
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 _BOUND = 1 << 63
+_FAR = 1 << 24  # beyond any picture
 _FLAGS = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 
@@ -98,6 +101,29 @@ def mask_of(value: Any) -> Mask:
     if any(len(polygon) % 2 for polygon in polygons):
         return "an outline has an x without a y"
     return [polygon for polygon in polygons if len(polygon) >= 6] or None
+
+
+def short(polygons: list[array[float]], bbox: Any, area: Any) -> bool:
+    """Whether outlines go through the centres of a mask's outer pixels, as OpenCV finds them, by
+    what is listed beside them; COCO's go around the pixels, so these are a row and a column short.
+
+    Their corners are whole, and the listed box is a pixel wider and higher than they are, or the
+    listed area is their number of whole points, those on the line included (Pick's theorem).
+    """
+    if not all(value.is_integer() and abs(value) < _FAR for p in polygons for value in p):
+        return False
+    corners = [np.array(polygon).reshape(-1, 2) for polygon in polygons]
+    first = np.min([part.min(0) for part in corners], 0)
+    sides = np.max([part.max(0) for part in corners], 0) - first
+    if bbox == [*first.tolist(), *(sides + 1).tolist()]:
+        return True
+    points = 0.0
+    for part in corners:
+        x, y = part.T
+        steps = np.roll(part, -1, 0) - part
+        points += abs((x * steps[:, 1] - y * steps[:, 0]).sum()) / 2 + 1
+        points += np.gcd(*np.abs(steps.T).astype(int)).sum() / 2
+    return area == float(points)
 
 
 def _number(value: Any) -> int | None:
