@@ -316,6 +316,14 @@ def strips(height: int, width: int, pixels: int = STRIP) -> Iterator[slice]:
     return (slice(top, min(top + step, height)) for top in range(0, height, step))
 
 
+def looked_up(table: np.ndarray, index_map: np.ndarray) -> np.ndarray:
+    """`table[index_map]` of a map (H, W), by strips: NumPy takes 8 bytes an index besides."""
+    found = np.empty(index_map.shape, table.dtype)
+    for rows in strips(*index_map.shape):
+        found[rows] = table[index_map[rows]]
+    return found
+
+
 def to_rgb(image: Image.Image, white: int = WHITE) -> Image.Image:
     """A picture of any mode in RGB; an RGB picture is returned as it is."""
     if image.mode == "RGB" and "transparency" not in image.info:

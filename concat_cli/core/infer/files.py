@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from concat_cli.core import files
-from concat_cli.core.data.image_io import LARGE, read_header, write_id_png, write_png
+from concat_cli.core.data.image_io import LARGE, looked_up, read_header, write_id_png, write_png
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, bounding_box
@@ -100,7 +100,7 @@ class Saver:
             )
         kind = np.uint8 if ids.max() < 1 << 8 else np.uint16
         buffer = io.BytesIO()
-        Image.fromarray(ids.astype(kind)[semantic_map]).save(buffer, "PNG")
+        Image.fromarray(looked_up(ids.astype(kind), semantic_map)).save(buffer, "PNG")
         files.write_bytes(png, buffer.getvalue(), sync=False)
         return png
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from concat_cli.core.config import InferConfig
-from concat_cli.core.data.image_io import strips
+from concat_cli.core.data.image_io import looked_up, strips
 
 Size = tuple[int, int]
 MASK_STRIDE = 4  # mask logits are at a quarter of the padded input
@@ -114,7 +114,10 @@ def semantic(
     """
     maps: dict[int, NDArray[np.int32]] = {}
     for members, parts in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
-        labels = torch.cat([scores.max(1).indices.int() for scores in parts], 1)
+        whole = (len(members), *sizes[members[0]])
+        labels, top = torch.empty(whole, dtype=torch.int32, device=mask_logits.device), 0
+        for scores in parts:
+            labels[:, top : (top := top + scores.shape[2])] = scores.max(1).indices
         maps |= zip(members, labels.cpu().numpy(), strict=True)
     return [maps[index] for index in range(len(sizes))]
 
@@ -125,20 +128,29 @@ def semantic_shares(
     sizes: Sequence[Size],
     valid: Sequence[Size] | None = None,
     taken_off: Tensor | None = None,
-) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-    """`semantic`, and (H, W) how much of the sums of all classes the named one has, 0-1."""
-    maps: dict[int, tuple[NDArray[np.int32], NDArray[np.float32]]] = {}
+) -> list[tuple[NDArray[np.integer], NDArray[np.float32]]]:
+    """`semantic`, in the type of `index_type`, and (H, W) how much of the sums of all classes the
+    named one has, 0-1."""
+    maps: dict[int, tuple[NDArray[np.integer], NDArray[np.float32]]] = {}
+    kind, place = index_type(probabilities.shape[-1]), mask_logits.device
     for members, parts in _pixel_scores(probabilities, mask_logits, sizes, valid, taken_off):
-        labels: list[Tensor] = []
-        shares: list[Tensor] = []
+        whole = (len(members), *sizes[members[0]])
+        labels, top = torch.empty(whole, dtype=kind, device=place), 0
+        shares = torch.empty(whole, device=place)
         for scores in parts:
-            best, index = scores.max(1)
+            rows = slice(top, top := top + scores.shape[2])
+            best, labels[:, rows] = scores.max(1)
             total = scores.clamp(min=0).sum(1).clamp(min=torch.finfo(scores.dtype).tiny)
-            labels.append(index.int())
-            shares.append(best.clamp(min=0) / total)
-        both = (torch.cat(made, 1).cpu().numpy() for made in (labels, shares))
-        maps |= zip(members, zip(*both, strict=True), strict=True)
+            shares[:, rows] = best.clamp(min=0) / total
+        maps |= zip(
+            members, zip(labels.cpu().numpy(), shares.cpu().numpy(), strict=True), strict=True
+        )
     return [maps[index] for index in range(len(sizes))]
+
+
+def index_type(classes: int) -> torch.dtype:
+    """The smallest type of a map of class indices; a picture may have a hundred million pixels."""
+    return torch.int16 if classes < 1 << 15 else torch.int32
 
 
 def _pixel_scores(
@@ -356,17 +368,21 @@ def bounding_boxes(segment_map: NDArray[np.int32], count: int) -> NDArray[np.int
     return np.where(rows.any(1, keepdims=True), boxes, 0)
 
 
-def regions(labels: NDArray[np.int32], sure: NDArray[np.float32]) -> PanopticResult:
+def regions(labels: NDArray[np.integer], sure: NDArray[np.float32]) -> PanopticResult:
     """Everything of one class as one segment, in the order of the classes.
 
     labels (H, W); sure (H, W) in 0-1, whose mean is a segment's score.
     """
-    classes, ids = np.unique(labels, return_inverse=True)
-    segment_map = ids.reshape(labels.shape).astype(np.int32) + 1
-    areas = np.bincount(segment_map.ravel(), minlength=len(classes) + 1)[1:]
-    sums = np.bincount(segment_map.ravel(), sure.ravel())[1:]
+    count = int(labels.max()) + 1
+    areas, sums = np.zeros(count, np.int64), np.zeros(count)
+    for rows in strips(*labels.shape):
+        flat = labels[rows].ravel()
+        areas += np.bincount(flat, minlength=count)
+        np.add.at(sums, flat, sure[rows].ravel().astype(np.float64))  # pixel by pixel
+    classes = areas.nonzero()[0]
+    segment_map = looked_up((areas > 0).cumsum(dtype=np.int32), labels)
     boxes = bounding_boxes(segment_map, len(classes))
-    rows = zip(classes, sums / areas, areas, boxes, strict=True)
+    rows = zip(classes, sums[classes] / areas[classes], areas[classes], boxes, strict=True)
     segments = (
         Segment(number, int(label), float(score), int(area), (int(x), int(y), int(w), int(h)))
         for number, (label, score, area, (x, y, w, h)) in enumerate(rows, 1)

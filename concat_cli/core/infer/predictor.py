@@ -26,6 +26,7 @@ from concat_cli.core.clip.prompts import cached_texts, check_names, class_texts
 from concat_cli.core.clip.source import check_here
 from concat_cli.core.config import Config, InferConfig
 from concat_cli.core.config_file import diff, from_dict, override, to_dict
+from concat_cli.core.data.image_io import looked_up
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.errors import UserError
@@ -78,7 +79,7 @@ class Prediction:
                 "Call predictor(picture), which makes it.",
             )
         classes = np.array([segment.class_index for segment in self.segments], np.int32)
-        return classes[self.panoptic_map - 1]
+        return looked_up(np.concatenate((classes[-1:], classes)), self.panoptic_map)
 
     def name(self, segment: Segment) -> str:
         """The class name of a segment."""

@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.infer.postprocess import PanopticResult, Size, regions, resized_strips
+from concat_cli.core.infer.postprocess import (
+    PanopticResult,
+    Size,
+    index_type,
+    regions,
+    resized_strips,
+)
 from concat_cli.core.infer.predictor import Loading, Predictor, Raw
 
 CHUNK = 32  # classes whose logits are held at a time
@@ -50,7 +56,7 @@ class DensePredictor(Predictor):
     @torch.inference_mode()
     def semantic(self, raw: Raw, offset: float | None = None) -> list[NDArray[np.int32]]:
         """(H, W) class indices of raw outputs, in the order of `raw.positions`."""
-        return [labels.cpu().numpy() for labels, _ in self._classified(raw, offset, False)]
+        return [labels.int().cpu().numpy() for labels, _ in self._classified(raw, offset, False)]
 
     @torch.inference_mode()
     def segments(self, raw: Raw) -> list[PanopticResult]:
@@ -64,7 +70,7 @@ class DensePredictor(Predictor):
     def _classified(
         self, raw: Raw, offset: float | None, with_confidence: bool
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Labels (H, W) int32 and the probability of each pixel's label, picture by picture."""
+        """Labels (H, W) and the probability of each pixel's label, picture by picture."""
         assert isinstance(raw, DenseRaw)
         taken = self.is_seen * (self.cfg.seen_offset if offset is None else offset)
         for row, size in enumerate(raw.sizes):
@@ -102,7 +108,8 @@ def classify_pixels(
     chunk: int = CHUNK,
     with_confidence: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Class index (H, W) int32 of every pixel of a photo and, if asked for, its probability.
+    """Class index (H, W) of every pixel of a photo, in the type of `index_type`, and, if asked for,
+    its probability.
 
     Args:
         features: (E, h, w), normalised, at stride 4 of the padded input.
@@ -112,7 +119,8 @@ def classify_pixels(
         chunk: classes at a time; the result does not depend on it.
     """
     best = torch.full(size, -torch.inf, device=features.device)
-    labels = torch.zeros(size, dtype=torch.int32, device=features.device)
+    kind = index_type(len(text))
+    labels = torch.zeros(size, dtype=kind, device=features.device)
     total = torch.full(size, -torch.inf, device=features.device) if with_confidence else None
     for first in range(0, len(text), chunk):
         part = text[first : first + chunk]
@@ -124,11 +132,11 @@ def classify_pixels(
             value, index = strip.max(0)
             higher = value > best[rows]
             best[rows] = torch.where(higher, value, best[rows])
-            labels[rows] = torch.where(higher, index.int() + first, labels[rows])
+            labels[rows] = torch.where(higher, index.to(kind) + first, labels[rows])
             if total is not None:
                 total[rows] = torch.logaddexp(total[rows], strip.logsumexp(0))
             top = rows.stop
-    return labels, None if total is None else (best - total).exp()
+    return labels, None if total is None else best.sub_(total).exp_()
 
 
 def open_predictor(loading: Loading) -> DensePredictor:
