@@ -10,7 +10,7 @@ from concat_cli.core.checkpoint import save_weights
 from concat_cli.core.config_file import load_config
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_json
-from concat_cli.core.runs import Run, StageDir, find_weights, relevant_diff
+from concat_cli.core.runs import Run, StageDir, find_weights, relevant_diff, unread
 
 
 def touch(path: Path) -> Path:
@@ -235,3 +235,16 @@ def test_damaged_inputs_are_named_and_what_to_do(run: Run, text: str) -> None:
     stage.open(cfg, fresh=True, inputs={"weights": "a"})
     stage.metrics.write_text("[" * 100_000 + '\n{"step": 1}\n')
     assert stage.read_metrics() == [{"step": 1}]
+
+
+def test_keys_that_a_stage_does_not_read_are_told() -> None:
+    """`relevant` of a stage says what it reads; what later stages read is no mistake."""
+    told = unread("cat", ["optim.lr", "cat.steps", "data.workers", "finetune.steps", "loss.dice"])
+    assert told == [
+        "optim.lr: not read by train-cat",
+        "finetune.steps: not read by train-cat; what is given here counts in finetune",
+    ]
+    (note,) = unread("con", ["optim.lr", "cat.steps", "cat.lr", "shapes.train"])
+    assert note.startswith("cat.steps, cat.lr: not read by train-con; ")
+    assert note.endswith(" counts in train-cat and finetune")
+    assert unread("zegformer", ["zegformer.exponent", "infer.size", "model.width"]) == []

@@ -69,8 +69,12 @@ def _command(stage: Stage) -> Callable[..., None]:
 
 
 def _train(stage: Stage, given: dict[str, Any]) -> None:
+    from concat_cli.core.runs import unread
+
     console = Console()
     cfg, run = open_run(stage.name, given["config"], given["name"], given["overrides"], console)
+    for note in unread(stage.name, (text.partition("=")[0] for text in given["overrides"] or ())):
+        console.warn(note)
     own = {name: given[name] for name in stage.options}
     vocabulary, preview = own.get("vocabulary"), own.get("preview")
     if given["dry_run"]:

@@ -47,6 +47,10 @@ class Stage:
     options: tuple[str, ...] = ()
     following: str = "evaluate"
 
+    def reads(self, key: str) -> bool:
+        """Whether its result depends on a key of the configuration."""
+        return key in self.relevant or key.partition(".")[0] in self.relevant
+
 
 @dataclass(frozen=True)
 class Method:

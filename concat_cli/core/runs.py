@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -32,12 +32,24 @@ HOW_TO_RUN = """data.workers data.cache optim.per_device optim.channels_last opt
 
 def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
     """The lines of `diff` that matter for the result of a stage."""
-    relevant = stage_named(stage)[1].relevant
+    _, wanted = stage_named(stage)
     keys = {line: line.partition(":")[0] for line in diff(before, after)}
+    return [line for line, key in keys.items() if key not in HOW_TO_RUN and wanted.reads(key)]
+
+
+def unread(stage: str, keys: Iterable[str]) -> list[str]:
+    """What to say of keys that a stage does not read, and which later stages of the run do."""
+    method, wanted = stage_named(stage)
+    later = method.stages[method.stages.index(wanted) + 1 :]
+    found: dict[tuple[str, ...], dict[str, None]] = {}
+    for key in keys:
+        free = key in (*HOW_TO_RUN, *method.at_test) or key.startswith("shapes.")  # of the world
+        if not (free or wanted.reads(key)):
+            found.setdefault(tuple(s.command for s in later if s.reads(key)), {})[key] = None
     return [
-        line
-        for line, key in keys.items()
-        if key not in HOW_TO_RUN and (key in relevant or key.partition(".")[0] in relevant)
+        f"{', '.join(group)}: not read by {wanted.command}"
+        + (f"; what is given here counts in {' and '.join(readers)}" if readers else "")
+        for readers, group in found.items()
     ]
 
 
