@@ -23,9 +23,21 @@ from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog, say_repeats
 from concat_cli.commands.predict import predict
-from concat_cli.console import LAUNCHED, rank, show_error
+from concat_cli.console import LAUNCHED, rank, show_error, shown
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
+
+_USAGE = typer.BadParameter.__mro__[1]  # what all errors of the parser are
+
+
+@contextmanager
+def _escaped() -> Generator[None]:
+    """The parser's own errors repeat what was typed, which is shown as a terminal may have it."""
+    try:
+        yield
+    except _USAGE as error:
+        vars(error)["message"] = shown(str(vars(error)["message"]))
+        raise
 
 
 class _InOrder(TyperGroup):
@@ -36,6 +48,16 @@ class _InOrder(TyperGroup):
         first, *others = super().list_commands(ctx)
         groups = ("weights", "prepare-data")
         return [first, *groups, *(name for name in others if name not in groups)]
+
+    def make_context(self, *given: Any, **how: Any) -> Any:
+        """As the parser makes it."""
+        with _escaped():
+            return super().make_context(*given, **how)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command, whose own words are parsed here."""
+        with _escaped():
+            return super().invoke(ctx)
 
     def get_help_option(self, ctx: Any) -> Any:
         """Not listed, or the help would not fit one screen: its first line tells of it."""

@@ -602,3 +602,12 @@ def test_the_middle_of_an_endless_message_is_left_out() -> None:
     """A damaged file may hold a name of any length."""
     error = UserError(f"a.json: there is no class {'x' * 100_000}.", "Mend it.")
     assert len(error.what) < 6000 and error.what.startswith("a.json") and "more) ..." in error.what
+
+
+def test_what_was_typed_wrongly_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also marks that turn the direction of text, which the parser's own errors repeat."""
+    odd = "\x1b[31m\u202egnp"
+    for words in (["predict", f"--{odd}"], ["doctor", odd], [odd]):
+        assert main(words) == 2
+        printed = capsys.readouterr().err
+        assert not {"\x1b", "\u202e"} & set(printed) and "u202egnp" in printed
