@@ -11,7 +11,7 @@ import secrets
 import shutil
 import socket
 import zlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,14 @@ _HINTS = {
 # Temporary names tell who writes them, so that what a killed process left is known as such.
 _MACHINE = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.tmp")
+
+
+def below_or_here(
+    root: Path, name: str, exists: Callable[[str], bool] = os.path.isfile
+) -> str | None:
+    """Where something lies that is read: below the root, else as seen from the folder that the user
+    is in; None where it is in neither. Of impossible names `os.path.isfile` is False."""
+    return next((place for place in (str(root / name), name) if place and exists(place)), None)
 
 
 def write_error(path: Path, error: OSError) -> UserError:

@@ -10,7 +10,6 @@ sky : stuff          its kind, where it is not the default
 from __future__ import annotations
 
 import json
-import os
 import re
 import reprlib
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.files import below_or_here
 from concat_cli.core.vocabulary import KINDS, ClassEntry, Kind, Vocabulary, same_name
 
 _KEYS = ("name", "synonyms", "kind")  # of a class in a YAML or JSON list
@@ -101,8 +101,7 @@ def with_kinds(vocabulary: Vocabulary, kinds: str, root: Path = Path()) -> Vocab
     """The classes with the kinds that a list like "dog; sky : stuff" gives, or a file, below a root
     or not; others keep theirs. UserError where it names no class."""
     things = Vocabulary(tuple(replace(entry, kind="thing") for entry in vocabulary.entries))
-    places = (str(root / kinds), kinds)
-    path = next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113 - unlike Path's, False of impossible names
+    path = below_or_here(root, kinds)
     listed = parse_vocabulary(path, things) if path else parse_classes(kinds, things)
     kind_of = {entry.id: entry.kind for entry in listed.entries}
     if unknown := [entry.name for entry in listed.entries if entry.id not in vocabulary.ids]:

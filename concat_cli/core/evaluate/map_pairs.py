@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from concat_cli.core.data.image_io import read_id_png
+from concat_cli.core.data.image_io import read_id_png, wrong_size
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic_json import Annotation
 
@@ -106,11 +106,7 @@ def _read(one: Drawn, size: tuple[int, int]) -> NDArray[np.int32]:
     """The ids (H, W) of a PNG; UserError where it is of another size than the truth."""
     found = read_id_png(one.png, size)  # not decoded where it is of another size
     if found.shape != size:
-        raise UserError(
-            f"{one.png} is {found.shape[1]} x {found.shape[0]} pixels, but the truth says "
-            f"{size[1]} x {size[0]} for image {one.listed.image_id}.",
-            TOGETHER,
-        )
+        raise wrong_size(one.png, found.shape, size, "the truth says", one.listed.image_id)
     return found
 
 

@@ -136,8 +136,7 @@ def prepare(
         progress.say(note)
     _refuse_another(out, source.name)
     split = options.class_split or source.default_split
-    if (root / split).is_file():  # as what a recipe reads; else from the current folder
-        split = str(root / split)
+    split = files.below_or_here(root, split) or split
     unseen = load_class_split(split, source.vocabulary.names)
     vocabulary = source.vocabulary.with_unseen(unseen)
     parts = _unpacked(_both(source, root, options.one_part, progress), out, progress)

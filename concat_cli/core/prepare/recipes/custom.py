@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from concat_cli.core.data.coco import CocoJson, Item, read_coco
 from concat_cli.core.data.store import file_exists, location_exists
 from concat_cli.core.errors import UserError
+from concat_cli.core.files import below_or_here
 from concat_cli.core.prepare.class_values import read_classes
 from concat_cli.core.prepare.recipes.coco import same_categories
 from concat_cli.core.prepare.recipes.layouts import named, unpacking
@@ -183,12 +184,11 @@ def _without_parents(there: dict[PartName, _Given]) -> tuple[dict[PartName, _Giv
 def _place(
     root: Path, name: str, exists: Callable[[str], bool] = location_exists, kind: str = "folder"
 ) -> str:
-    """What is read is looked for below the root, else from the folder that the user is in;
-    UserError where it is in neither."""
-    below = str(root / name)
-    found = next((place for place in (below, name) if place and exists(place)), None)
+    """As `below_or_here`; UserError where it is in neither."""
+    found = below_or_here(root, name, exists)
     if found is not None:
         return found
+    below = str(root / name)
     command = unpacking(Path(below)) if Path(below).is_file() else ""
     hint = f"Only zip files are read in place; unpack it: {command}" if command else _WAYS
     also = "" if below == name else f", and none at {Path(name).absolute()}"
