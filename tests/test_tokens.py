@@ -183,17 +183,23 @@ def test_a_torn_last_row_is_computed_again(clip, batch, tmp_path):
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_damaged_tokens_are_computed_again(clip, batch, tmp_path):
+@pytest.mark.parametrize("fault", ["nan", "zeros", "another row"])
+def test_damaged_tokens_are_computed_again_once(clip, batch, tmp_path, fault):
     images, segment_map, select = batch
     cache = TokenCache(tmp_path, clip.identity, clip.embed_dim)
     expected = cache.segment_tokens(clip, images, segment_map, select)
     (path,) = cache.folder.glob("*.tokens")
-    data = path.read_bytes()
-    path.write_bytes(b"\xff" * 4 * clip.embed_dim + data[4 * clip.embed_dim :])  # a row of NaN
-    again = TokenCache(tmp_path, clip.identity, clip.embed_dim)
+    data, row = path.read_bytes(), 4 * clip.embed_dim
+    wrong = {"nan": b"\xff" * row, "zeros": bytes(row), "another row": data[row : 2 * row]}[fault]
+    path.write_bytes(wrong + data[row:])
+    heard = Heard()
+    again = TokenCache(tmp_path, clip.identity, clip.embed_dim, progress=heard)
     found = again.segment_tokens(clip, images, segment_map, select)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert again.misses == 1
+    assert again.misses == 1 and str(path) in heard.lines[0]
+    third = TokenCache(tmp_path, clip.identity, clip.embed_dim)
+    assert torch.equal(third.segment_tokens(clip, images, segment_map, select), found)
+    assert third.misses == 0
 
 
 def test_a_cache_that_cannot_be_written_is_a_user_error(clip, batch, tmp_path):
@@ -212,7 +218,7 @@ def test_the_cache_stops_growing_and_says_so(clip, batch, tmp_path):
         views = images.roll(shift + 1, -1)
         torch.testing.assert_close(cache.image_tokens(clip, views), image_tokens(clip, views))
     files = {path.suffix: path.stat().st_size for path in cache.folder.iterdir()}
-    assert files == {".keys": 3 * 16, ".tokens": 3 * 4 * clip.embed_dim} and len(cache) == 3
+    assert files == {".keys": 3 * 24, ".tokens": 3 * 4 * clip.embed_dim} and len(cache) == 3
     assert len(heard.lines) == 1 and "3 views" in heard.lines[0] and "online" in heard.lines[0]
     assert cache.image_tokens(clip, images.roll(1, -1)).shape == (2, clip.embed_dim)
     assert (cache.hits, cache.misses) == (2, 8)

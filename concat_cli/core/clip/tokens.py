@@ -20,6 +20,7 @@ from concat_cli.core.progress import SILENT, Progress
 _PIXELS = 1 << 20  # masked pixels in memory at a time, at least one image
 _CROPS = 256  # crops encoded at a time
 _DIGEST = 16  # bytes of a key
+_SUM = 8  # bytes of a digest of key and row, which stands behind the key
 MOST = 4 << 30  # bytes of cached tokens: two million of ViT-B/16
 
 
@@ -110,8 +111,9 @@ class TokenCache:
     and by the precision that it encodes in.
 
     A view that augmentation changes is another view, so a cached token is never the wrong one; each
-    is computed once. Rows are only ever appended, each writer to files of its own: several
-    processes may share a folder, and a killed one loses at most the row that it was writing.
+    is computed once, unless its row is found changed. Rows are only ever appended, each writer to
+    files of its own: several processes may share a folder, and a killed one loses at most the row
+    that it was writing.
 
     Args:
         most: bytes of tokens on disk beyond which this process stores no more; of what is stored
@@ -134,14 +136,17 @@ class TokenCache:
         self.hits = self.misses = 0
         self._identity, self._progress = identity, progress
         self._most = most // (4 * embed_dim)  # rows
-        self._full = False
+        self._full = self._damaged = False  # what was said
         self._own = self.folder / f"{uuid.uuid4().hex}.tokens"
-        self._place: dict[bytes, tuple[Path, int]] = {}  # key -> file, row
-        for path in sorted(self.folder.glob("*.keys")):
+        self._place: dict[bytes, tuple[Path, int, bytes]] = {}  # key -> file, row, digest
+        listed = [(path.stat().st_mtime_ns, path) for path in self.folder.glob("*.keys")]
+        for _, path in sorted(listed):  # of a row that was made again the new one counts
             data, values = path.read_bytes(), path.with_suffix(".tokens")
             size = values.stat().st_size if values.is_file() else 0
-            for row in range(min(len(data) // _DIGEST, size // (4 * embed_dim))):  # none torn
-                self._place[data[row * _DIGEST : (row + 1) * _DIGEST]] = (values, row)
+            step = _DIGEST + _SUM
+            for row in range(min(len(data) // step, size // (4 * embed_dim))):  # none torn
+                entry = data[row * step : (row + 1) * step]
+                self._place[entry[:_DIGEST]] = (values, row, entry[_DIGEST:])
 
     def __len__(self) -> int:
         return len(self._place)
@@ -175,10 +180,16 @@ class TokenCache:
         assert clip.identity == self._identity, "the cache belongs to another CLIP"
         rows = np.full((len(keys), self.embed_dim), np.nan, np.float32)
         for i, key in enumerate(keys):
-            if key in self._place:
-                values, row = self._place[key]
-                rows[i] = np.fromfile(
-                    values, np.float32, self.embed_dim, offset=4 * self.embed_dim * row
+            if key not in self._place:
+                continue
+            values, row, digest = self._place[key]
+            found = np.fromfile(values, np.float32, self.embed_dim, offset=4 * self.embed_dim * row)
+            if _sum(key, found) == digest:
+                rows[i] = found
+            elif not self._damaged:
+                self._damaged = True
+                self._progress.say(
+                    f"CLS tokens in {values} are not as they were written: those are made again"
                 )
         absent = ~np.isfinite(rows).all(1)  # not there, or damaged
         missing: list[int] = np.flatnonzero(absent).tolist()
@@ -203,16 +214,17 @@ class TokenCache:
         keys, rows = keys[: max(0, room)], rows[: max(0, room)]
         if not keys:
             return
+        entries = [(key, _sum(key, row)) for key, row in zip(keys, rows, strict=True)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._own.open("ab") as file:  # before the keys
                 start = file.tell() // (4 * self.embed_dim)
                 file.write(rows.tobytes())
             with self._own.with_suffix(".keys").open("ab") as file:
-                file.write(b"".join(keys))
+                file.write(b"".join(key + digest for key, digest in entries))
         except OSError as error:
             raise write_error(self._own, error) from error
-        self._place.update({key: (self._own, start + n) for n, key in enumerate(keys)})
+        self._place |= {key: (self._own, start + n, d) for n, (key, d) in enumerate(entries)}
 
 
 def view_keys(images: Tensor, padding: Tensor | None = None) -> list[bytes]:
@@ -233,6 +245,10 @@ def segment_keys(
         _digest(np.packbits(mask[: sizes[i][0], : sizes[i][1]]), views[i])
         for i, mask in zip(images_of, chosen, strict=True)
     ]
+
+
+def _sum(key: bytes, row: np.ndarray) -> bytes:
+    return hashlib.blake2b(key + row.tobytes(), digest_size=_SUM).digest()
 
 
 def _digest(values: np.ndarray, prefix: bytes = b"") -> bytes:
