@@ -54,6 +54,8 @@ def compare(
         [parse_entry(text) for text in runs], device=device.value, bootstraps=bootstrap,
         limit=limit, force=force, progress=console.progress,
     )  # fmt: skip
+    if (out / "compare.json").exists():
+        console.say(f"replacing the earlier comparison in {relative(out)}")
     write_json(out / "compare.json", found.to_json(), indent=1)
     write_text(out / "compare.md", markdown(found))
     if as_json:
