@@ -27,7 +27,7 @@ from concat_cli.console import LAUNCHED, rank, show_error, shown
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
 
-_USAGE = typer.BadParameter.__mro__[1]  # what all errors of the parser are
+_USAGE: Any = typer.BadParameter.__mro__[1]  # what all errors of the parser are
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def _escaped() -> Generator[None]:
     try:
         yield
     except _USAGE as error:
-        vars(error)["message"] = shown(str(vars(error)["message"]))
+        error.message = shown(error.message)
         raise
 
 

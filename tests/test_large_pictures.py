@@ -95,7 +95,7 @@ def test_strips_leave_files_as_they_were(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_memory_of_regions() -> None:
-    """The map of segments, 4 bytes a pixel, and strips; sorting all pixels took several times that."""
+    """The map of segments, 4 bytes a pixel, and strips; sorting all pixels took much more."""
     labels = np.kron(np.arange(12, dtype=np.int16).reshape(3, 4) * 2, np.ones((700, 700), np.int16))
     sure = np.full(labels.shape, 0.5, np.float32)
     tracemalloc.start()

@@ -215,7 +215,7 @@ def wrong_size(
     found: tuple[int, ...],
     wanted: tuple[int, ...],
     other: str,
-    image_id: int | None = None,
+    image_id: int | str | None = None,
 ) -> WrongSize:
     """Of a file whose (height, width) is not what `other` ("x.json says") has."""
     image = "" if image_id is None else f" for image {image_id}"

@@ -119,10 +119,10 @@ def short(polygons: list[array[float]], bbox: Any, area: Any) -> bool:
         return True
     points = 0.0
     for part in corners:
-        x, y = part.T
         steps = np.roll(part, -1, 0) - part
-        points += abs((x * steps[:, 1] - y * steps[:, 0]).sum()) / 2 + 1
-        points += np.gcd(*np.abs(steps.T).astype(int)).sum() / 2
+        twice = part[:, 0] * steps[:, 1] - part[:, 1] * steps[:, 0]
+        points += abs(twice.sum()) / 2 + 1
+        points += int(np.gcd.reduce(np.abs(steps).astype(int), 1).sum()) / 2
     return area == float(points)
 
 
