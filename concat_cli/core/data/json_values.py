@@ -11,8 +11,6 @@ from array import array
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
-import numpy as np
-
 Mask: TypeAlias = "list[array[float]] | dict[str, Any] | str | None"
 """Polygons, [x, y, x, y, ...] each; run lengths, {"size": [height, width], "counts"}; None of what
 covers nothing; or, as text, why it cannot be read, which matters once its image is wanted."""
@@ -112,6 +110,8 @@ def short(polygons: list[array[float]], bbox: Any, area: Any) -> bool:
     """
     if not all(value.is_integer() and abs(value) < _FAR for p in polygons for value in p):
         return False
+    import numpy as np  # which no help text waits for
+
     corners = [np.array(polygon).reshape(-1, 2) for polygon in polygons]
     first = np.min([part.min(0) for part in corners], 0)
     sides = np.max([part.max(0) for part in corners], 0) - first
