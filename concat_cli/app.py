@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from concat_cli import __version__
-from concat_cli.commands import data, train, weights
+from concat_cli.commands import train, weights
 from concat_cli.commands.compare import compare
 from concat_cli.commands.doctor import doctor
 from concat_cli.commands.evaluate import evaluate
@@ -67,6 +68,25 @@ class _InOrder(TyperGroup):
         return option
 
 
+class _PrepareData(TyperGroup):
+    """The commands of `prepare-data`, whose recipes are imported for them alone."""
+
+    @cached_property
+    def _loaded(self) -> TyperGroup:
+        from concat_cli.commands import data
+
+        say_repeats(data.app)
+        return typer.main.get_group(data.app)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The world of shapes first, then the recipes."""
+        return self._loaded.list_commands(ctx)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command by its name; None where there is none."""
+        return self._loaded.get_command(ctx, cmd_name)
+
+
 app = typer.Typer(
     cls=_InOrder,
     rich_markup_mode="rich",
@@ -94,7 +114,7 @@ _GONE = UserError(
 
 app.add_typer(weights.app, name="weights", epilog=epilog("weights"))
 app.add_typer(
-    data.app,
+    typer.Typer(cls=_PrepareData, rich_markup_mode="rich", no_args_is_help=True),
     name="prepare-data",
     help="Draw the built-in world, or check a data set on disk.",
     epilog=epilog("prepare-data"),

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from concat_cli.commands.options import EXAMPLES
+from concat_cli.commands.options import every_example
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -274,7 +274,7 @@ def _first_line(path: Path) -> str:
 
 def examples() -> str:
     """The examples of every command, as in its help."""
-    lines = dict.fromkeys(line for group in EXAMPLES.values() for line in group)
+    lines = dict.fromkeys(line for group in every_example().values() for line in group)
     return "\n".join(["```sh", *lines, "```"])
 
 

@@ -24,7 +24,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.io import savemat
 
-from concat_cli.core import weights_from
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.checkpoint import load_state, load_weights, save_state, save_weights
 from concat_cli.core.clip.encoder import ClipIdentity
@@ -42,7 +41,8 @@ from concat_cli.core.runs import Run
 from concat_cli.core.segmentors.source import open_segmentor
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 from concat_cli.core.vocabulary_file import parse_vocabulary
-from concat_cli.core.weights_from import read_tensors
+from concat_cli.core.weights_from import files as weights_from
+from concat_cli.core.weights_from.files import read_tensors
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.student import build_student
 from concat_cli.methods.concat.generator import build_generator, restore_generator

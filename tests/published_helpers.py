@@ -13,8 +13,8 @@ import transformers
 from swin_helpers import TOY
 from torch import Tensor, nn
 
-from concat_cli.core import weights_from
 from concat_cli.core.model.swin import SWINS
+from concat_cli.core.weights_from import files as weights_from
 
 SWIN_TINY = "swin_tiny_patch4_window7_224"  # published
 SWIN_TOY = "swin_toy_patch4_window4_128"  # much smaller, of no published shape

@@ -16,7 +16,6 @@ from scipy.optimize import linear_sum_assignment
 from swin_helpers import TOY
 from test_no_leak import World
 
-from concat_cli.core import weights_from
 from concat_cli.core.checkpoint import load_weights
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.tokens import masked_crops
@@ -37,6 +36,7 @@ from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.source import open_segmentor
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.session import Session
+from concat_cli.core.weights_from import files as weights_from
 from concat_cli.methods.concat import query_bank
 from concat_cli.methods.concat.borrowed_con import TaughtWriter, as_borrowed
 from concat_cli.methods.concat.cat import train_cat

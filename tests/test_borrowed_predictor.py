@@ -18,7 +18,6 @@ from PIL import Image
 from swin_helpers import TOY
 from tower_helpers import naive_shares, naive_token, tower_clip
 
-from concat_cli.core import weights_from
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import TEMPLATES
 from concat_cli.core.config import ClipConfig
@@ -30,6 +29,7 @@ from concat_cli.core.infer.predictor import Predictor, at_test
 from concat_cli.core.model.swin import SWINS
 from concat_cli.core.segmentors import Proposals
 from concat_cli.core.segmentors.source import open_segmentor
+from concat_cli.core.weights_from import files as weights_from
 from concat_cli.methods.borrowed.config import BorrowedConfig
 from concat_cli.methods.borrowed.naming import agreed
 from concat_cli.methods.borrowed.predictor import BorrowedPredictor, BorrowedRaw

@@ -27,7 +27,7 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from concat_cli.app import main
-from concat_cli.commands.options import EXAMPLES
+from concat_cli.commands.options import every_example
 from concat_cli.commands.train import resume_command
 from concat_cli.console import Console, ConsoleProgress, duration, show_error
 from concat_cli.core.errors import UserError
@@ -114,7 +114,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> Output:
 
 
 def each_example() -> Iterator[str]:
-    for lines in EXAMPLES.values():
+    for lines in every_example().values():
         for line in lines:
             yield from line.split(" && ")
 

@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from concat_cli.app import main
-from concat_cli.commands.options import EXAMPLES
+from concat_cli.commands.options import every_example
 
+EXAMPLES = every_example()
 COMMANDS = [command.split() for command in EXAMPLES]
 HEAVY = """
 PIL huggingface_hub matplotlib numpy open_clip pandas pycocotools safetensors scipy timm torch

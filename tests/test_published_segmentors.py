@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="transformers is a development package")
+import huggingface_hub
 import mask2former_helpers as m2f
 import published_helpers as published
 import transformers
@@ -28,7 +29,8 @@ from concat_cli.core.segmentors import PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
 from concat_cli.core.segmentors.library import EoMT, task_tokens
 from concat_cli.core.segmentors.source import open_segmentor
-from concat_cli.core.weights_from import hub, mask2former_in
+from concat_cli.core.weights_from import hub
+from concat_cli.core.weights_from.files import mask2former_in
 
 KINDS = ("mask2former", "eomt", "oneformer", "maskformer")
 SIZES = [(64, 96), (128, 128)]
@@ -454,7 +456,7 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(*_: Any, **__: Any) -> None:
         raise AssertionError("a download")
 
-    monkeypatch.setattr(hub, "hf_hub_download", fetch)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     monkeypatch.setattr(hub, "reachable", lambda: True)
     with pytest.raises(UserError, match="is not in the cache") as caught:
         open_segmentor("hf-hub:somebody/nothing-of-the-kind")

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from concat_cli.app import app
-from concat_cli.commands.options import EXAMPLES
+from concat_cli.commands.options import every_example
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import load_config
 from concat_cli.core.runs import BUILT_IN
@@ -59,8 +59,9 @@ def parsed(words: list[str]) -> tuple[str, dict[str, Any]]:
         context = command.make_context(name, words[:1], parent=context)
         if not words and command.invoke_without_command:
             return name, context.params
-        assert words and words[0] in command.commands, words
-        name, command = words[0], command.commands[words[0]]
+        assert words, name
+        name, command = words[0], command.get_command(context, words[0])
+        assert command is not None, name
         words = words[1:]
     return name, command.make_context(name, list(words), parent=context).params
 
@@ -90,7 +91,7 @@ def anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("words", concat_lines(), ids=" ".join)
 def test_each_concat_line_parses_and_its_keys_exist(words: list[str]) -> None:
     name, params = parsed(words)
-    assert name in {command.split()[-1] for command in EXAMPLES if command}
+    assert name in {command.split()[-1] for command in every_example() if command}
     if params.get("overrides") is not None or params.get("config") is not None:
         load_config(params.get("config"), params["overrides"] or ())
 
@@ -121,7 +122,7 @@ def test_make_targets_and_scripts_exist() -> None:
 
 def test_every_example_of_the_help_stands_in_the_pages() -> None:
     lines = [line for page in PAGES for b in blocks(page, "sh") for line in b.splitlines()]
-    missing = [line for group in EXAMPLES.values() for line in group if line not in lines]
+    missing = [line for group in every_example().values() for line in group if line not in lines]
     assert missing == []
 
 

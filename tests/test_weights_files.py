@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from concat_cli.core.errors import UserError
-from concat_cli.core.weights_from import read_tensors
+from concat_cli.core.weights_from.files import read_tensors
 
 VALUES = {"a.weight": torch.randn(3, 4), "a.bias": torch.randn(3), "steps": torch.tensor(7)}
 ARRAYS = {name: tensor.numpy() for name, tensor in VALUES.items()}

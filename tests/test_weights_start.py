@@ -165,7 +165,7 @@ def test_a_dry_run_says_what_it_would_start_from(published: Path, no_network: Pa
 
 @pytest.mark.parametrize("name", sorted(SWINS))
 def test_every_published_swin_is_told_by_its_shapes(name: str) -> None:
-    from concat_cli.core.weights_from import backbone_of
+    from concat_cli.core.weights_from.files import backbone_of
 
     with torch.device("meta"):
         state = Backbone(name).state_dict()

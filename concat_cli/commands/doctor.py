@@ -24,7 +24,6 @@ from concat_cli import __version__
 from concat_cli.commands.options import Json
 from concat_cli.console import Console
 from concat_cli.core.errors import UserError
-from concat_cli.core.runs import BUILT_IN
 
 OPTIONAL = {  # what it is for, and what pip is given
     "panopticapi": (
@@ -198,6 +197,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _weights() -> Iterator[Check]:
     from concat_cli.core.clip import tiny
+    from concat_cli.core.runs import BUILT_IN
 
     files = {"segmentor (built in)": BUILT_IN}
     files |= {f"CLIP {name} (built in)": path for name, path in tiny.FILES.items()}
@@ -298,6 +298,7 @@ def _trial() -> Iterator[Check]:
     from concat_cli.core.clip.encoder import load_clip
     from concat_cli.core.config import ClipConfig
     from concat_cli.core.device import choose_device, choose_precision
+    from concat_cli.core.runs import BUILT_IN
 
     device, _ = choose_device("auto")
     dtype, _ = choose_precision("auto", device)

@@ -16,7 +16,6 @@ from typer.core import TyperCommand
 
 from concat_cli.console import Console
 from concat_cli.core.method import methods, stage_named
-from concat_cli.core.prepare.recipes import RECIPES
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +62,7 @@ WeightsFile = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
-EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the same
+EXAMPLES: dict[str, tuple[str, ...]] = {  # by command, but for those of recipes
     "": (
         "concat weights get photos",
         'concat predict photo.jpg --classes "dog; cat" --weights photos',
@@ -89,7 +88,6 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command; the README shows the sam
         "concat prepare-data shapes data/split-1 --unseen-seed 1 --val 1000",
         "concat prepare-data shapes data/shapes-void --unseen-pixels void",
     ),
-    **{f"prepare-data {recipe.name}": recipe.examples for recipe in RECIPES.values()},
     "evaluate": (
         "concat evaluate",
         "concat evaluate --name demo --split unseen --json",
@@ -229,7 +227,20 @@ def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
     return chosen, Share(processes.rank, processes.world, gather_objects)
 
 
+def every_example() -> dict[str, tuple[str, ...]]:
+    """The examples by command, those of recipes too; the README shows the same."""
+    from concat_cli.core.prepare.recipes import RECIPES  # of which other commands have no need
+
+    found: dict[str, tuple[str, ...]] = {}
+    for command, lines in EXAMPLES.items():
+        found[command] = lines
+        if command == "prepare-data shapes":
+            found |= {f"prepare-data {one.name}": one.examples for one in RECIPES.values()}
+    return found
+
+
 def epilog(command: str) -> str:
     """The examples of a command as the last block of its help."""
-    lines = [f"[dim]$[/dim] {line}" for line in EXAMPLES[command]]
+    examples = EXAMPLES if command in EXAMPLES else every_example()
+    lines = [f"[dim]$[/dim] {line}" for line in examples[command]]
     return "\n".join(["[bold]Examples[/bold]", *lines])

@@ -19,7 +19,7 @@ from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder, FPNPixel
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import Classifier, MaskPool, Projector, Segmentor
 from concat_cli.core.progress import SILENT, Progress
-from concat_cli.core.weights_from import start_backbone, start_segmentor
+from concat_cli.core.weights_from.files import start_backbone, start_segmentor
 from concat_cli.core.weights_from.fit import AGAIN, misfit, on_paper
 from concat_cli.core.weights_from.hub import at_hand, weights_file
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from concat_cli.core.clip import tiny
 from concat_cli.core.config import ClipConfig
 from concat_cli.core.errors import UserError
-from concat_cli.core.weights_from import hub, read_tensors
+from concat_cli.core.weights_from import hub
+from concat_cli.core.weights_from.files import read_tensors
 from concat_cli.core.weights_from.published import how_to_get, pairs
 
 T = TypeVar("T")

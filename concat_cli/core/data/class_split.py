@@ -15,13 +15,10 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
-
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
@@ -30,10 +27,11 @@ CLASSES = Path(__file__).resolve().parents[1] / "classes"
 SPLITS = Path(__file__).resolve().parents[1] / "splits"
 
 
-@dataclass(config=ConfigDict(extra="forbid", coerce_numbers_to_str=True))
+@dataclass
 class _Split:
     """What a file says; see above."""
 
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid", "coerce_numbers_to_str": True}
     unseen: list[str]
     counts: dict[Literal["seen", "unseen"], int] | None = None
     allow_missing: bool = False
@@ -46,6 +44,8 @@ def load_class_list(name: str) -> Vocabulary:
     A class goes by its first name. Where two classes share that one (ADE20K-Full has nine such
     pairs), each goes by its whole line, and all names of the line are synonyms.
     """
+    import yaml
+
     rows = yaml.safe_load((CLASSES / f"{name}.yaml").read_text(encoding="utf-8"))
     shared = Counter(str(row["name"]).split(", ")[0] for row in rows)
     entries: list[ClassEntry] = []
@@ -113,6 +113,9 @@ def _find(name_or_path: str | Path) -> Path:
 
 
 def _read(path: Path) -> _Split:
+    import yaml  # both are slow to import, and every help would wait for them
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         split = TypeAdapter(_Split).validate_python(yaml.safe_load(path.read_bytes()))
     except ValidationError as error:

@@ -28,7 +28,7 @@ from concat_cli.core.files import write_bytes, write_json
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.model.swin import SWINS
 from concat_cli.core.vocabulary import Vocabulary
-from concat_cli.core.weights_from import RESNETS
+from concat_cli.core.weights_from.files import RESNETS
 from concat_cli.core.weights_from.names import published_names
 
 _PARTS = ("backbone.", "pixel_decoder.", "query_decoder.")

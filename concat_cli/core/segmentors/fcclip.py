@@ -24,7 +24,7 @@ from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import MAX_SCALE
 from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
-from concat_cli.core.weights_from import count_parts
+from concat_cli.core.weights_from.files import count_parts
 from concat_cli.core.weights_from.fit import misfit, on_paper
 from concat_cli.core.weights_from.names import rename
 

@@ -13,7 +13,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from concat_cli.core.segmentors import PublishedSegmentor
 from concat_cli.core.segmentors.classes import own_classes
-from concat_cli.core.weights_from import read_tensors
+from concat_cli.core.weights_from.files import read_tensors
 from concat_cli.core.weights_from.hub import beside, weights_file
 
 Colour = tuple[float, ...]

@@ -10,7 +10,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.segmentors import Proposals, PublishedSegmentor
 from concat_cli.core.segmentors.files import Files
-from concat_cli.core.weights_from import RESNETS, StartReport, fill_segmentor, mask2former_in
+from concat_cli.core.weights_from.files import RESNETS, StartReport, fill_segmentor, mask2former_in
 from concat_cli.core.weights_from.fit import on_paper
 from concat_cli.core.weights_from.names import CLASS_HEAD
 

@@ -22,7 +22,8 @@ from concat_cli.core.method import loaded, stage_named
 from concat_cli.core.model.backbone import Backbone, published_repository
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.session import check_world, draws_shapes
-from concat_cli.core.weights_from import hub, start_backbone, start_segmentor
+from concat_cli.core.weights_from import hub
+from concat_cli.core.weights_from.files import start_backbone, start_segmentor
 
 Plan = dict[str, str]  # what -> value, in reading order
 

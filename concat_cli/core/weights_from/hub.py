@@ -15,11 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from huggingface_hub import (
-    constants,
-    hf_hub_download,  # pyright: ignore[reportUnknownVariableType]
-    try_to_load_from_cache,
-)
+from huggingface_hub import constants
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import read_json
@@ -100,6 +96,8 @@ def without_waiting(all_cached: bool = False) -> Generator[bool]:
 
 def cached(repository: str, names: Sequence[str], revision: str | None = None) -> Path | None:
     """The first of the files of a repository that is in the local cache."""
+    from huggingface_hub import try_to_load_from_cache  # its HTTP client is slow to import
+
     for name in names:
         found = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(found, str):
@@ -169,6 +167,10 @@ def _from_hub(source: str, download: bool) -> Path:
     if download:
         reason = ", and the hub cannot be reached"
         with without_waiting() as there:
+            from huggingface_hub import (
+                hf_hub_download,  # pyright: ignore[reportUnknownVariableType]
+            )
+
             for name in names if there else ():
                 try:
                     return Path(hf_hub_download(repository, name, revision=revision or None))

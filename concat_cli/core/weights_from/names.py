@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -166,7 +167,8 @@ _DETECTRON2: tuple[_Table, ...] = (
 )  # fmt: skip
 
 
-def _rules(tables: Iterable[_Table]) -> list[tuple[re.Pattern[str], str]]:
+@cache
+def _rules(tables: tuple[_Table, ...]) -> list[tuple[re.Pattern[str], str]]:
     """A pattern of the whole name, and our template, for each row."""
     rules: list[tuple[re.Pattern[str], str]] = []
     for their_prefix, our_prefix, rows in tables:
@@ -177,7 +179,7 @@ def _rules(tables: Iterable[_Table]) -> list[tuple[re.Pattern[str], str]]:
     return rules
 
 
-_NAMINGS = {"transformers": _rules(_TRANSFORMERS), "detectron2": _rules(_DETECTRON2)}
+_NAMINGS = {"transformers": _TRANSFORMERS, "detectron2": _DETECTRON2}
 _CLASS_HEADS = re.compile(r"class_predictor\..*|criterion\..*|sem_seg_head\.predictor\.class_.*")
 
 
@@ -234,7 +236,7 @@ def rename(theirs: Mapping[str, Tensor]) -> Renamed | None:
 
 
 def _our_name(naming: str, name: str) -> str | None:
-    for pattern, ours in _NAMINGS[naming]:
+    for pattern, ours in _rules(_NAMINGS[naming]):
         if match := pattern.fullmatch(name):
             return re.sub(r"\{(\d)(?:([-+*])(\d))?\}|\*", lambda slot: _filled(slot, match), ours)
     return None
@@ -287,7 +289,8 @@ def published_names(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return theirs
 
 
-def _inverse(tables: Iterable[_Table]) -> list[tuple[re.Pattern[str], list[str], str]]:
+@cache
+def _inverse(tables: tuple[_Table, ...]) -> list[tuple[re.Pattern[str], list[str], str]]:
     """A pattern of our whole name, its slots, and their name with "#" and "*", for each row."""
     rules: list[tuple[re.Pattern[str], list[str], str]] = []
     for their_prefix, our_prefix, rows in tables:
@@ -308,11 +311,8 @@ def _first(choice: re.Match[str]) -> str:
     return "" if choice[2] else choice[1]
 
 
-_INVERSE = _inverse(_TRANSFORMERS)
-
-
 def _their_name(name: str) -> str:
-    for pattern, slots, theirs in _INVERSE:
+    for pattern, slots, theirs in _inverse(_TRANSFORMERS):
         if match := pattern.fullmatch(name):
             return _undone(slots, match.groups(), theirs)
     raise KeyError(name)
