@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -40,6 +41,7 @@ SWAPPED = 5  # EXIF orientations from here on swap the sides
 DIM = 0.25  # grey pictures of 16 bits without a value above this share of white hold fewer bits
 TOGETHER = "JSON, labels and images must belong together: take them from one export."
 _END = b"\xff\xd9"  # of a JPEG
+_PNG = b"\x89PNG\r\n\x1a\n"
 LARGE = 25_000_000  # pixels from which on a picture is dealt with sparingly, in memory alone
 STRIP = 1 << 22  # pixels of large pictures that are worked on at a time
 Z_RLE = 3  # zlib's strategy for runs, as segments are, and of what PNG filters leave of photos
@@ -143,6 +145,9 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
     size: the (height, width) that it must have; a file of another one is not decoded, see `unread`.
     """
     path = Path(path) if isinstance(path, str) else path
+    quick = _quick_ids(path, size)
+    if quick is not None:
+        return quick
     try:
         with closing(open_image(path)) as image:
             if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
@@ -157,6 +162,44 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
         raise broken(path, error) from error
     packed = np.frombuffer(raw, "<u4").reshape(image.height, image.width)  # R is lowest
     return (packed & 0xFFFFFF).view(np.int32)
+
+
+@cache
+def png_decoder() -> Callable[..., np.ndarray] | None:
+    """kornia_rs's (bytes, (height, width), "rgb") -> (H, W, 3) uint8, four times as fast as Pillow;
+    None where it is not installed. It keeps the interpreter's lock."""
+    try:
+        from kornia_rs.io import (  # pyright: ignore[reportMissingImports]
+            decode_image_png_u8,  # pyright: ignore[reportUnknownVariableType]
+        )
+    except ImportError:
+        return None
+    return decode_image_png_u8  # pyright: ignore[reportUnknownVariableType]
+
+
+def _quick_ids(path: File, size: tuple[int, int] | None) -> np.ndarray | None:
+    """`read_id_png` of a sound RGB PNG of that size; None of others, which Pillow tells of.
+
+    Checked are the sums of its chunks, not that of the unpacked bytes.
+    """
+    decode = png_decoder()
+    if decode is None:
+        return None
+    try:
+        raw = path.read_bytes() if isinstance(path, Path) else path.read()
+        width, height = struct.unpack(">II", raw[16:24])
+        found = height, width
+        is_rgb = raw[:8] == _PNG and raw[12:16] == b"IHDR" and raw[24:26] == b"\x08\x02"
+        if not is_rgb or size not in (None, found) or height * width > MAX_PIXELS:
+            return None
+        pixels = decode(raw, found, "rgb").ravel()
+    except Exception:  # its errors have no type of their own
+        return None
+    ids = np.empty(height * width, "<u4")
+    ids[-1] = int.from_bytes(pixels[-3:].tobytes(), "little")
+    fours = np.ndarray((len(ids) - 1,), "<u4", pixels, strides=(3,))  # a pixel and the next one's R
+    np.bitwise_and(fours, 0xFFFFFF, out=ids[:-1])
+    return ids.view(np.int32).reshape(found)
 
 
 def segment_map(label: File, record: Record, listed_in: Path | str) -> np.ndarray:

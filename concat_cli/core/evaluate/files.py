@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.map_pairs import Counted, Drawn, count_pair, in_order
+from concat_cli.core.evaluate.map_pairs import Counted, Drawn, count_pair, forks, in_order
 from concat_cli.core.evaluate.official import ask_official, need_official
 from concat_cli.core.evaluate.pairing import Match, Side, pair
 from concat_cli.core.evaluate.panoptic_json import (
@@ -126,7 +126,7 @@ def evaluate_files(
             drawn, Drawn(path, other, found.files.json), sizes.get(image_id), rules.as_panopticapi
         )
 
-    counted = progress.track(in_order(count, truths), "score", len(truths))
+    counted = progress.track(in_order(count, truths, forked=forks()), "score", len(truths))
     for number, (one, shared) in enumerate(zip(truths.values(), counted, strict=True)):
         other = found.by_image[pairs.of_truth[one.image_id]]
         labels, theirs = (

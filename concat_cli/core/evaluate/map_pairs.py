@@ -5,25 +5,33 @@ Segments are counted by runs of equal neighbours, which are far fewer than pixel
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import sys
+import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from concat_cli.core.data.image_io import read_id_png, wrong_size
+from concat_cli.core.data.image_io import png_decoder, read_id_png, wrong_size
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic_json import Annotation
+from concat_cli.core.prepare.pool import begin
 
 TOGETHER = "JSON and PNGs must come from one source: write both again."
 LOOSELY = " --as-panopticapi counts it as that does."
-THREADS = 8  # at most: each holds a picture
-AHEAD = 4  # images a thread that wait to be added up
+WORKERS = 8  # at most: each holds a picture
+AHEAD = 4  # batches a worker that wait to be added up
+BATCH = 8  # images that go to a process at a time
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -84,22 +92,65 @@ def joint_runs(
     return one[starts], other[starts], np.diff(np.append(starts, one.size))
 
 
-def in_order(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """The work of each item, done in threads, of which only a few results wait at a time.
+def forks() -> bool:
+    """Whether to work in processes: threads pay with Pillow, which lets others run meanwhile, but
+    not with the quicker reader. Where processes cannot be forked, their start would take longer."""
+    known = multiprocessing.get_all_start_methods()
+    return sys.platform == "linux" and "fork" in known and png_decoder() is not None
 
-    Threads pay where the time goes into Pillow and numpy, which let others run meanwhile.
-    """
-    threads = min(THREADS, os.cpu_count() or 1)
-    pool, waiting = ThreadPoolExecutor(threads), deque[Future[B]]()
+
+def in_order(work: Callable[[A], B], items: Iterable[A], forked: bool = False) -> Iterator[B]:
+    """The work of each item, done in threads or in forked processes, of which only a few results
+    wait at a time. Work must be called before other threads start where it forks."""
+    workers = min(WORKERS, os.cpu_count() or 1)
+    pool, each = _processes(workers, work) if forked else _threads(workers, work)
+    rest, size = iter(items), BATCH if forked else 1
+    batches = iter(lambda: list(islice(rest, size)), [])
+    waiting = deque(pool.submit(each, batch) for batch in islice(batches, AHEAD * workers))
+    return _results(pool, each, batches, waiting)
+
+
+def _results(
+    pool: Executor,
+    each: Callable[[list[A]], list[B]],
+    batches: Iterator[list[A]],
+    waiting: deque[Future[list[B]]],
+) -> Iterator[B]:
     try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > AHEAD * threads:
-                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            done = waiting.popleft().result()
+            waiting.extend(pool.submit(each, batch) for batch in islice(batches, 1))
+            yield from done
+    except BrokenProcessPool as error:
+        what = "A process that scores was ended from outside."
+        raise UserError(what, "Check the memory, and do it again.") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _all(work: Callable[[A], B], batch: Sequence[A]) -> list[B]:
+    return [work(one) for one in batch]
+
+
+def _threads(count: int, work: Callable[[A], B]) -> tuple[Executor, Callable[[list[A]], list[B]]]:
+    return ThreadPoolExecutor(count), partial(_all, work)
+
+
+_WORK: list[Callable[[Any], Any]] = []  # of this process, if a pool forked it
+
+
+def _forked(batch: list[Any]) -> list[Any]:
+    return _all(_WORK[0], batch)
+
+
+def _processes(count: int, work: Callable[[A], B]) -> tuple[Executor, Callable[[list[A]], list[B]]]:
+    """A pool that has forked: its processes hold what the work holds, and nothing of it is sent."""
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(count, context, begin, (partial(_WORK.append, work),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: those of BLAS can fork
+        pool.submit(int).result()
+    return pool, _forked
 
 
 def _read(one: Drawn, size: tuple[int, int]) -> NDArray[np.int32]:

@@ -50,7 +50,7 @@ def mapper(
         yield lambda jobs: map(work, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin, (setup,)) as pool:
+    with ProcessPoolExecutor(processes, context, begin, (setup,)) as pool:
         try:
             yield lambda jobs: pool.map(work, jobs, chunksize=chunk)
         except BrokenProcessPool as error:
@@ -63,7 +63,8 @@ def mapper(
             raise
 
 
-def _begin(setup: Callable[[], None] | None) -> None:
+def begin(setup: Callable[[], None] | None) -> None:
+    """What each process of a pool does first: its end is its parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the parent ends this one
     _end_with_parent()
     if setup is not None:
