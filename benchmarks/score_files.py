@@ -25,7 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from concat_cli.core.data.class_split import load_class_list
-from concat_cli.core.data.image_io import write_id_png
+from concat_cli.core.data.image_io import png_decoder, write_id_png
 
 HEIGHT, WIDTH, SEGMENTS = 480, 640, 12
 DRAWN = 40  # pairs; the others are copies of these
@@ -155,14 +155,18 @@ def main() -> None:
         measure(Path(folder), options)
 
 
+def categories() -> list[Json]:
+    """COCO's 133, as its JSON lists them."""
+    return [
+        {"id": one.id, "name": one.name, "isthing": int(one.kind == "thing")}
+        for one in load_class_list("coco_panoptic_133").entries
+    ]
+
+
 def measure(folder: Path, options: argparse.Namespace) -> None:
     """Prints memory and times, then the ratios."""
-    names = load_class_list("coco_panoptic_133")
-    categories = [
-        {"id": one.id, "name": one.name, "isthing": int(one.kind == "thing")}
-        for one in names.entries
-    ]
-    found, truth = write(folder, options.images, categories)
+    print("PNGs are read by", "kornia_rs" if png_decoder() else "Pillow")
+    found, truth = write(folder, options.images, categories())
     score = [sys.executable, "-m", "concat_cli", "evaluate", "--json", "--bootstrap", "1000"]
     score += ["--predictions", str(found), "--truth", str(truth)]
     score += ["--class-split", "coco_panoptic_119_14"]

@@ -113,6 +113,6 @@ def test_means_of_groups() -> None:
     found = group_means(counts, mean_pq, ([0, 2], [1]))
     assert found["seen"] == pytest.approx(0.8 / 1.5)
     assert found["unseen"] == found["harmonic"] == 0
-    again = resample(np.stack([counts] * 5), 7, seed=0)
+    (again,) = resample(7, 0, np.stack([counts] * 5))
     assert again.shape == (7, 4, 3)
     np.testing.assert_allclose(again, np.broadcast_to(5 * counts, again.shape))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_coco import coco_panoptic
 from PIL import Image
 
+from concat_cli.core.data import image_io
 from concat_cli.core.data.image_io import read_id_png, write_id_png
+from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.map_pairs import in_order, joint_runs
 from concat_cli.core.evaluate.quality import SemanticScore, class_map, overlaps
 
@@ -60,6 +65,53 @@ def test_few_results_wait_and_the_first_error_is_raised():
     assert len(started) < 600
 
 
-def test_scoring_files_imports_no_torch():
-    code = "import sys, concat_cli.core.evaluate.files; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_forked_processes_give_results_in_order_and_hand_on_mistakes():
+    def work(number):
+        if number == 70:
+            raise UserError("70 is too many.", "Take fewer.")
+        return number, os.getpid()
+
+    if sys.platform != "linux":
+        pytest.skip("nothing forks here")
+    found = list(in_order(work, range(50), forked=True))
+    assert [number for number, _ in found] == list(range(50))
+    assert os.getpid() not in {process for _, process in found}
+    with pytest.raises(UserError, match="70 is too many"):
+        list(in_order(work, range(100), forked=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (40, 31)])
+def test_the_quick_reader_reads_what_pillow_reads(tmp_path, monkeypatch, shape):
+    pytest.importorskip("kornia_rs")
+    ids = np.random.default_rng(0).integers(2**24, size=shape)
+    write_id_png(tmp_path / "a.png", ids)
+    with monkeypatch.context() as patch:  # Pillow is not asked
+        patch.setattr(image_io, "open_image", None)
+        assert np.array_equal(read_id_png(tmp_path / "a.png", shape), ids)
+        assert np.array_equal(read_id_png(tmp_path / "a.png"), ids)
+    assert read_id_png(tmp_path / "a.png", (9, 9)).shape == shape  # which its caller refuses
+    raw = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(raw[:45])
+    with pytest.raises(UserError, match="it is damaged"):
+        read_id_png(tmp_path / "a.png")
+
+
+def test_commands_without_a_tensor_import_no_torch(tmp_path):
+    """Beside every help: see test_help.py."""
+    coco_panoptic(tmp_path / "coco")
+    golden = Path(__file__).parent / "golden" / "pq"
+    lines = [
+        ["weights"],
+        ["prepare-data", "shapes", f"{tmp_path}/shapes", *"--train 2 --dev 1 --val 1".split()],
+        ["prepare-data", "shapes", f"{tmp_path}/none", "--dry-run"],
+        ["prepare-data", "coco", f"{tmp_path}/coco"],
+        ["evaluate", "--predictions", f"{golden}/pred.json", "--truth", f"{golden}/gt.json"],
+    ]
+    code = (
+        "import sys, concat_cli.app as app\n"
+        f"for words in {lines!r}:\n"
+        "    assert app.main(words) == 0, words\n"
+        "    assert 'torch' not in sys.modules, words\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr

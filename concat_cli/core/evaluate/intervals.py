@@ -70,11 +70,17 @@ def draws(images: int, repeats: int, seed: int) -> Iterator[FloatArray]:
         yield rng.multinomial(images, share, size=rows).astype(np.float64)
 
 
-def resample(counts: FloatArray, repeats: int, seed: int) -> FloatArray:
-    """The summed counts of `repeats` sets of images drawn again: (M, C, K) -> (repeats, C, K)."""
-    flat = counts.reshape(len(counts), -1)
-    blocks = [weights @ flat for weights in draws(len(counts), repeats, seed)]
-    return np.concatenate(blocks).reshape(repeats, *counts.shape[1:])
+def resample(repeats: int, seed: int, *counts: FloatArray) -> list[FloatArray]:
+    """The summed counts of `repeats` sets of images drawn again, of each array of them from the
+    same draws: (M, C, K) -> (repeats, C, K)."""
+    images = len(counts[0])
+    sums = [np.empty((repeats, *one.shape[1:])) for one in counts]
+    done = 0
+    for weights in draws(images, repeats, seed):
+        rows = slice(done, done := done + len(weights))
+        for one, total in zip(counts, sums, strict=True):
+            total[rows] = (weights @ one.reshape(images, -1)).reshape(len(weights), *one.shape[1:])
+    return sums
 
 
 def mean_pq(counts: FloatArray, classes: Sequence[int]) -> FloatArray:
@@ -117,10 +123,13 @@ def bootstrap(
     """
     split = vocabulary.seen_indices, vocabulary.unseen_indices
 
+    kept = [one for one in (counts.panoptic, counts.semantic) if one is not None]
+    sums = iter(resample(repeats, seed, *kept) if kept else ())
+
     def of(kept: FloatArray | None, mean: Mean) -> dict[str, Borders | None]:
         if kept is None:
             return dict.fromkeys(("all", *GROUPS))
-        again = resample(kept, repeats, seed)
+        again = next(sums)
         means = {"all": mean(again, range(len(vocabulary))), **group_means(again, mean, split)}
         return {name: percentiles(values) for name, values in means.items()}
 
@@ -158,7 +167,8 @@ def paired_differences(
     for number, (a, b, split) in enumerate(zip(ours, theirs, splits, strict=True)):
         assert a.shape == b.shape, (a.shape, b.shape)
         values.append(gaps(a.sum(0), b.sum(0), split))
-        again.append(gaps(resample(a, repeats, number), resample(b, repeats, number), split))
+        one, other = resample(repeats, number, a, b)
+        again.append(gaps(one, other, split))
     found: dict[str, Interval | None] = {}
     for group in GROUPS:
         value = float(np.mean([one[group] for one in values]))
