@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
     heavy: list[str] = []
+    idle: list[float] = []
     nothing = [sys.executable, "-c", "pass"]
     with tempfile.TemporaryDirectory() as folder:
         for name, words in commands(Path(folder)).items():
@@ -53,10 +54,13 @@ def main() -> None:
             said = timed(ours)[1].splitlines()[-1]
             heavy += [name] * (said != "no torch")
             times = [(timed(again(ours, n))[0], timed(nothing)[0]) for n in range(options.pairs)]
-            a, b = (statistics.median(column) for column in zip(*times, strict=True))
+            idle += [other for _, other in times]
+            usual = statistics.median(one for one, _ in times)
             low, middle, high = statistics.quantiles([one / other for one, other in times], n=4)
-            print(f"{name}: {said}, {a:.2f} s, ratio {middle:.0f} (quartiles {low:.0f}-{high:.0f})")
-        print(f"python -c pass: {b:.3f} s")
+            print(
+                f"{name}: {said}, {usual:.2f} s, ratio {middle:.0f} (quartiles {low:.0f}-{high:.0f})"
+            )
+        print(f"python -c pass: {statistics.median(idle):.3f} s")
     print(f"torch imported by {', '.join(heavy) or 'none'}")
     raise SystemExit(bool(heavy))
 

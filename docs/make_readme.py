@@ -97,6 +97,11 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "build before runs and threads",
         "`python benchmarks/score_files.py --hotcoco PYTHON --before CHECKOUT`",
     ),
+    "without_torch": (
+        "commands that need no tensor, start included: seconds, `python -c pass` taking the last; "
+        "torch is imported by none",
+        "`python benchmarks/without_torch.py --pairs 7`",
+    ),
     "start": (
         "`predict` of one small picture, built-in weights, texts cached, start included / "
         "`import torch` alone",
