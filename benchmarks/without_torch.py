@@ -57,9 +57,8 @@ def main() -> None:
             idle += [other for _, other in times]
             usual = statistics.median(one for one, _ in times)
             low, middle, high = statistics.quantiles([one / other for one, other in times], n=4)
-            print(
-                f"{name}: {said}, {usual:.2f} s, ratio {middle:.0f} (quartiles {low:.0f}-{high:.0f})"
-            )
+            ratio = f"ratio {middle:.0f} (quartiles {low:.0f}-{high:.0f})"
+            print(f"{name}: {said}, {usual:.2f} s, {ratio}")
         print(f"python -c pass: {statistics.median(idle):.3f} s")
     print(f"torch imported by {', '.join(heavy) or 'none'}")
     raise SystemExit(bool(heavy))
