@@ -98,8 +98,8 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "`python benchmarks/score_files.py --hotcoco PYTHON --before CHECKOUT`",
     ),
     "without_torch": (
-        "commands that need no tensor, start included: seconds, `python -c pass` taking the last; "
-        "torch is imported by none",
+        "commands that need no tensor, start included, over `python -c pass`, and whether "
+        "torch is imported",
         "`python benchmarks/without_torch.py --pairs 7`",
     ),
     "start": (
