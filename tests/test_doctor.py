@@ -135,10 +135,10 @@ def test_whatever_breaks_is_a_finding(
 
 
 def test_damaged_built_in_weights(monkeypatch: pytest.MonkeyPatch, away: Path) -> None:
-    monkeypatch.setattr(doctor, "BUILT_IN", away / "gone.safetensors")
+    monkeypatch.setattr("concat_cli.core.runs.BUILT_IN", away / "gone.safetensors")
     assert {c.name: c.state for c in doctor._weights()}["segmentor (built in)"] == "failed"
     (away / "cut.safetensors").write_bytes(BUILT_IN.read_bytes()[:5000])
-    monkeypatch.setattr(doctor, "BUILT_IN", away / "cut.safetensors")
+    monkeypatch.setattr("concat_cli.core.runs.BUILT_IN", away / "cut.safetensors")
     assert [check.state for check in doctor._all("trial", doctor._trial())] == ["failed"]
 
 
