@@ -6,22 +6,20 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from concat_cli.core.data.dataset import Sample
-from concat_cli.core.data.image_io import LARGE, from_strips, strips
+from concat_cli.core.data.image_io import from_strips, strips
 from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.vocabulary import Vocabulary
 
 Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # left, top, right, bottom
 
-FINE = 1 << 22  # pixels of a segment that its name is placed by in a large picture
+FINE = 1 << 12  # pixels of a segment that its name is placed by: to within a fiftieth of its side
 MIN_SIDE, MAX_SIDE = 512, 2048  # small pictures grow to the first, never beyond the second
 FILL_THING, FILL_STUFF, EDGE = 0.42, 0.28, 0.95  # opacities
 INK, PAPER = (24, 26, 31), (255, 255, 255)
@@ -165,17 +163,27 @@ def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.i
     """Enlarged with smooth edges: each pixel goes to the segment that is strongest around it."""
     if factor == 1:
         return segment_map
-    size = (segment_map.shape[1] * factor, segment_map.shape[0] * factor)
-    best = np.full(size[::-1], -1.0, np.float32)
-    result = np.zeros(size[::-1], np.int64)
+    rows, columns = (_enlarging(side, factor) for side in segment_map.shape)
+    best = np.full((len(rows), len(columns)), -1.0, np.float32)
+    result = np.zeros(best.shape, np.int64)
     for value in np.unique(segment_map):
-        mask = Image.fromarray((segment_map == value).astype(np.float32))
-        share = np.asarray(mask.resize(size, Image.Resampling.BILINEAR))
-        for _ in range(2):
-            share = cast("NDArray[np.float32]", ndimage.uniform_filter(share, factor))
-        better = share > best
+        mask = (segment_map == value).astype(np.float32)
+        share = np.matmul(np.matmul(rows, mask), np.transpose(columns))
+        better = np.greater(share, best)
         best[better], result[better] = share[better], value
     return result
+
+
+def _enlarging(side: int, factor: int) -> NDArray[np.float32]:
+    """(side * factor, side) weights: linear between the pixels, then twice the mean of as many
+    neighbours as a pixel has become."""
+    places = ((np.arange(side * factor) + 0.5) / factor - 0.5).clip(0, side - 1)
+    weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(side)))
+    for _ in range(2):
+        ends = ((factor // 2 + 1, factor - 1 - factor // 2), (0, 0))
+        sums = np.pad(weights, ends, "symmetric").cumsum(0)
+        weights = (sums[factor:] - sums[:-factor]) / factor
+    return weights.astype(np.float32)
 
 
 def _areas(segment_map: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -222,34 +230,60 @@ def _tinted(
     drawing: Drawing,
     colours: dict[int, Colour],
 ) -> Image.Image:
-    """The canvas with fills and outlines; pixels without a segment stay as they are."""
+    """The canvas with fills and outlines; pixels without a segment stay as they are.
+
+    What a value becomes is looked up, by the segment and by whether the pixel is inside of it, on
+    its edge or on the dark hairline that keeps neighbours of like colour apart.
+    """
     top = int(segment_map.max(initial=0)) + 1
-    colour, opacity = np.zeros((top, 3), np.float32), np.zeros(top, np.float32)
+    colour, opacity = np.zeros((3, top, 3)), np.zeros((3, top))
     for mark in drawing.marks:
         if mark.id < top:
-            colour[mark.id] = colours[mark.id]
-            opacity[mark.id] = FILL_THING if mark.thing else FILL_STUFF
+            colour[:, mark.id] = colours[mark.id]
+            opacity[:, mark.id] = FILL_THING if mark.thing else FILL_STUFF, EDGE, EDGE
+    colour[2] *= 0.35
+    alpha = opacity.reshape(-1, 1, 1)
+    mixed = np.arange(256) * (1 - alpha) + colour.reshape(-1, 3, 1) * alpha
+    table = np.moveaxis(np.round(mixed).astype(np.uint8), 1, 0).reshape(3, -1)  # of each channel
     width = max(1, round(math.sqrt(segment_map.size) / 280))
 
     def tinted(rows: slice) -> NDArray[np.uint8]:
         around = slice(max(0, rows.start - width), rows.stop + width)  # as far as the edges look
         inner = slice(rows.start - around.start, rows.stop - around.start)
         near = segment_map[around]
-        alpha = opacity[segment_map[rows]]
-        alpha[_differs(near, 2 * width + 1)[inner] & (alpha > 0)] = EDGE
-        tint = colour[segment_map[rows]]
-        # A dark hairline keeps neighbours of like colour apart.
-        tint[_differs(near, 2)[inner] & (alpha > 0)] *= 0.35
-        mixed: Any = canvas[rows] * (1 - alpha[..., None]) + tint * alpha[..., None]
-        return mixed.round().clip(0, 255).astype(np.uint8)
+        edges = _differs(near, width, width)[inner].astype(np.int32)
+        edges += _differs(near, 1, 0)[inner]
+        first = (segment_map[rows] + edges * top).astype(np.int32) * 256
+        channels = [np.take(table[c], first + canvas[rows][..., c]) for c in range(3)]
+        return np.stack(channels, -1)
 
     return from_strips((segment_map.shape[0], segment_map.shape[1]), tinted)
 
 
-def _differs(segment_map: NDArray[np.integer], size: int) -> NDArray[np.bool_]:
-    """Whether a square of so many pixels around a pixel holds more than one segment."""
-    around = cast("Any", ndimage)
-    return around.maximum_filter(segment_map, size) != around.minimum_filter(segment_map, size)
+def _differs(segment_map: NDArray[np.integer], before: int, after: int) -> NDArray[np.bool_]:
+    """Whether the square from so many pixels before a pixel to so many after it holds more than
+    one segment: then two neighbours in it differ."""
+    return _near_steps(segment_map, before, after) | np.transpose(
+        _near_steps(np.transpose(segment_map), before, after)
+    )
+
+
+def _near_steps(ids: NDArray[np.integer], before: int, after: int) -> NDArray[np.bool_]:
+    """The like for neighbours above one another."""
+    steps = np.zeros(ids.shape, bool)  # of a pixel from the one above it
+    np.not_equal(ids[1:], ids[:-1], out=steps[1:])
+    rows = _spread(steps, before - 1, after)
+    return np.transpose(_spread(np.transpose(rows), before, after))
+
+
+def _spread(marked: NDArray[np.bool_], before: int, after: int) -> NDArray[np.bool_]:
+    """Whether any of the rows from so many before a row to so many after it is marked."""
+    found = np.array(marked)
+    for step in range(1, before + 1):
+        found[step:] |= marked[:-step]
+    for step in range(1, after + 1):
+        found[:-step] |= marked[step:]
+    return found
 
 
 def _draw_names(
@@ -294,9 +328,10 @@ def _place(
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     top, left = rows[0], columns[0]
     box = mask[top : rows[-1] + 1, left : columns[-1] + 1]
-    step = math.ceil(math.sqrt(box.size / FINE)) if mask.size > LARGE else 1
-    box = np.pad(box[::step, ::step], 1)  # beyond it is outside
-    depth = np.array(ndimage.distance_transform_edt(box), np.float32)
+    step = math.ceil(math.sqrt(box.size / FINE))
+    if not box[::step, ::step].any():  # thinner than that
+        step = 1
+    depth = _depth(np.pad(box[::step, ::step], 1))  # beyond it is outside
     best: tuple[float, Rect] | None = None
     for _ in range(12):
         y, x = divmod(int(depth.argmax()), depth.shape[1])
@@ -316,6 +351,20 @@ def _place(
         depth[y, x] = 0
     assert best is not None, "the mask has at least one pixel"
     return best[1]
+
+
+def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Squared distance of each pixel of a mask to the next one outside; those at its border must
+    be. Along columns by counting, then over the pixels of a row (Felzenszwalb and Huttenlocher,
+    Distance Transforms of Sampled Functions, 2012)."""
+    if mask.shape[1] > mask.shape[0]:
+        return np.transpose(_depth(np.transpose(mask)))
+    rows = np.arange(len(mask), dtype=np.float32)[:, None]
+    above = np.maximum.accumulate(np.where(mask, -1, rows), 0)
+    below = np.minimum.accumulate(np.where(mask, len(mask), rows)[::-1], 0)[::-1]
+    upright = np.minimum(rows - above, below - rows) ** 2
+    places = np.arange(mask.shape[1], dtype=np.float32)
+    return np.min(upright[:, None] + (places[:, None] - places) ** 2, axis=2)
 
 
 def _inside(x: int, y: int, width: int, height: int, canvas: tuple[int, int]) -> Rect:
