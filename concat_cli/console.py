@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -99,10 +100,21 @@ class Console:
         if not self.silent:
             self._stream.write(shown(block.rstrip("\n")) + "\n")
 
-    def json(self, value: Any) -> None:
-        """The one JSON value of a `--json` command, on stdout."""
-        if not self.silent:
-            sys.stdout.write(shown(json.dumps(value, indent=2, ensure_ascii=False)) + "\n")
+    def json(self, value: Any, **lists: Iterable[Any]) -> None:
+        """The one JSON value of a `--json` command, on stdout; of an object, with lists whose
+        values are never in memory together."""
+        if self.silent:
+            return
+        text = shown(json.dumps(value, indent=2, ensure_ascii=False))
+        write = sys.stdout.write
+        write(text.removesuffix("\n}") if lists else text)
+        for name, values in lists.items():
+            write(f',\n  "{name}": [')
+            for number, one in enumerate(values):
+                each = shown(json.dumps(one, indent=2, ensure_ascii=False))
+                write(("," if number else "") + "\n" + textwrap.indent(each, "    "))
+            write("\n  ]")
+        write("\n}\n" if lists else "\n")
 
 
 class ConsoleProgress:

@@ -112,7 +112,6 @@ def test_a_name_stays_inside_its_segment_in_a_large_picture(
 ) -> None:
     mask = np.zeros((400, 600), bool)
     mask[100:300, 200:500] = True
-    monkeypatch.setattr(render, "LARGE", 1000)
     monkeypatch.setattr(render, "FINE", 500)
     left, top, right, bottom = render._place(mask, (60, 20), [], (600, 400))
     assert mask[top : bottom + 1, left : right + 1].all()

@@ -212,16 +212,19 @@ def test_processes_share_the_pictures(predictor, tmp_path):
         def gather(value):
             parts[rank] = value
             all_there.wait(timeout=60)
-            return list(parts)
+            found = list(parts)
+            all_there.wait(timeout=60)
+            return found
 
         return predict_paths(predictor, paths, tmp_path / "two", share=Share(rank, 2, gather))
 
     alone = predict_paths(predictor, paths, tmp_path / "one")
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(run, (0, 1)))
-    for one in both:
-        assert [p.path for p in one.pictures] == paths and one.pictures[0].id == 5
-        assert [p.segments for p in one.pictures] == [p.segments for p in alone.pictures]
+    found = list(both[0].pictures)  # the first process has what all did
+    assert [p.path for p in found] == paths and found[0].id == 5
+    assert [p.segments for p in found] == [p.segments for p in alone.pictures]
+    assert both[1].index == both[0].index and not len(both[1].pictures)
     files = [sorted(p for p in (tmp_path / name).rglob("*.*")) for name in ("one", "two")]
     assert [p.name for p in files[0]] == [p.name for p in files[1]] and len(files[0]) == 7
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*files, strict=True))

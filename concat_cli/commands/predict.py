@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from concat_cli import __version__
 from concat_cli.commands.options import (
     KEY_VALUE,
     Device,
@@ -30,7 +31,7 @@ from concat_cli.core.errors import UserError
 if TYPE_CHECKING:
     from concat_cli.core.checkpoint import Weights
     from concat_cli.core.config import Config
-    from concat_cli.core.infer.files import PicturePrediction, Predicted
+    from concat_cli.core.infer.files import Pictures, Predicted
     from concat_cli.core.vocabulary import Vocabulary
 
 SHOWN = ("infer.size", "infer.max_size", "infer.min_score", "infer.overlap", "infer.seen_offset")
@@ -118,7 +119,7 @@ def predict(asked: Options) -> None:
         return _show_plan(console, asked, paths, weights, cfg)
     predicted = _predicted(console, asked, paths, weights, cfg)
     if asked.as_json:
-        console.json(_to_json(predicted, found.path))
+        _show_json(console, predicted, found.path)
     else:
         _show(console, predicted.pictures)
         overlays = relative(asked.out) + "/*.overlay.png"
@@ -170,6 +171,7 @@ def _predicted(
 ) -> Predicted:
     """Predicts; every process of a `torchrun` takes its share of the pictures."""
     from concat_cli.core.clip.prompts import known_words
+    from concat_cli.core.config_file import to_dict
     from concat_cli.core.infer.files import predict_paths
     from concat_cli.core.infer.predictor import Predictor, vocabulary_of
 
@@ -184,8 +186,22 @@ def _predicted(
             f"these weights know drawn shapes and {len(words)} words; for photos: "
             "`concat weights get photos`, then --weights photos"
         )
+    settings = {
+        "program": __version__,
+        "weights": weights.sha256,
+        "classes": predictor.vocabulary.to_json(),
+        "keys": to_dict(cfg),
+        "device": f"{device.type} {predictor.dtype}",
+        "layout": asked.layout,
+    }
     return predict_paths(
-        predictor, paths, asked.out, layout=asked.layout, share=share, progress=console.progress
+        predictor,
+        paths,
+        asked.out,
+        layout=asked.layout,
+        settings=settings,
+        share=share,
+        progress=console.progress,
     )
 
 
@@ -235,16 +251,20 @@ def _standard_input() -> str:
         raise UserError(what, "Send UTF-8 text.") from error
 
 
-def _show(console: Console, predicted: Sequence[PicturePrediction], most: int = 40) -> None:
+def _show(console: Console, predicted: Pictures, most: int = 40) -> None:
     """A row for each picture with what was found, then the mean milliseconds of a picture."""
-    rows = [[one.path.name, len(one.segments), _found(one.segments)] for one in predicted]
-    console.table(["picture", "segments", "found"], rows[:most])
-    if len(rows) > most:
-        console.say(f"... and {len(rows) - most} more pictures")
+    rows: list[list[Any]] = []
+    spent: Counter[str] = Counter()
+    for one in predicted:
+        spent.update(one.milliseconds)
+        if len(rows) < most:
+            rows.append([one.path.name, len(one.segments), _found(one.segments)])
+    console.table(["picture", "segments", "found"], rows)
+    if len(predicted) > most:
+        console.say(f"... and {len(predicted) - most} more pictures")
     if rows:
         parts = ("load", "model", "post")
-        means = (fmean(one.milliseconds[part] for one in predicted) for part in parts)
-        shown = (f"{part} {mean:.1f}" for part, mean in zip(parts, means, strict=True))
+        shown = (f"{part} {spent[part] / len(predicted):.1f}" for part in parts)
         console.say(f"ms a picture: {' / '.join(shown)}")
 
 
@@ -253,22 +273,23 @@ def _found(segments: Sequence[dict[str, Any]]) -> str:
     return ", ".join(found) or "no segment"
 
 
-def _to_json(predicted: Predicted, weights: Path) -> dict[str, Any]:
+def _show_json(console: Console, predicted: Predicted, weights: Path) -> None:
     """What `--json` prints; the key of the index is `panoptic_json` or `semantic_json`."""
-    return {
+    about = {
         "weights": str(weights),
         f"{predicted.index.stem}_json": relative(predicted.index),
-        "images": [
-            {
-                "file": str(one.path),
-                "id": one.id,
-                "height": one.size[0],
-                "width": one.size[1],
-                "png": relative(one.png),
-                "overlay": relative(one.overlay),
-                "segments": one.segments,
-                "milliseconds": one.milliseconds,
-            }
-            for one in predicted.pictures
-        ],
     }
+    images = (
+        {
+            "file": str(one.path),
+            "id": one.id,
+            "height": one.size[0],
+            "width": one.size[1],
+            "png": relative(one.png),
+            "overlay": relative(one.overlay),
+            "segments": one.segments,
+            "milliseconds": one.milliseconds,
+        }
+        for one in predicted.pictures
+    )
+    console.json(about, images=images)

@@ -14,15 +14,17 @@ As COCO lays out data sets, which other tools open as they are: OUT/annotations/
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -34,6 +36,7 @@ from concat_cli.core.data.image_io import LARGE, looked_up, read_header, write_i
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, bounding_box
+from concat_cli.core.infer.journal import Journal, opened, read
 from concat_cli.core.infer.pictures import OVERLAY, check_name, to_array
 from concat_cli.core.infer.postprocess import Segment, Size
 from concat_cli.core.infer.predictor import Prediction, Predictor
@@ -309,13 +312,44 @@ class PicturePrediction:
     segments: list[dict[str, Any]]
     milliseconds: dict[str, float]
 
+    def to_json(self) -> dict[str, Any]:
+        """As a line of a journal holds it."""
+        own = {name: str(getattr(self, name)) for name in ("path", "png", "overlay")}
+        return vars(self) | own
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> PicturePrediction:
+        """From such a line."""
+        own: dict[str, Any] = {name: Path(value[name]) for name in ("path", "png", "overlay")}
+        return cls(**value | own | {"size": tuple(value["size"])})
+
+
+class Pictures:
+    """The predictions of many pictures, in their order: on disk, whatever their number."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = TemporaryFile("w+", dir=folder, encoding="utf-8")  # noqa: SIM115
+        self._count = 0
+
+    def add(self, one: PicturePrediction) -> None:
+        """Appends one."""
+        self._file.write(json.dumps(one.to_json()) + "\n")
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[PicturePrediction]:
+        self._file.seek(0)
+        return (PicturePrediction.from_json(json.loads(line)) for line in self._file)
+
 
 @dataclass(frozen=True)
 class Predicted:
-    """What came of many pictures: predictions in their order, an error for each unreadable one, and
-    the JSON that lists the predictions."""
+    """What came of many pictures: predictions in their order, which only the first of several
+    processes has, an error for each unreadable one, and the JSON that lists the predictions."""
 
-    pictures: list[PicturePrediction]
+    pictures: Pictures
     unreadable: list[UserError]
     index: Path
 
@@ -326,99 +360,177 @@ def predict_paths(
     out: Path,
     *,
     layout: Layout = "plain",
+    settings: dict[str, Any] | None = None,
     share: Share = ALONE,
     progress: Progress = SILENT,
 ) -> Predicted:
     """Writes an overlay and a PNG for each picture, then one JSON for all.
 
-    Pictures that cannot be read are left out and named in the result.
-    Each of several processes takes its share, all return everything, in the order of `paths`.
+    Pictures that cannot be read are left out and named in the result. Each of several processes
+    takes its share. Nothing of a picture stays in memory.
+
+    settings: what the results depend on beside the pictures; with them, the same call goes on where
+    a killed one stopped. What was done with others is forgotten, which is said.
     """
     kind = PANOPTIC if PANOPTIC in predictor.tasks else SEMANTIC
-    names = output_names(paths)
-    named = list(zip(paths, names, image_ids(names), strict=True))
-    chunks = _chunks(paths, share.of(len(paths)))
-    done: dict[int, PicturePrediction | UserError] = {}
     saver = Saver(out, predictor.vocabulary, share.rank, layout)
+    names = output_names(paths)
+    work = _Work(predictor, paths, names, image_ids(names), saver)
+    with ExitStack() as stack:
+        begun: tuple[Path, Path, set[int]] | None = None
+        if share.rank == 0:
+            lasting = settings is not None and len(paths) > CHUNK
+            journal = stack.enter_context(opened(out, lasting, progress.say))
+            begun = (journal.folder, *_begin(journal, settings or {}, work, progress))
+        folder, kept, done = share.gather(begun)[0]
+        todo = sorted(set(range(0, len(paths), CHUNK)).difference(done))
+        own = Journal(folder)
+        mine = [todo[place] for place in share.of(len(todo))]
+        track = progress.track(mine, f"predict, {CHUNK} pictures at a time", len(mine))
+        _predict_chunks(work, mine, track, own)
+        added = share.gather(own.close())
+        pictures, broken = Pictures(out), list[tuple[str, str]]()
+        if share.rank == 0:
+            broken = _assemble(work, kind, [kept, *(path for path in added if path)], pictures)
+            _tell_older(out, saver.folder(kind), pictures, progress)
+        unreadable = [UserError(*error) for error in share.gather(broken)[0]]
+    return Predicted(pictures, unreadable, saver.index(kind))
 
-    def write(images: Images, found: Sequence[Prediction], load: float) -> None:
-        for (index, image), prediction in zip(images.items(), found, strict=True):
-            done[index] = _save(saver, *named[index], image, prediction, load)
 
+@dataclass(frozen=True)
+class _Work:
+    """The pictures of a run with the names and ids of their results, and who makes these."""
+
+    predictor: Predictor
+    paths: Sequence[Path]
+    names: Sequence[str]
+    ids: Sequence[int]
+    saver: Saver
+
+    def of(self, first: int) -> range:
+        """The pictures of the chunk that begins with one."""
+        return range(first, min(first + CHUNK, len(self.paths)))
+
+    def key(self, first: int) -> str:
+        """Differs where a chunk holds other pictures, or where they have changed since."""
+        rows: list[Any] = []
+        for one in self.of(first):
+            with suppress(OSError):
+                stat = self.paths[one].stat()
+                rows.append([stat.st_size, stat.st_mtime_ns])
+            rows.append([str(self.paths[one]), self.names[one], self.ids[one]])
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+def _begin(
+    journal: Journal, settings: dict[str, Any], work: _Work, progress: Progress
+) -> tuple[Path, set[int]]:
+    """A file with the chunks that a stopped run has done, and their numbers."""
+    if others := journal.begin(settings):
+        progress.say(
+            f"a run that was stopped in {work.saver.out} had other {', '.join(others)}: its "
+            "pictures are predicted again"
+        )
+
+    def is_valid(first: int, key: str, value: dict[str, Any]) -> bool:
+        made = (Path(one[part]) for one in value["pictures"] for part in ("png", "overlay"))
+        return key == work.key(first) and all(path.is_file() for path in made)
+
+    kept, done, dropped = journal.keep(is_valid)
+    if done or dropped:
+        count, changed = sum(len(work.of(first)) for first in done), dropped and "; the others"
+        progress.say(
+            f"{count} of {len(work.paths)} pictures are done, by a run that was stopped"
+            + (f"{changed} of it have changed or are gone" if changed else "")
+        )
+    return kept, done
+
+
+def _assemble(
+    work: _Work, kind: str, lists: Sequence[Path], pictures: Pictures
+) -> list[tuple[str, str]]:
+    """Writes the JSON of everything that the processes listed; the errors of unreadable pictures.
+
+    UserError where the lists are not all there.
+    """
+    saver, there, broken = work.saver, 0, list[tuple[str, str]]()
     try:
         for name in (f"{kind}.images", f"{kind}.annotations"):
             saver.begin(name)
-        track = progress.track(chunks, f"predict, {CHUNK} pictures at a time", len(chunks))
-        _predict_chunks(predictor, paths, track, write, done)
-        parts = share.gather((done, saver.state()))
-        if share.rank == 0:
-            saver.finish(state for _, state in parts)
+        for _, value in read(lists):
+            for one in map(PicturePrediction.from_json, value["pictures"]):
+                entries = sorted(one.segments, key=lambda segment: segment["id"])
+                name = _file_name(saver, one.path, one.png.stem)
+                saver.enter(kind, one.png, one.id, name, one.size, entries)
+                pictures.add(one)
+            broken += [(what, hint) for what, hint in value["errors"]]
+            there += len(value["pictures"]) + len(value["errors"])
+        if there != len(work.paths):
+            raise UserError(
+                f"Of {len(work.paths)} pictures only {there} are listed in {saver.out}.",
+                "All processes must write into one folder: give one that all machines share.",
+            )
+        saver.finish([saver.state()])
     except BaseException:
         saver.abandon()
         raise
-    everything = dict(item for part, _ in parts for item in part.items())
-    ordered = [everything[index] for index in sorted(everything)]
-    pictures = [one for one in ordered if isinstance(one, PicturePrediction)]
-    if share.rank == 0:
-        _tell_older(out, kind, pictures, progress)
-    return Predicted(
-        pictures,
-        [one for one in ordered if isinstance(one, UserError)],
-        saver.index(kind),
-    )
+    return broken
+
+
+@dataclass(frozen=True)
+class _Read:
+    """Pictures by their number, those that cannot be read, and the milliseconds of one."""
+
+    images: Images
+    errors: list[UserError]
+    load: float
 
 
 def _predict_chunks(
-    predictor: Predictor,
-    paths: Sequence[Path],
-    chunks: Iterable[list[int]],
-    write: Callable[[Images, Sequence[Prediction], float], None],
-    done: dict[int, PicturePrediction | UserError],
+    work: _Work, chunks: Sequence[int], track: Iterable[int], journal: Journal
 ) -> None:
-    """Each chunk is written while the next one is read and predicted, but for large pictures, of
-    which one at a time is in memory."""
-    with ThreadPoolExecutor(1) as writer:
+    """Reading, the model and writing overlap, but for chunks that hold a large picture: those are
+    dealt with picture by picture, and nothing else is in memory meanwhile."""
+    predict = work.predictor.predict_batch
+
+    def write(first: int, key: str, parts: Iterable[tuple[_Read, Sequence[Prediction]]]) -> None:
+        pictures: list[dict[str, Any]] = []
+        errors: list[tuple[str, str]] = []
+        for part, found in parts:
+            for item, prediction in zip(part.images.items(), found, strict=True):
+                pictures.append(_save(work, *item, prediction, part.load).to_json())
+            errors += [(error.what, error.hint) for error in part.errors]
+        journal.add(first, key, {"pictures": pictures, "errors": errors})
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        following = iter([*chunks[1:], None])
+        ahead = reader.submit(_read_chunk, work, chunks[0]) if chunks else None
         written: Future[None] | None = None
-        for chunk in chunks:
-            images, load = _read(paths, chunk, predictor.cfg.white, done)
-            alone = any(image.shape[0] * image.shape[1] > LARGE for image in images.values())
-            if written is not None and alone:
-                written.result()
-            found = predictor.predict_batch(list(images.values()), semantic=False)
+        for first in track:
+            assert ahead is not None
+            key, part = ahead.result()
+            coming = next(following)
+            if part is None:  # one is large
+                if written is not None:
+                    written.result()
+                each = (_read(work, [one]) for one in work.of(first))
+                write(first, key, ((one, predict([*one.images.values()], False)) for one in each))
+                ahead = None if coming is None else reader.submit(_read_chunk, work, coming)
+                continue
+            ahead = None if coming is None else reader.submit(_read_chunk, work, coming)
+            found = predict(list(part.images.values()), semantic=False)
             if written is not None:
                 written.result()
-            written = writer.submit(write, images, found, load)
-            if alone:
-                written.result()
+            written = writer.submit(write, first, key, [(part, found)])
         if written is not None:
             written.result()
 
 
-def _tell_older(
-    out: Path, kind: str, pictures: Sequence[PicturePrediction], progress: Progress
-) -> None:
-    """Says which files of an earlier run are still beside the new ones."""
-    new = {path for one in pictures for path in (one.png, one.overlay)}
-    older = sorted({*out.glob(f"*{OVERLAY}"), *(out / kind).glob("*.png")} - new)
-    if older:
-        progress.say(
-            f"{out} still holds {len(older)} files of an earlier run, such as {older[0].name}; "
-            f"{kind}.json does not list them"
-        )
-
-
-def _chunks(paths: Sequence[Path], mine: Sequence[int]) -> list[list[int]]:
-    """The pictures of this process, so many at a time; a large one is alone."""
-    chunks: list[list[int]] = []
-    room = 0
-    for number in mine:
-        large = _pixels(paths[number]) > LARGE
-        if large or not room:
-            chunks.append([])
-            room = CHUNK
-        chunks[-1].append(number)
-        room = 0 if large else room - 1
-    return chunks
+def _read_chunk(work: _Work, first: int) -> tuple[str, _Read | None]:
+    """The key of a chunk and its pictures; None where one is large."""
+    chunk, key = work.of(first), work.key(first)
+    large = any(_pixels(work.paths[one]) > LARGE for one in chunk)
+    return key, None if large else _read(work, chunk)
 
 
 def _pixels(path: Path) -> int:
@@ -430,45 +542,51 @@ def _pixels(path: Path) -> int:
     return height * width
 
 
-def _read(
-    paths: Sequence[Path],
-    chunk: Sequence[int],
-    white: int,
-    done: dict[int, PicturePrediction | UserError],
-) -> tuple[Images, float]:
-    """Images by their number, and the milliseconds of one; errors go to `done`."""
+def _read(work: _Work, chunk: Sequence[int]) -> _Read:
     start = time.perf_counter()
     images: Images = {}
-    for index in chunk:
+    errors: list[UserError] = []
+    for one in chunk:
         try:
-            check_name(paths[index])
-            images[index] = to_array(paths[index], white)
+            check_name(work.paths[one])
+            images[one] = to_array(work.paths[one], work.predictor.cfg.white)
         except UserError as error:
-            done[index] = error
-    return images, round((time.perf_counter() - start) * 1000 / len(chunk), 2)
+            errors.append(error)
+    return _Read(images, errors, round((time.perf_counter() - start) * 1000 / len(chunk), 2))
 
 
 def _save(
-    saver: Saver,
-    path: Path,
-    name: str,
-    image_id: int,
-    image: NDArray[np.uint8],
-    prediction: Prediction,
-    load: float,
+    work: _Work, number: int, image: NDArray[np.uint8], prediction: Prediction, load: float
 ) -> PicturePrediction:
+    saver, path, name = work.saver, work.paths[number], work.names[number]
     entries = segment_entries(prediction.segments, prediction.vocabulary)
-    file_name, size = path.as_posix(), (image.shape[0], image.shape[1])
     if saver.layout == "coco":
-        file_name = f"{name}{path.suffix}"
-        files.copy(path, saver.out / "images" / file_name)
+        files.copy(path, saver.out / "images" / _file_name(saver, path, name))
     if prediction.is_panoptic:
-        png = saver.panoptic(image_id, file_name, prediction.panoptic_map, entries, name)
+        png = saver.folder(PANOPTIC) / f"{name}.png"
+        write_id_png(png, prediction.panoptic_map)
     else:
         png = saver.semantic(prediction.semantic_map, name)
-        saver.enter(SEMANTIC, png, image_id, file_name, size, entries)
     drawn = saver.out / f"{name}{OVERLAY}"
     write_png(drawn, overlay(image, prediction))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])
     times = prediction.milliseconds | {"load": load}
-    return PicturePrediction(path, image_id, size, png, drawn, largest_first, times)
+    size = (image.shape[0], image.shape[1])
+    return PicturePrediction(path, work.ids[number], size, png, drawn, largest_first, times)
+
+
+def _file_name(saver: Saver, path: Path, name: str) -> str:
+    """What the JSON calls a picture."""
+    return f"{name}{path.suffix}" if saver.layout == "coco" else path.as_posix()
+
+
+def _tell_older(out: Path, pngs: Path, pictures: Pictures, progress: Progress) -> None:
+    """Says which files of an earlier run are still beside the new ones."""
+    new = {name for one in pictures for name in (one.png.name, one.overlay.name)}
+    there = (path.name for path in (*out.glob(f"*{OVERLAY}"), *pngs.glob("*.png")))
+    older = sorted(name for name in there if name not in new)
+    if older:
+        progress.say(
+            f"{out} still holds {len(older)} files of an earlier run, such as {older[0]}; "
+            f"{pngs.name}.json does not list them"
+        )
