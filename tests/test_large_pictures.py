@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from concat_cli.core.data import image_io
 from concat_cli.core.data.image_io import read_id_png, read_image, write_id_png
+from concat_cli.core.data.index import WHITE
 from concat_cli.core.infer import files, postprocess, render
 from concat_cli.core.infer.render import Drawing, Mark, overlay
 
@@ -20,9 +23,9 @@ SIZE = (4000, 3000)
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from concat_cli.core.infer import files, render
+from concat_cli.core.infer import files
 from concat_cli.core.infer.predictor import Predictor
-files.LARGE = render.LARGE = 1_000_000
+files.LARGE = 1_000_000
 folder = Path(sys.argv[1])
 predictor = Predictor.load(device="cpu")
 for name in ("small", "large"):
@@ -126,10 +129,21 @@ def test_a_large_picture_is_in_memory_alone(
     (tmp_path / "broken.png").write_text("no picture")
     monkeypatch.setattr(files, "LARGE", 1000)
     paths = [tmp_path / f"{name}.png" for name in names]
-    chunks = files._chunks(paths, range(len(paths)))
-    assert [[names[n] for n in chunk] for chunk in chunks] == [
-        ["a", "b"], ["LARGE"], ["c", "broken"], ["LARGER"], ["d"],
-    ]  # fmt: skip
-    assert files._chunks(paths[:1] * 20, range(20)) == [
-        list(range(8)), list(range(8, 16)), list(range(16, 20)),
-    ]  # fmt: skip
+    batches: list[int] = []
+
+    def predict(images: list[np.ndarray], semantic: bool) -> list[None]:
+        batches.append(len(images))
+        return [None] * len(images)
+
+    def add(first: int, key: str, value: dict[str, list[object]]) -> None:
+        assert len(value["pictures"]) == 6 and len(value["errors"]) == 1
+
+    predictor = SimpleNamespace(predict_batch=predict, cfg=SimpleNamespace(white=WHITE))
+    monkeypatch.setattr(files, "_save", lambda *_: SimpleNamespace(to_json=dict))
+    journal: Any = SimpleNamespace(add=add)
+    work: Any = files._Work(predictor, paths, names, range(7), None)
+    files._predict_chunks(work, [0], [0], journal)
+    assert batches == [1, 1, 1, 1, 0, 1, 1]
+    monkeypatch.setattr(files, "LARGE", 100_000)
+    files._predict_chunks(work, [0], [0], journal)
+    assert batches[7:] == [6]

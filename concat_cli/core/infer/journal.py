@@ -13,7 +13,7 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,24 +111,21 @@ def opened(out: Path, lasting: bool, say: Callable[[str], None]) -> Generator[Jo
 
     lasting: whether it can. It cannot where another process predicts into the folder, either.
     """
-    if lasting:
-        lock = locked(out / NAME, say)
-        try:
-            lock.__enter__()
-        except UserError as error:
-            say(f"{error.what} If this process is stopped, it will begin anew")
-        else:
+    with ExitStack() as stack:
+        folder = files.temporary_name(out / "predict")
+        if lasting:
             try:
-                journal = Journal(out / NAME)
-                yield journal
+                stack.enter_context(locked(out / NAME, say))
+                folder = out / NAME
+            except UserError as error:
+                say(f"{error.what} If this process is stopped, it will begin anew")
+        journal = Journal(folder)
+        try:
+            yield journal
+        except BaseException:
+            if folder.name != NAME:
                 journal.remove()
-            finally:
-                lock.__exit__(None, None, None)
-            return
-    journal = Journal(files.temporary_name(out / "predict"))
-    try:
-        yield journal
-    finally:
+            raise
         journal.remove()
 
 
