@@ -107,6 +107,11 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "`import torch` alone",
         "`python benchmarks/start.py --pairs 9`",
     ),
+    "photos_folder": (
+        "`predict` of a folder of drawn photos of 640x427, overlays and files written, start included: "
+        "our time / that of the build before writing overlapped",
+        "`python benchmarks/photos_folder.py --before CHECKOUT --photos 40 --pairs 2`",
+    ),
     "inference_cost": (
         "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
         "20 and 100 crops an image",

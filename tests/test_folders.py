@@ -80,7 +80,7 @@ def killed(run: Callable[[], Any], lines: int) -> None:
             left[0] -= 1
             add(self, *args)
 
-        Journal.add = adding
+        pytest.MonkeyPatch().setattr(Journal, "add", adding)
         run()
 
     process = get_context("fork").Process(target=dying)

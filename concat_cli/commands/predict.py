@@ -25,7 +25,7 @@ from concat_cli.commands.options import (
     open_share,
     with_options,
 )
-from concat_cli.console import Console, relative
+from concat_cli.console import Console, rank, relative
 from concat_cli.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def predict(asked: Options) -> None:
     paths = expand_inputs(asked.inputs, console.progress)
     found = find_weights(asked.name, asked.weights, vocabulary=asked.file)
     console.say(f"weights {relative(found.path)} ({found.reason})")
-    wide = _check(paths, every=asked.dry_run)
+    wide = [] if rank() else _check(paths, every=asked.dry_run)  # the first process for all
     from concat_cli.core.checkpoint import open_weights  # torch: mistakes so far are told at once
     from concat_cli.core.infer.predictor import at_test
 

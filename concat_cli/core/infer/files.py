@@ -321,7 +321,8 @@ class PicturePrediction:
     def from_json(cls, value: dict[str, Any]) -> PicturePrediction:
         """From such a line."""
         own: dict[str, Any] = {name: Path(value[name]) for name in ("path", "png", "overlay")}
-        return cls(**value | own | {"size": tuple(value["size"])})
+        own["size"] = tuple(value["size"])
+        return cls(**value | own)
 
 
 class Pictures:
