@@ -108,7 +108,7 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "`python benchmarks/start.py --pairs 9`",
     ),
     "photos_folder": (
-        "`predict` of a folder of drawn photos of 640x427, overlays and files written, start included: "
+        "`predict` of a folder of drawn photos of 640x427, all files written, start included: "
         "our time / that of the build before writing overlapped",
         "`python benchmarks/photos_folder.py --before CHECKOUT --photos 40 --pairs 2`",
     ),
