@@ -41,6 +41,7 @@ from concat_cli.core.infer.postprocess import (
     semantic,
 )
 from concat_cli.core.method import TASKS, loaded, stage_named
+from concat_cli.core.model.prepared import prepare
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import Vocabulary, same_name
@@ -395,9 +396,13 @@ class Loading:
         return self._clip
 
     def model(self) -> nn.Module:
-        """The model of the weights in evaluation mode, on the device."""
+        """The model of the weights in evaluation mode, on the device; on a CPU in half precision
+        made ready for it, so that it can no longer be trained."""
         method, _ = stage_named(self.weights.stage)
-        return loaded(method.restore)(self.weights).to(self.device)
+        model = loaded(method.restore)(self.weights).to(self.device)
+        if self.dtype is not None and self.device.type == "cpu":
+            prepare(model, self.dtype)
+        return model
 
     def open(self, kind: Callable[..., P], text: Tensor | None = None, **own: Any) -> P:
         """A predictor whose first arguments are those of `Predictor`, and `own` its own. text: by

@@ -1,0 +1,59 @@
+"""A segmentor made ready to predict on a CPU in half precision: each forward's work done once."""
+
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from concat_cli.core.model.backbone import Backbone
+from concat_cli.core.model.segmentor import Segmentor
+
+AGREED = 1e-4  # of the largest feature: what folding may change in fp32; it is about 1e-6
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Batch norms that are registered right behind a convolution become part of it, in place.
+
+    In evaluation mode both are linear. Convolutions of other classes do more than convolve.
+    """
+    before, conv = "", module
+    for name, child in list(module.named_children()):
+        evaluated = isinstance(child, nn.BatchNorm2d) and not child.training
+        if evaluated and type(conv) is nn.Conv2d and conv.out_channels == child.num_features:
+            setattr(module, before, fuse_conv_bn_eval(conv, child))
+            setattr(module, name, nn.Sequential(*child.children()))  # timm's hold an activation
+        else:
+            fold_batch_norms(child)
+        before, conv = name, child
+
+
+@torch.no_grad()
+def _folded(backbone: Backbone) -> nn.Module:
+    """The backbone's body without its batch norms; as it is, where it computes in another order
+    than its parts are registered in."""
+    body = deepcopy(backbone.body)
+    fold_batch_norms(body)
+    size = (1, 3, 64, 64)
+    ramp = torch.linspace(-2, 2, 3 * 64 * 64, device=backbone.mean.device).view(size)
+    with torch.autocast(ramp.device.type, enabled=False):
+        maps = zip(backbone.body(ramp), body(ramp), strict=True)
+    same = all(bool((a - b).abs().max() <= AGREED * a.abs().max()) for a, b in maps)
+    return body if same else backbone.body
+
+
+def prepare(model: nn.Module, dtype: torch.dtype) -> None:
+    """Segmentors in a model, for forwards under autocast of `dtype`, in place.
+
+    Autocast would cast all weights at each forward, and run maps in the order (channels, rows,
+    columns), for which there are no fast convolutions in half precision.
+    """
+    for segmentor in [part for part in model.modules() if isinstance(part, Segmentor)]:
+        backbone = segmentor.backbone
+        backbone.body = cast("Any", _folded(backbone))
+        for part in (backbone, segmentor.pixel_decoder, segmentor.query_decoder):
+            for layer in part.modules():
+                if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                    layer.to(dtype)
+            cast("Any", part).to(memory_format=torch.channels_last)
