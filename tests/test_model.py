@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.model import deformable
 from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.deformable import sample_bags, sample_reference
 from concat_cli.core.model.pixel_decoder import (
@@ -156,7 +157,8 @@ def _naive_sample(values: Tensor, sizes: list, places: Tensor, weights: Tensor) 
 
 
 @pytest.mark.parametrize("sampler", [sample_reference, sample_bags])
-def test_deformable_sampling_against_a_loop(sampler) -> None:
+def test_deformable_sampling_against_a_loop(sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable, "QUERIES", 4)
     generator = torch.Generator().manual_seed(0)
     sizes = [(2, 3), (4, 5), (7, 9)]
     values = torch.randn(2, sum(h * w for h, w in sizes), 2, 4, generator=generator)
@@ -168,7 +170,8 @@ def test_deformable_sampling_against_a_loop(sampler) -> None:
     torch.testing.assert_close(sampler(values, sizes, places, weights), expected)
 
 
-def test_samplers_have_the_same_gradients() -> None:
+def test_samplers_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deformable, "QUERIES", 4)
     generator = torch.Generator().manual_seed(0)
     sizes = [(2, 3), (4, 5)]
     inputs = [

@@ -26,10 +26,9 @@ def _moved(module: nn.Module) -> nn.Module:
 
 def test_a_folded_norm_is_that_of_its_formula() -> None:
     torch.manual_seed(0)
-    pair = _moved(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)))
+    conv, norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+    pair = _moved(nn.Sequential(conv, norm))
     image = torch.randn(2, 3, 9, 9)
-    conv, norm = pair
-    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None and norm.running_var is not None
 
     def of_channel(values: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from concat_cli.core.model.layers import TokenLinear
 
 Sizes = Sequence[tuple[int, int]]
+QUERIES = 1024  # read together
 
 
 def sample_reference(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
@@ -53,43 +54,65 @@ def sample_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -
     """The sampler as one `embedding_bag`: each query and head sums 4 * levels * points rows.
 
     A border of zeros around each level (one cell before, two after) stands for all that is outside.
+    Queries are read a thousand at a time: what is between then stays in the processor's cache.
+    """
+    table, reader = _bordered(values, sizes), _BagReader(sizes, places)
+    if torch.compiler.is_compiling():  # as in an export, where their number is open
+        return reader.read(table, places, weights)
+    parts = zip(places.split(QUERIES, 1), weights.split(QUERIES, 1), strict=True)
+    return torch.cat([reader.read(table, *part) for part in parts], 1)
+
+
+class _BagReader:
+    """What reading needs to know of the levels: constants (heads * levels * points) and rows.
+
     All arithmetic runs over long contiguous rows: broadcasting over short ones is what costs.
     """
-    batch, queries, heads, levels, points, _ = places.shape
-    bags = (batch * queries * heads, levels * points)
 
-    def per_point(numbers: Sequence[object]) -> Tensor:
-        """A constant of each level -> (heads, levels, points) or (heads, levels, points, 2)."""
-        constant = torch.tensor(numbers, device=places.device)
-        shape = (heads, levels, points, *constant.shape[1:])
-        return constant.unsqueeze(1).expand(shape).contiguous()
+    def __init__(self, sizes: Sizes, places: Tensor) -> None:
+        batch, _, heads, levels, points, _ = places.shape
+        device = places.device
 
-    areas = [(h + 3) * (w + 3) for h, w in sizes]
-    pitch = per_point([w + 3 for _, w in sizes])
-    start = per_point([sum(areas[:i]) for i in range(levels)])
-    image = torch.arange(batch, device=places.device).view(-1, 1, 1, 1, 1) * sum(areas)
-    head = torch.arange(heads, device=places.device).view(-1, 1, 1)
-    first = ((image + start) * heads + head).int()  # the row of a level's corner
-    # +1 for the border, -0.5 as cell centres lie at halves; then within 0 and extent + 1
-    extent = per_point([(float(w + 1), float(h + 1)) for h, w in sizes])
-    inside = torch.minimum((places + 0.5).clamp(min=0.0), extent)
-    low = inside.detach().floor()
-    share = inside - low
-    column, row = low.int().unbind(-1)
-    rows = (row * pitch.int() + column) * heads + first  # (B, Q, heads, levels, P)
-    right, below = share.unbind(-1)
-    above, below = (1 - below) * weights, below * weights
-    left = 1 - right
-    down = pitch.int() * heads
-    corners = (rows, rows + heads, rows + down, rows + down + heads)
-    parts = (above * left, above * right, below * left, below * right)
-    mixed = F.embedding_bag(
-        torch.cat([corner.view(bags) for corner in corners], 1),
-        _bordered(values, sizes),
-        mode="sum",
-        per_sample_weights=torch.cat([part.view(bags) for part in parts], 1),
-    )
-    return mixed.view(batch, queries, -1)
+        def per_point(numbers: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            """A constant of each level -> one of each place that a query reads."""
+            constant = torch.tensor(numbers, dtype=dtype, device=device)
+            return constant[:, None].expand(heads, levels, points).flatten()
+
+        areas = [(h + 3) * (w + 3) for h, w in sizes]
+        starts = per_point([sum(areas[:i]) for i in range(levels)], torch.int32)
+        head = torch.arange(heads, device=device).repeat_interleave(levels * points)
+        image = torch.arange(batch, device=device)[:, None, None] * (sum(areas) * heads)
+        self.first = (image + starts * heads + head).int()  # the row of a level's corner
+        self.pitch = per_point([w + 3 for _, w in sizes])
+        self.down = per_point([(w + 3) * heads for _, w in sizes], torch.int32)
+        self.zero = torch.zeros((), device=device)
+        self.extents = [per_point([size[side] + 1 for size in sizes]) for side in (1, 0)]  # x, y
+
+    def read(self, table: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        """Rows (B * T' * heads, d), places and weights of a sampler -> (B, Q, heads * d)."""
+        batch, queries, heads, levels, points, _ = places.shape
+        # +0.5: the border's +1, less 0.5 as cell centres lie at halves; then 0 to extent + 1
+        x, y = (
+            torch.clamp(place + 0.5, self.zero, extent)
+            for place, extent in zip(places.flatten(2, 4).unbind(-1), self.extents, strict=True)
+        )  # (B, Q, heads * levels * points)
+        column, row = x.detach().floor(), y.detach().floor()
+        cells = torch.addcmul(column, row, self.pitch).int()  # exact: fewer than 2**24
+        rows = cells * heads + self.first
+        beside = rows + self.down
+        weights = weights.flatten(2)
+        below = (y - row) * weights
+        above, right = weights - below, x - column
+        above_right, below_right = above * right, below * right
+        shares = (above - above_right, above_right, below - below_right, below_right)
+        bags = (batch * queries * heads, levels * points)
+        mixed = F.embedding_bag(
+            torch.cat([at.reshape(bags) for at in (rows, rows + heads, beside, beside + heads)], 1),
+            table,
+            mode="sum",
+            per_sample_weights=torch.cat([share.reshape(bags) for share in shares], 1),
+        )
+        return mixed.view(batch, queries, -1)
 
 
 def sample(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:

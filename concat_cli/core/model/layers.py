@@ -49,9 +49,10 @@ def resize_features(features: Tensor, size: tuple[int, int], padding: Tensor | N
 
     Interpolating features and validity alike and dividing equals clamping at the edge.
     """
-    resized = F.interpolate(
-        zero_padding(features, padding), size=size, mode="bilinear", align_corners=False
-    )
+    features = zero_padding(features, padding)
+    if features.stride(1) == 1:  # tokens that were a map: torch takes them for one only when copied
+        features = features.clone(memory_format=torch.channels_last)
+    resized = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
     if padding is None:
         return resized
     valid = (~padding)[:, None].to(resized.dtype)

@@ -156,7 +156,7 @@ class QueryDecoder(nn.Module):
             states.append(self.norm(queries))
         kept = torch.stack(states[-1:] if last_only else states)  # (L + 1, B, Q + M, D)
         embedding = self.mask_embedding(kept).transpose(0, 1).flatten(1, 2)  # (B, (L+1) * N, Dm)
-        masks = torch.bmm(embedding, pixel.mask_features.flatten(2))
+        masks = mask_products(embedding, pixel.mask_features)
         masks = torch.unflatten(masks, 1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
         masks = torch.unflatten(masks, -1, map_size(pixel.mask_features))
         return Decoded(kept, masks, tokens)
@@ -233,6 +233,14 @@ class QueryDecoder(nn.Module):
         weights = average_weights(given.masks, map_size(level), padding)
         features = level.flatten(2).transpose(1, 2)
         return weights, self.token_embedding(weights.to(features.dtype) @ features)
+
+
+def mask_products(embedding: Tensor, features: Tensor) -> Tensor:
+    """Embeddings (B, N, Dm), mask features (B, Dm, h, w) -> mask logits (B, N, h*w)."""
+    flat = features.flatten(2)
+    if features.stride(1) == 1:  # channels last: else half precision is copied to multiply it
+        return torch.bmm(flat.transpose(1, 2), embedding.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(embedding, flat)
 
 
 def average_weights(masks: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:
