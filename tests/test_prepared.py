@@ -87,6 +87,25 @@ def test_a_prepared_segmentor_predicts_what_it_did(name: str) -> None:
     assert (ready - full).abs().max() <= 2 * (plain - full).abs().max() + 1e-3 * scale
 
 
+@torch.no_grad()
+def test_in_fp32_the_outputs_stay() -> None:
+    model, images, text = _segmentor("resnet18"), torch.rand(1, 3, 64, 96), torch.randn(5, 16)
+    before = model(images, None, text)
+    prepare(model, None)
+    after = model(images, None, text)
+    assert model.pixel_decoder.get_parameter("mask_out.weight").dtype == torch.float32
+    torch.testing.assert_close(after.mask_logits, before.mask_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.class_logits, before.class_logits, rtol=1e-4, atol=1e-4)
+    assert not after.pixel.mask_features.is_contiguous()  # but channels last
+
+
+def test_the_built_in_world_stays_bit_identical_in_fp32() -> None:
+    model = _segmentor("small")
+    body = model.backbone.body
+    prepare(model, None)
+    assert model.backbone.body is body
+
+
 def test_an_unusual_order_is_left_alone() -> None:
     model = _segmentor("small")
     body = _moved(_Backwards())

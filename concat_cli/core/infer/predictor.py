@@ -396,11 +396,11 @@ class Loading:
         return self._clip
 
     def model(self) -> nn.Module:
-        """The model of the weights in evaluation mode, on the device; on a CPU in half precision
-        made ready for it, so that it can no longer be trained."""
+        """The model of the weights in evaluation mode, on the device; on a CPU made ready for it,
+        so that it can no longer be trained."""
         method, _ = stage_named(self.weights.stage)
         model = loaded(method.restore)(self.weights).to(self.device)
-        if self.dtype is not None and self.device.type == "cpu":
+        if self.device.type == "cpu":
             prepare(model, self.dtype)
         return model
 

@@ -1,4 +1,4 @@
-"""A segmentor made ready to predict on a CPU in half precision: each forward's work done once."""
+"""A segmentor made ready to predict on a CPU: the same numbers, laid out for its kernels."""
 
 from copy import deepcopy
 from typing import Any, cast
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from concat_cli.core.model.backbone import Backbone
+from concat_cli.core.model.backbone import Backbone, SmallBackbone
 from concat_cli.core.model.segmentor import Segmentor
 
 AGREED = 1e-4  # of the largest feature: what folding may change in fp32; it is about 1e-6
@@ -33,6 +33,8 @@ def fold_batch_norms(module: nn.Module) -> None:
 def _folded(backbone: Backbone) -> nn.Module:
     """The backbone's body without its batch norms; as it is, where it computes in another order
     than its parts are registered in."""
+    if not any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()):
+        return backbone.body
     body = deepcopy(backbone.body)
     fold_batch_norms(body)
     size = (1, 3, 64, 64)
@@ -43,14 +45,18 @@ def _folded(backbone: Backbone) -> nn.Module:
     return body if same else backbone.body
 
 
-def prepare(model: nn.Module, dtype: torch.dtype) -> None:
-    """Segmentors in a model, for forwards under autocast of `dtype`, in place.
+def prepare(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Segmentors in a model, for forwards on a CPU under autocast of `dtype` (None: in fp32).
 
-    Autocast would cast all weights at each forward, and run maps in the order (channels, rows,
-    columns), for which there are no fast convolutions in half precision.
+    In place; they can no longer be trained. Autocast would cast all weights at each forward; and
+    for maps in the order (channels, rows, columns) there are no fast convolutions in half
+    precision, and slower ones in fp32. The small backbone's maps are too small for that to count:
+    in fp32 it stays as it is.
     """
     for segmentor in [part for part in model.modules() if isinstance(part, Segmentor)]:
         backbone = segmentor.backbone
+        if dtype is None and isinstance(backbone.body, SmallBackbone):
+            continue
         backbone.body = cast("Any", _folded(backbone))
         for part in (backbone, segmentor.pixel_decoder, segmentor.query_decoder):
             for layer in part.modules():
