@@ -1,8 +1,8 @@
 """Forward time of the R-50 segmentor against `transformers`' Mask2Former of the same architecture.
 
-Same weights (random, converted), 100 queries, 9 decoder layers, 133 classes; theirs in fp32, eager.
-Ours is as `predict` runs it: in fp32, and under autocast of bf16 where the processor has it. All are
-timed by turns; the figures are medians of the paired ratios (ours / theirs), with quartiles.
+Same weights (random, converted), 100 queries, 9 decoder layers, 133 classes; theirs is eager, fp32.
+Ours is as `predict` runs it: in fp32, and under autocast of bf16 where the processor has it. All
+are timed by turns; the figures are medians of the paired ratios (ours / theirs), with quartiles.
 
 In fp32 the masks must be theirs to 1e-4 of the largest logit, else the script fails. In bf16 the
 IoU with fp32 is that of the masks of the built-in weights, which are trained, on scenes that they

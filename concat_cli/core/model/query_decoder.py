@@ -156,7 +156,7 @@ class QueryDecoder(nn.Module):
             states.append(self.norm(queries))
         kept = torch.stack(states[-1:] if last_only else states)  # (L + 1, B, Q + M, D)
         embedding = self.mask_embedding(kept).transpose(0, 1).flatten(1, 2)  # (B, (L+1) * N, Dm)
-        masks = mask_products(embedding, pixel.mask_features)
+        masks = mask_products(embedding, pixel.mask_features.flatten(2))
         masks = torch.unflatten(masks, 1, (len(kept), -1)).transpose(0, 1)  # (L + 1, B, N, h*w)
         masks = torch.unflatten(masks, -1, map_size(pixel.mask_features))
         return Decoded(kept, masks, tokens)
@@ -185,7 +185,7 @@ class QueryDecoder(nn.Module):
 
         states (B, Q, D), features (B, Dm, T), padding (B, h, w) -> bool (B, Q, T).
         """
-        inside = torch.bmm(self.mask_embedding(states), features) >= 0
+        inside = mask_products(self.mask_embedding(states), features) >= 0
         if padding is None:
             return inside | ~inside.any(-1, keepdim=True)
         valid = ~padding.flatten(1)[:, None]  # (B, 1, T)
@@ -236,11 +236,10 @@ class QueryDecoder(nn.Module):
 
 
 def mask_products(embedding: Tensor, features: Tensor) -> Tensor:
-    """Embeddings (B, N, Dm), mask features (B, Dm, h, w) -> mask logits (B, N, h*w)."""
-    flat = features.flatten(2)
+    """Embeddings (B, N, Dm), mask features (B, Dm, T) -> mask logits (B, N, T)."""
     if features.stride(1) == 1:  # channels last: else half precision is copied to multiply it
-        return torch.bmm(flat.transpose(1, 2), embedding.transpose(1, 2)).transpose(1, 2)
-    return torch.bmm(embedding, flat)
+        return torch.bmm(features.transpose(1, 2), embedding.transpose(1, 2)).transpose(1, 2)
+    return torch.bmm(embedding, features)
 
 
 def average_weights(masks: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:
