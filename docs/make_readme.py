@@ -75,9 +75,10 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     "demo_minutes": ("`make demo`, minutes on two cores", "`make demo`"),
     "r50_512": (
         "R-50 segmentor, 512x512: our forward time / `transformers`' Mask2Former",
-        "`python benchmarks/segmentor_vs_transformers.py`",
+        "`python benchmarks/segmentor_vs_transformers.py --pairs 7 --clock cpu`",
     ),
     "r50_640": ("the same at 640x640", "the same"),
+    "r50_bf16": ("the same in bf16, as `predict --precision bf16` runs it", "the same"),
     "scenes": ("scenes drawn and written a second", "`python benchmarks/draw_shapes.py`"),
     "prepare": (
         "20,000 images checked and indexed by `prepare-data coco`; an index of 118,287 opened",
