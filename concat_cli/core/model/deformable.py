@@ -59,7 +59,7 @@ def sample_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -
     table, reader = _bordered(values, sizes), _BagReader(sizes, places)
     if torch.compiler.is_compiling():  # as in an export, where their number is open
         return reader.read(table, places, weights)
-    parts = zip(places.split(QUERIES, 1), weights.split(QUERIES, 1), strict=True)
+    parts = zip(torch.split(places, QUERIES, 1), torch.split(weights, QUERIES, 1), strict=True)
     return torch.cat([reader.read(table, *part) for part in parts], 1)
 
 

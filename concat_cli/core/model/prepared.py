@@ -20,9 +20,10 @@ def fold_batch_norms(module: nn.Module) -> None:
     """
     before, conv = "", module
     for name, child in list(module.named_children()):
-        is_norm = isinstance(child, nn.BatchNorm2d) and type(conv) is nn.Conv2d
-        if is_norm and not child.training and conv.out_channels == child.num_features:
-            setattr(module, before, fuse_conv_bn_eval(cast("nn.Conv2d", conv), child))
+        folds = type(conv) is nn.Conv2d and isinstance(child, nn.BatchNorm2d)
+        if folds and not child.training and conv.out_channels == child.num_features:
+            conv, norm = cast("nn.Conv2d", conv), cast("nn.BatchNorm2d", child)
+            setattr(module, before, fuse_conv_bn_eval(conv, norm))
             setattr(module, name, nn.Sequential(*child.children()))  # timm's hold an activation
         else:
             fold_batch_norms(child)
