@@ -24,6 +24,7 @@ from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog, say_repeats
 from concat_cli.commands.predict import predict
+from concat_cli.commands.texts import texts
 from concat_cli.console import LAUNCHED, rank, show_error, shown
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
@@ -100,6 +101,7 @@ _COMMANDS = {
     "evaluate": evaluate,
     "compare": compare,
     "export": export,
+    "texts": texts,
     "doctor": doctor,
 }
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)

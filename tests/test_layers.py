@@ -23,7 +23,7 @@ LAYERS = (
     ("losses", "build", "checkpoint", "metadata", "runs"),
     ("segmentors",),
     ("infer",),
-    ("evaluate",),
+    ("evaluate", "onnx"),
     ("train", "doctor"),
 )  # of core; everything else stands above
 

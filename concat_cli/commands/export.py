@@ -34,28 +34,35 @@ class Format(str, Enum):
     """What to write."""
 
     transformers = "transformers"
+    onnx = "onnx"
 
 
 @dataclass(frozen=True)
 class Options:
     """What to export, and as what."""
 
-    out: Annotated[Path, typer.Argument(help="Folder to write.")]
+    out: Annotated[Path, typer.Argument(help="model.onnx, or a folder for transformers.")]
     form: Annotated[
-        Format, typer.Option("--format", help="transformers: a Mask2Former of that library.")
-    ] = Format.transformers
+        Format | None,
+        typer.Option("--format", help="Default: onnx for a name that ends so, else transformers."),
+    ] = None
     vocab: Annotated[
         Path | None,
-        typer.Option(help="Classes of its head, a class a line. Default: those trained on."),
+        typer.Option(help="Classes, one a line: of the head (default: trained), or beside ONNX."),
     ] = None
     pictures: Annotated[
         list[str] | None,
-        typer.Option(help="Pictures to fit and test the class head on: file, folder, glob."),
+        typer.Option(help="Pictures to fit and test a class head on: file, folder, glob."),
     ] = None
     name: RunName = None
     weights: WeightsFile = None
     device: DeviceOption = Device.auto
     force: Force = False
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether ONNX was asked for, by the format or by the name."""
+        return self.form is Format.onnx or (self.form is None and self.out.suffix == ".onnx")
 
 
 @with_options(Options)
@@ -65,6 +72,8 @@ def export(asked: Options) -> None:
     from concat_cli.core.runs import find_weights
 
     console = Console()
+    if asked.is_onnx:
+        return _onnx(asked, console)
     paths = expand_inputs(asked.pictures, console.progress) if asked.pictures else []
     found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
@@ -120,6 +129,33 @@ def export(asked: Options) -> None:
         )
     core.write_transformers(asked.out, segmentor, head, classes, (cfg.model, cfg.infer))
     console.done({"folder": relative(asked.out), "classes": str(len(classes))})
+
+
+def _onnx(asked: Options, console: Console) -> None:
+    """One ONNX file, and a JSON with names, their embeddings and thresholds beside it."""
+    from concat_cli.core.onnx.file import check_free, segmentor_of, write_onnx
+    from concat_cli.core.runs import find_weights
+
+    if asked.pictures:
+        raise UserError("ONNX has no class head to fit: its names are an input.", "No --pictures.")
+    check_free(asked.out)
+    found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
+    console.say(f"weights {relative(found.path)} ({found.reason})")
+    from concat_cli.core.infer.predictor import Predictor
+
+    predictor = Predictor.load(
+        found.path, asked.vocab, "cpu", force=asked.force, progress=console.progress
+    )
+    segmentor_of(predictor)
+    console.say("tracing the model takes about a minute")
+    written = write_onnx(asked.out, predictor)
+    console.done(
+        {
+            "model": f"{relative(written.model)} (opset {written.opset}, {written.size:.1f} MB)",
+            "names": f"{relative(written.about)} ({len(predictor.vocabulary)} classes)",
+        },
+        ['concat texts names.npz --classes "dog; sky : stuff"'],
+    )
 
 
 def _seen(predictor: Predictor, segmentor: Segmentor, paths: Sequence[Path]) -> Seen:

@@ -105,8 +105,13 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command, but for those of recipes
         'concat predict "data/shapes/val/*1.png" --json',
     ),
     "export": (
+        "concat export model.onnx",
         "concat export mine --name own",
         "concat export fitted --weights runs/own/con --pictures data/shapes/val",
+    ),
+    "texts": (
+        'concat texts names.npz --classes "striped star; green water : stuff"',
+        "concat texts names.npz --name own --vocab classes.txt",
     ),
     "doctor": (
         "concat doctor",

@@ -151,6 +151,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         assert width % heads == 0, "width must be a multiple of heads"
         self.shape = (heads, levels, points)
+        self.sampler = sample
         self.offsets = TokenLinear(width, heads * levels * points * 2)
         self.weights = TokenLinear(width, heads * levels * points)
         self.value = TokenLinear(width, width)
@@ -194,4 +195,5 @@ class DeformableAttention(nn.Module):
         weights = self.weights(queries).float().unflatten(-1, (heads, levels * points))
         weights = torch.unflatten(softmax_of_few(weights), -1, (levels, points))
         values = torch.unflatten(values.float(), -1, (heads, -1))
-        return self.out(sample(values, sizes, references + offsets, weights).to(queries.dtype))
+        mixed = self.sampler(values, sizes, references + offsets, weights)
+        return self.out(mixed.to(queries.dtype))

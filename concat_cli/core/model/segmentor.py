@@ -160,7 +160,7 @@ def sum_cells(weights: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, N, h, w) -> (B, N, *size), fewer and larger cells with the same total."""
     height, width = weights.shape[-2:]
     if height == 2 * size[0] and width == 2 * size[1]:
-        return F.avg_pool2d(weights, 2, divisor_override=1)
+        return F.avg_pool2d(weights, 2) * 4
     return F.adaptive_avg_pool2d(weights, size) * (height * width / (size[0] * size[1]))
 
 
@@ -185,14 +185,16 @@ class MaskPool(nn.Module):
         """
         finest = map_size(maps[0])
         weights = average_weights(masks, finest, resize_padding(padding, finest))  # sum to 1
-        weights = {finest: torch.unflatten(weights, 2, finest).to(maps[0].dtype)}
+        made = [torch.unflatten(weights, 2, finest).to(maps[0].dtype)]
         pooled: list[Tensor] = []
         for norm, features in zip(self.norms, maps, strict=True):
             size = map_size(features)
-            if size not in weights:
-                weights[size] = sum_cells(list(weights.values())[-1], size)  # (B, N, h, w)
+            weights = next((known for known in made if map_size(known) == size), None)
+            if weights is None:
+                weights = sum_cells(made[-1], size)  # (B, N, h, w)
+                made.append(weights)
             tokens = features.flatten(2).transpose(1, 2)
-            pooled.append(norm(weights[size].flatten(2) @ tokens))
+            pooled.append(norm(weights.flatten(2) @ tokens))
         return self.mix(torch.cat(pooled, -1))
 
     def grid(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
