@@ -19,7 +19,7 @@ from concat_cli.core.model.deformable import DeformableAttention, Sizes
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.onnx.steps import after, before
 
-OPSET = 20
+OPSET = 20  # the first one with GridSample as the exporter writes it
 NAMES = ("text_embeddings", "class_logits", "mask_logits")
 EXAMPLE = (3, 4)  # blocks of DIVISOR pixels of the picture that the model is traced with
 
@@ -46,7 +46,7 @@ class Body(nn.Module):
                 module.sampler = sample_open
 
     def forward(self, images: Tensor, padding: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Segmentor.forward`, of one picture -> class logits (Q, K+1), mask logits (Q, h, w)."""
+        """As `Segmentor.forward`, of a picture -> class logits (Q, K+1), mask logits (Q, h, w)."""
         found = self.segmentor(images, padding, text, last_only=True)
         return found.class_logits[-1, 0], found.mask_logits[-1, 0]
 
@@ -90,7 +90,7 @@ def onnx_model(segmentor: Segmentor, text: Tensor, cfg: InferConfig) -> Any:
         ]
         return tape.op(kind, values, attributes)
 
-    image = ir.Input("image", ir.Shape(["height", "width", 3]), ir.TensorType(ir.DataType.UINT8))
+    image = ir.val("image", ir.DataType.UINT8, ["height", "width", 3])
     made = before(op, image, cfg)
     for old, new in zip((images, padding), made, strict=False):
         ir.convenience.replace_all_uses_with(old, new)
@@ -124,7 +124,7 @@ def _traced(body: Body, text: Tensor) -> Any:
 
 
 def _sort_stable(self: Any, *, stable: bool, dim: int, descending: bool) -> Any:
-    """aten::sort.stable, which the exporter lacks: of equal values TopK gives the first one first."""
+    """aten::sort.stable, which the exporter lacks: TopK gives the first of equal values first."""
     op = needed("onnxscript").opset20
     count = op.Shape(self, start=dim, end=dim + 1)
     return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)

@@ -1,8 +1,8 @@
 """What stands around the model in an ONNX file.
 
-Before it a picture is resized as `data.transforms.resize_short` does, to whole numbers after each of
-its two directions as Pillow does, and padded. After it come the weights that resize masks to the
-picture, as `infer.postprocess.resize_matrix` makes them.
+Before it a picture is resized as `data.transforms.resize_short` does, to whole numbers after each
+of its two directions as Pillow does, and padded. After it come the weights that resize masks to
+the picture, as `infer.postprocess.resize_matrix` makes them.
 
 `op(kind, *inputs, **attributes)` adds a node and gives its value; numbers and arrays among the
 inputs become constants. Sizes are int64 vectors, so that nothing of a picture's size is fixed.
