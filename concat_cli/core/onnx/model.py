@@ -52,20 +52,21 @@ class Body(nn.Module):
 
 
 def sample_open(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """`sample_reference` without a size that would become a constant in the traced graph."""
+    """`sample_reference` without a size that would become a constant in the traced graph, and
+    without the samples of all levels in one tensor, which costs ONNX Runtime a copy."""
     batch, _, heads, width = values.shape
-    queries = places.shape[1]
     levels = torch.split(values, [h * w for h, w in sizes], dim=1)
-    sampled: list[Tensor] = []
+    total: Tensor | None = None
     for index, (level, (height, columns)) in enumerate(zip(levels, sizes, strict=True)):
         image = level.permute(0, 2, 3, 1).reshape(batch * heads, width, height, columns)
         x, y = places[:, :, :, index].transpose(1, 2).flatten(0, 1).unbind(-1)
         grid = torch.stack((x * (2 / columns) - 1, y * (2 / height) - 1), -1)
-        sampled.append(F.grid_sample(image, grid, padding_mode="zeros", align_corners=False))
-    stacked = torch.cat(sampled, dim=-1)  # (B * heads, d, Q, levels * P)
-    shares = weights.transpose(1, 2).reshape(batch * heads, 1, queries, -1)
-    mixed = (stacked * shares).sum(-1)  # (B * heads, d, Q)
-    return mixed.view(batch, heads * width, queries).transpose(1, 2)
+        sampled = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
+        shares = weights[:, :, :, index].transpose(1, 2).flatten(0, 1)  # (B * heads, Q, P)
+        part = (sampled * shares[:, None]).sum(-1)  # (B * heads, d, Q)
+        total = part if total is None else total + part
+    assert total is not None, "no levels"
+    return total.view(batch, heads * width, -1).transpose(1, 2)
 
 
 def onnx_model(segmentor: Segmentor, text: Tensor, cfg: InferConfig) -> Any:
