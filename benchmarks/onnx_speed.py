@@ -1,9 +1,9 @@
 """The exported model in ONNX Runtime against our own forward in fp32, both on the CPU.
 
-R-50, six layers of deformable attention and nine of the decoder, 100 queries, random weights, square
-pictures. ONNX Runtime is given uint8 pictures and does the preprocessing as well; ours is given the
-finished tensor. Both take as many threads as torch, by turns, wall clock. A line for each size, the
-ratio of the sizes' medians last.
+R-50, six layers of deformable attention and nine of the decoder, 100 queries, random weights,
+square pictures. ONNX Runtime is given uint8 pictures and does the preprocessing as well; ours is
+given the finished tensor. Both take as many threads as torch, by turns, wall clock. A line for each
+size, the median of the sizes' ratios last.
 
     OMP_NUM_THREADS=2 python benchmarks/onnx_speed.py --sizes 512 640 800 --pairs 7
 """
