@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
+import torch.nn.functional as F
 from mini import scene
 
 from concat_cli.core.data.loader import collate
+from concat_cli.core.model.layers import area_mean
 from concat_cli.methods.concat import con_module as dense
 
 
@@ -15,7 +18,7 @@ def test_coverage_and_classes_of_tokens():
     batch = collate([scene([4, 5], 16, 1), scene([6], 16, 2)], [0, 1], 16)
     masks, labels = batch.masks(), batch.labels
     masks[0, 0, :4, :4], masks[0, 1, :4, :4] = True, False  # one token that is full
-    share = dense.coverage(masks, (4, 4))
+    share = area_mean(masks, (4, 4))
     classes = dense.token_classes(share, labels)
     for b, y, x in np.ndindex(2, 4, 4):
         cell = masks[b, :, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4].float().mean((1, 2))
@@ -28,11 +31,21 @@ def test_coverage_and_classes_of_tokens():
     assert (unknown == -1).all()
 
 
+@pytest.mark.parametrize("size", [(12, 24), (6, 12), (4, 8), (5, 7)])
+def test_means_of_areas_are_those_of_torch(size: tuple[int, int]):
+    maps = torch.rand(2, 3, 12, 24)
+    wanted = F.interpolate(maps, size=size, mode="area")
+    torch.testing.assert_close(area_mean(maps, size), wanted)
+    masks = maps > 0.5
+    wanted = F.interpolate(masks.float(), size=size, mode="area")
+    torch.testing.assert_close(area_mean(masks, size), wanted)
+
+
 def test_seeds_lie_inside_their_segments():
     masks = torch.zeros(1, 3, 40, 40, dtype=torch.bool)
     masks[0, 0, 4:36, :20] = True  # a large one
     masks[0, 1, :8, 32:] = True  # a small one in a corner
-    share = dense.coverage(masks, (10, 10))
+    share = area_mean(masks, (10, 10))
     target = dense.seed_tokens(share, torch.tensor([[7, 8, -1]]))
     places = target[0].nonzero()[:, 0].tolist()
     assert len(places) == 2 and target.max() == 1

@@ -60,6 +60,19 @@ def resize_features(features: Tensor, size: tuple[int, int], padding: Tensor | N
     return resized / share.clamp(min=1e-4)
 
 
+def area_mean(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (B, N, h, w) -> (B, N, *size): the mean over each cell's area, fp32.
+
+    As `F.interpolate(mode="area")`, whose kernel takes ten times as long on a CPU.
+    """
+    height, width = map_size(maps)
+    if (height, width) == size:
+        return maps.float()
+    if height % size[0] or width % size[1]:
+        return F.interpolate(maps.float(), size=size, mode="area")
+    return F.avg_pool2d(maps.float(), (height // size[0], width // size[1]))
+
+
 class PaddedGroupNorm(nn.GroupNorm):
     """Group normalisation with the statistics of the valid area only."""
 
@@ -154,13 +167,19 @@ class Attention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None
     ) -> Tensor:
         """(B, Q, D), (B, T, D), (B, T, D), bool allowed (B or 1, Q or 1, T) -> (B, Q, D)."""
-        mixed = F.scaled_dot_product_attention(
-            self._split(self.query(query)),
-            self._split(self.key(key)),
-            self._split(self.value(value)),
-            attn_mask=None if allowed is None else allowed[:, None],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        heads = [
+            self._split(tokens) for tokens in (self.query(query), self.key(key), self.value(value))
+        ]
+        mask = None if allowed is None else allowed[:, None]
+        dropout = self.dropout if self.training else 0.0
+        if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # the fused kernel of the CPU is up to nine times slower in bf16, above all backwards
+            with torch.autocast("cpu", enabled=False):
+                mixed = F.scaled_dot_product_attention(
+                    *(head.float() for head in heads), attn_mask=mask, dropout_p=dropout
+                )
+        else:
+            mixed = F.scaled_dot_product_attention(*heads, attn_mask=mask, dropout_p=dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -6,7 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concat_cli.core.model.layers import Attention, FeedForward, drawn, map_size, sine_positions
+from concat_cli.core.model.layers import (
+    Attention,
+    FeedForward,
+    area_mean,
+    drawn,
+    map_size,
+    sine_positions,
+)
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 
 
@@ -244,7 +251,7 @@ def mask_products(embedding: Tensor, features: Tensor) -> Tensor:
 
 def average_weights(masks: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:
     """Masks (B, N, h, w) in 0-1 -> weights (B, N, T) over a map of `size` that sum to 1, fp32."""
-    weights = F.interpolate(masks.float(), size=size, mode="area")
+    weights = area_mean(masks, size)
     if padding is not None:
         weights = weights.masked_fill(padding[:, None], 0.0)
     weights = weights.flatten(2)

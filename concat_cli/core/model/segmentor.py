@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.model.backbone import Backbone
-from concat_cli.core.model.layers import drawn, map_size, resize_padding
+from concat_cli.core.model.layers import area_mean, drawn, map_size, resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import (
     Decoded,
@@ -200,7 +200,7 @@ class MaskPool(nn.Module):
     def grid(self, maps: list[Tensor], size: tuple[int, int]) -> Tensor:
         """The same for each cell of a grid: (B, h*w, D)."""
         cells = [
-            norm(F.interpolate(x, size=size, mode="area").flatten(2).transpose(1, 2))
+            norm(area_mean(x, size).to(x.dtype).flatten(2).transpose(1, 2))
             for norm, x in zip(self.norms, maps, strict=True)
         ]
         return self.mix(torch.cat(cells, -1))

@@ -18,6 +18,7 @@ from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import TokenCache, image_tokens, segment_tokens
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses import as_float, full_precision
+from concat_cli.core.model.layers import area_mean, map_size
 from concat_cli.core.train.distributed import (
     Count,
     Counts,
@@ -210,7 +211,7 @@ def on_void(mask_logits: Tensor, void: Tensor, most: float) -> Tensor:
     """True (L, B, Q) for queries with more than `most` of their mask on void: no target."""
     with full_precision(mask_logits):
         inside = (mask_logits.detach() >= 0).float()
-        share = F.interpolate(void[:, None].float(), size=inside.shape[-2:], mode="area")[:, 0]
+        share = area_mean(void[:, None], map_size(inside))[:, 0]
         on = torch.einsum("lbqhw,bhw->lbq", inside, share)
         return on > most * inside.sum((-2, -1)).clamp(min=1)
 
@@ -235,6 +236,12 @@ class Truth:
     def masks(self) -> Tensor:
         """(B, N, H, W) bool, of the segments with a label."""
         return self.batch.masks() & (self.labels >= 0)[..., None, None]
+
+    @cached_property
+    def quarter(self) -> Tensor:
+        """(B, N, H/4, W/4) float: the share of each cell of stride 4 that the masks cover."""
+        height, width = self.masks.shape[-2:]
+        return area_mean(self.masks, (height // 4, width // 4))
 
     @cached_property
     def padding(self) -> Tensor | None:

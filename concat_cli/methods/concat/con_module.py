@@ -11,7 +11,7 @@ from torch import Tensor
 from concat_cli.core.config import Config
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.losses import class_loss, expected_weight, mask_losses, match
-from concat_cli.core.model.layers import resize_padding
+from concat_cli.core.model.layers import area_mean, resize_padding
 from concat_cli.core.model.pixel_decoder import PixelFeatures
 from concat_cli.core.model.query_decoder import Denoising
 from concat_cli.core.model.segmentor import DenseOutput, QueryOutput, Segmentor
@@ -30,7 +30,6 @@ from concat_cli.core.train.teacher import (
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
 TOKEN_STRIDE = 16  # of the map whose tokens queries are selected from
-TRUTH_STRIDE = 4  # at which true masks are averaged
 
 
 class TruthModule(ImageModule):
@@ -52,10 +51,19 @@ class TruthModule(ImageModule):
         super().__init__(text, to_trained, teacher)
         self.segmentor, self.cfg = segmentor, cfg
         self.loss, self.align = cfg.loss, cfg.align
+        self._newest: tuple[Batch, Truth] | None = None
+
+    def truth(self, batch: Batch) -> Truth:
+        """The truth of a batch, kept for the next call: what counts a batch is followed by what
+        learns from it."""
+        if self._newest is None or self._newest[0] is not batch:
+            slots = self.align.crops if self.align.instance else 1
+            self._newest = batch, Truth.of(batch, self.to_trained, slots)
+        return self._newest[1]
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Segments, and those of them that are shown to the teacher."""
-        segments = Truth.of(batch, self.to_trained).segments
+        segments = self.truth(batch).segments
         return {"segments": segments.sum(), "crops": segments.clamp(max=self.align.crops).sum()}
 
     def truth_losses(
@@ -70,8 +78,7 @@ class TruthModule(ImageModule):
         maps: backbone and pixel features. target: CLS tokens of segments; None: no alignment.
         """
         labels = truth.labels
-        small = F.avg_pool2d(truth.masks.float(), TRUTH_STRIDE)
-        vision = self.segmentor.mask_queries(*maps, small, truth.padding)
+        vision = self.segmentor.mask_queries(*maps, truth.quarter, truth.padding)
         semantic, logits = self.segmentor.classify(vision, self.text)
         valid = labels >= 0
         each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
@@ -98,10 +105,10 @@ class TruthModule(ImageModule):
             semantic, target.tokens, valid, groups, self.align.temperature, counts["crops"], bank
         )
 
-    def _denoising(self, masks: Tensor, labels: Tensor) -> Denoising:
-        """Queries of truth masks (B, M, H, W) at stride 8 with about a third of the cells left out,
-        where labels (B, M) are none of -1."""
-        small = F.avg_pool2d(masks.float(), 8)
+    def _denoising(self, quarter: Tensor, labels: Tensor) -> Denoising:
+        """Queries of truth masks, given at stride 4 (B, M, h, w), at stride 8 with about a third of
+        the cells left out, where labels (B, M) are none of -1."""
+        small = F.avg_pool2d(quarter, 2)
         return Denoising(small * (torch.rand_like(small) > 0.3), labels >= 0)
 
 
@@ -117,12 +124,12 @@ class WarmupModule(TruthModule):
         """Weighted losses by name."""
         counts = counts or self.alone(batch)
         aligns = self.cfg.warmup.align and self.align.instance > 0
-        truth = Truth.of(batch, self.to_trained, self.align.crops if aligns else 1)
+        truth = self.truth(batch)
         target = self.teacher.segments(truth) if aligns else None
         maps = self.segmentor.features(batch.images, truth.padding)
         losses = self.truth_losses(maps, truth, target, counts)
         if weight := self.cfg.warmup.masks:
-            queries = self._denoising(truth.masks, truth.labels)
+            queries = self._denoising(truth.quarter, truth.labels)
             logits = self.segmentor.query_decoder.masks_of(maps[1], queries)
             bce, dice = mask_losses(
                 logits[None],
@@ -160,7 +167,7 @@ class ConModule(TruthModule):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Segments, weights of queries in the class loss, and tokens, where tokens are trained."""
-        truth, decoder = Truth.of(batch, self.to_trained), self.segmentor.query_decoder
+        truth, decoder = self.truth(batch), self.segmentor.query_decoder
         found = super().counts(batch)
         found["class"] = expected_weight(truth.segments, decoder.queries, self.loss.no_object)
         if self.loss.denoising:
@@ -175,7 +182,7 @@ class ConModule(TruthModule):
     def forward(self, batch: Batch, counts: Counts | None = None) -> dict[str, Tensor]:
         """Weighted losses by name. Random numbers come from torch's global generator."""
         counts = counts or self.alone(batch)
-        truth = Truth.of(batch, self.to_trained, self.align.crops if self.align.instance else 1)
+        truth = self.truth(batch)
         labels, masks = truth.labels, truth.masks
         # one set of points for all images, drawn before anything whose size depends on the batch:
         # matching does not depend on the split over processes
@@ -184,8 +191,9 @@ class ConModule(TruthModule):
         if self.loss.denoising:
             chosen = drawn_segments(labels, min(self.loss.denoising, labels.shape[1]))
             own_labels = labels.gather(1, chosen)
-            own_masks = masks[torch.arange(len(masks), device=masks.device)[:, None], chosen]
-            noised = self._denoising(own_masks, own_labels)
+            image = torch.arange(len(masks), device=masks.device)[:, None]
+            own_masks = masks[image, chosen]
+            noised = self._denoising(truth.quarter[image, chosen], own_labels)
         wants_tokens = self.segmentor.query_decoder.objectness is not None
         out = self.segmentor(batch.images, truth.padding, self.text, noised, dense=wants_tokens)
         weights = (self.loss.classes, self.loss.mask, self.loss.dice)
@@ -303,23 +311,15 @@ class TokenTargets:
     @staticmethod
     def of(truth: Truth, size: tuple[int, int], void_share: float) -> TokenTargets:
         """The targets on a grid of tokens (h, w); void for more than `void_share` has none."""
-        share = coverage(truth.masks, size)
+        share = area_mean(truth.quarter, size)
         seeds = seed_tokens(share, truth.labels)
         valid = torch.ones_like(seeds, dtype=torch.bool)
         if truth.void is not None:
-            covered = coverage(truth.void[:, None], size)[:, 0].flatten(1)
+            covered = area_mean(truth.void[:, None], size)[:, 0].flatten(1)
             valid = (covered <= void_share) | (seeds > 0)
         pads = resize_padding(truth.padding, size)
         valid = valid if pads is None else valid & ~pads.flatten(1)
         return TokenTargets(seeds, valid, token_classes(share, truth.labels))
-
-
-def coverage(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """The share of each token's area that each segment covers.
-
-    masks (B, N, H, W) bool -> (B, N, h, w) float in 0-1.
-    """
-    return F.interpolate(masks.float(), size=size, mode="area")
 
 
 def token_classes(share: Tensor, labels: Tensor) -> Tensor:
