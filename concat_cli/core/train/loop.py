@@ -139,7 +139,7 @@ class Fit:
         self.device, self.dtype = session.device, session.dtype
         self.progress, self.processes = session.progress, session.processes
         self.optimiser = optimiser or torch.optim.AdamW(
-            task.parameter_groups(), fused=self.device.type == "cuda"
+            task.parameter_groups(), fused=self.device.type in ("cuda", "cpu")
         )
         self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]
         self.average = MovingAverage(task.module, optim.ema) if optim.ema else None
@@ -416,8 +416,8 @@ class MovingAverage:
         """Moves the average towards the module; early updates move faster."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.state[key].lerp_(value, 1 - decay)
-            else:
-                self.state[key].copy_(value)
+        new = module.state_dict()
+        moving = [key for key, value in new.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.state[k] for k in moving], [new[k] for k in moving], 1 - decay)
+        for key in new.keys() - set(moving):
+            self.state[key].copy_(new[key])
