@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from concat_cli.core import device as module
-from concat_cli.core.device import choose_device, choose_precision, one_thread
+from concat_cli.core.device import choose_device, choose_precision, cpu_threads
 from concat_cli.core.errors import UserError
 
 
@@ -63,7 +63,7 @@ def test_one_thread_lasts_as_long_as_its_block() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(KeyError), one_thread():
+        with pytest.raises(KeyError), cpu_threads():
             assert torch.get_num_threads() == 1
             raise KeyError
         assert torch.get_num_threads() == 2

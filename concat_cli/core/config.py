@@ -185,6 +185,7 @@ class OptimConfig:
     ema: Below1 = 0.0  # decay of an exponential moving average of the weights; 0: off [ours]
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     channels_last: bool = False
+    threads: Annotated[int, Ge(0), Le(1024)] = 0  # of the CPU in training; 0: torch's choice [ours]
     save_every: AtLeast1 = 200  # steps between `last` checkpoints
     eval_every: Whole = 0  # steps between scores on dev (chooses `best`); 0: at the end only
     log_every: AtLeast1 = 20

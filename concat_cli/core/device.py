@@ -84,14 +84,14 @@ def has_native_bf16() -> bool:
 
 
 @contextmanager
-def one_thread() -> Generator[None, None, None]:
-    """Computes on one thread of the CPU for a while.
+def cpu_threads(count: int = 1) -> Generator[None, None, None]:
+    """Computes on so many threads of the CPU for a while; 0: on as many as torch chose.
 
-    Steps of many small operations are about twice as fast like that as on two threads, which spend
-    their time waiting for each other.
+    Steps of many small operations are up to twice as fast on one thread as on two, which spend
+    their time waiting for each other, and many times as fast where other programs run.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count or threads)
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.data.dataset import PanopticDataset, training_part
 from concat_cli.core.data.loader import Batch, StepSampler, make_loader
 from concat_cli.core.data.transforms import Augment
-from concat_cli.core.device import Share
+from concat_cli.core.device import Share, cpu_threads
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceQuality
 from concat_cli.core.evaluate.quality import Quality, SemanticQuality
@@ -214,7 +214,8 @@ class ImageStage:
         module.to(session.device)
         made = task(module, session, self.text, optim, self.train, self.by_category)
         stage = self.stage.inner(part) if part else self.stage
-        return Fit(made, optim, stage, session, self.meta).run()
+        with cpu_threads(optim.threads):
+            return Fit(made, optim, stage, session, self.meta).run()
 
 
 def classes_digest(vocabulary: Vocabulary) -> str:

@@ -34,7 +34,7 @@ from concat_cli.core.config import (
 from concat_cli.core.data.dataset import PanopticDataset, training_part
 from concat_cli.core.data.loader import Batch, collate
 from concat_cli.core.data.transforms import resize_short
-from concat_cli.core.device import one_thread
+from concat_cli.core.device import cpu_threads
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import resident
 from concat_cli.core.evaluate.weights import unseen_among
@@ -352,7 +352,7 @@ def train_on_borrowed(
     module.to(session.device)
     folder = run.path / "bank" / "train"
     task = BankConTask(module, banks, folder, cfg.optim, cfg.bank.views)
-    with one_thread():
+    with cpu_threads():
         return Fit(task, cfg.optim, stage, replace(session, dtype=None), meta).run()
 
 

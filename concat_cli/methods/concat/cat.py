@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from concat_cli.core.build import config_of
 from concat_cli.core.checkpoint import check_clip, check_finished, check_stage, load_weights
 from concat_cli.core.config import CatConfig, Config, OptimConfig
-from concat_cli.core.device import one_thread
+from concat_cli.core.device import cpu_threads
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Counts
@@ -227,7 +227,7 @@ class _Fitter:
             seed=cfg.cat.seed,
         )
         task = GeneratorTask(module, self.banks, fold, without)
-        with one_thread():
+        with cpu_threads():
             return Fit(task, optim, stage, self.session, self.meta).run()
 
 

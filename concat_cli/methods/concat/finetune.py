@@ -18,7 +18,7 @@ from concat_cli.core.checkpoint import (
 )
 from concat_cli.core.clip.prompts import check_names
 from concat_cli.core.config import Config, OptimConfig
-from concat_cli.core.device import one_thread
+from concat_cli.core.device import cpu_threads
 from concat_cli.core.errors import UserError
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run, StageDir, taught
@@ -111,7 +111,7 @@ def finetune(
     optim = OptimConfig(
         steps=steps, clip_norm=float("inf"), warmup=0, schedule="constant", seed=seed
     )
-    with one_thread():
+    with cpu_threads():
         plain = replace(session, dtype=None)
         result = Fit(task, optim, stage, plain, meta, task.optimiser()).run()
     return replace(result, figures=result.figures | figures)
