@@ -1,0 +1,108 @@
+"""What the chain of `make demo` costs, in processor time, against another build's, and what it
+reaches.
+
+Each build draws its own scenes once; then, seed by seed, both train, score and predict as the
+Makefile has it. Processor seconds are those of the commands and their children. A seed that is
+done is not run again, so that a stopped run goes on. The ratio of the summed times comes last.
+
+    git worktree add --detach ../before e8f6891
+    python benchmarks/demo_cost.py --before ../before --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TARGET = 0.4
+STAGES = ("data", "train-con", "train-cat", "finetune", "evaluate", "predict")
+PICTURES = 12  # that the Makefile has predicted
+
+
+def processor_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run(checkout: Path, folder: Path, *command: str) -> float:
+    """Runs a command of a checkout, which must succeed; its processor seconds."""
+    before = processor_seconds()
+    subprocess.run(
+        [sys.executable, "-m", "concat_cli", *command],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+    )
+    return processor_seconds() - before
+
+
+def chain(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """Trains, scores and predicts with a seed: hPQ in percent, and seconds by stage."""
+    name = f"seed{seed}"
+    seeds = [f"{section}.seed={seed}" for section in ("optim", "cat", "finetune")]
+    pictures = sorted(map(str, (folder / "data/shapes/val").glob("*.png")))[:PICTURES]
+    commands = {
+        "train-con": ("-c", "demo", "data.root=data/shapes", *seeds),
+        "train-cat": (),
+        "finetune": (),
+        "evaluate": ("--json", f"{name}.json"),
+        "predict": ("--out", f"predictions/{name}", *pictures),
+    }
+    cost = {
+        stage: run(checkout, folder, stage, "--name", name, *arguments)
+        for stage, arguments in commands.items()
+    }
+    report = json.loads((folder / f"{name}.json").read_text())
+    return {"seed": seed, "hPQ": 100 * report["panoptic"]["harmonic"], "seconds": cost}
+
+
+def cost_of(checkout: Path, folder: Path, seeds: list[int]) -> list[dict[str, Any]]:
+    """A row a seed, the data's own cost in each; see `chain`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, rows = folder / "data.json", folder / "rows.jsonl"
+    if not drawn.exists():
+        drawn.write_text(json.dumps(run(checkout, folder, "prepare-data", "shapes", "data/shapes")))
+    done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    for seed in sorted(set(seeds) - {row["seed"] for row in done}):
+        row = chain(checkout, folder, seed)
+        row["seconds"] = {"data": json.loads(drawn.read_text()), **row["seconds"]}
+        done.append(row)
+        with rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    return [row for row in done if row["seed"] in seeds]
+
+
+def main() -> None:
+    """Measures, and prints the ratio."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--before", type=Path, required=True, help="a checkout of another revision")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo_cost"))
+    options = parser.parse_args()
+    builds = {"before": options.before.resolve(), "now": Path(__file__).resolve().parents[1]}
+    total: dict[str, float] = {}
+    for name, checkout in builds.items():
+        rows = cost_of(checkout, options.folder.resolve() / name, options.seeds)
+        for row in rows:
+            parts = " ".join(f"{stage} {row['seconds'][stage]:.0f}" for stage in STAGES)
+            print(f"{name} seed {row['seed']}: hPQ {row['hPQ']:.1f}, seconds: {parts}")
+        total[name] = sum(sum(row["seconds"].values()) for row in rows)
+        mean = statistics.mean(row["hPQ"] for row in rows)
+        print(f"{name}: mean hPQ {mean:.1f}, {total[name] / len(rows):.0f} processor s a run")
+    ratio = total["now"] / total["before"]
+    print(f"ratio {ratio:.2f}, <= {TARGET}: {'met' if ratio <= TARGET else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
