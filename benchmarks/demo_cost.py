@@ -1,10 +1,5 @@
 """What the chain of `make demo` costs, in processor time, against another build's, and what it
 reaches.
-
-Each build draws its own scenes once; then, seed by seed, both train, score and predict as the
-Makefile has it. Processor seconds are those of the commands and their children. A seed that is
-done is not run again, so that a stopped run goes on. The ratio of the summed times comes last.
-
     git worktree add --detach ../before e8f6891
     python benchmarks/demo_cost.py --before ../before --seeds 0 1 2
 """
@@ -65,20 +60,17 @@ def chain(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
     return {"seed": seed, "hPQ": 100 * report["panoptic"]["harmonic"], "seconds": cost}
 
 
-def cost_of(checkout: Path, folder: Path, seeds: list[int]) -> list[dict[str, Any]]:
-    """A row a seed, the data's own cost in each; see `chain`."""
+def cost_of(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """A seed's row with the data's own cost, from the folder where it is done; see `chain`."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, rows = folder / "data.json", folder / "rows.jsonl"
+    drawn, kept = folder / "data.json", folder / f"row{seed}.json"
     if not drawn.exists():
         drawn.write_text(json.dumps(run(checkout, folder, "prepare-data", "shapes", "data/shapes")))
-    done = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-    for seed in sorted(set(seeds) - {row["seed"] for row in done}):
+    if not kept.exists():
         row = chain(checkout, folder, seed)
         row["seconds"] = {"data": json.loads(drawn.read_text()), **row["seconds"]}
-        done.append(row)
-        with rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    return [row for row in done if row["seed"] in seeds]
+        kept.write_text(json.dumps(row))
+    return json.loads(kept.read_text())
 
 
 def main() -> None:
@@ -91,15 +83,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/demo_cost"))
     options = parser.parse_args()
     builds = {"before": options.before.resolve(), "now": Path(__file__).resolve().parents[1]}
-    total: dict[str, float] = {}
-    for name, checkout in builds.items():
-        rows = cost_of(checkout, options.folder.resolve() / name, options.seeds)
-        for row in rows:
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in builds}
+    for seed in options.seeds:
+        for name, checkout in builds.items():
+            row = cost_of(checkout, options.folder.resolve() / name, seed)
             parts = " ".join(f"{stage} {row['seconds'][stage]:.0f}" for stage in STAGES)
-            print(f"{name} seed {row['seed']}: hPQ {row['hPQ']:.1f}, seconds: {parts}")
-        total[name] = sum(sum(row["seconds"].values()) for row in rows)
-        mean = statistics.mean(row["hPQ"] for row in rows)
-        print(f"{name}: mean hPQ {mean:.1f}, {total[name] / len(rows):.0f} processor s a run")
+            print(f"{name} seed {seed}: hPQ {row['hPQ']:.1f}, seconds: {parts}", flush=True)
+            rows[name].append(row)
+    total: dict[str, float] = {}
+    for name, found in rows.items():
+        total[name] = sum(sum(row["seconds"].values()) for row in found)
+        mean = statistics.mean(row["hPQ"] for row in found)
+        print(f"{name}: mean hPQ {mean:.1f}, {total[name] / len(found):.0f} processor s a run")
     ratio = total["now"] / total["before"]
     print(f"ratio {ratio:.2f}, <= {TARGET}: {'met' if ratio <= TARGET else 'MISSED'}")
 
