@@ -1,5 +1,10 @@
 """What the chain of `make demo` costs, in processor time, against another build's, and what it
 reaches.
+
+Each build draws its own scenes once; then, seed by seed and by turns, both train, score and predict
+as the Makefile has it. Processor seconds are those of the commands and their children. A seed that
+is done is not run again, so that a stopped run goes on. The ratio of the summed times comes last.
+
     git worktree add --detach ../before e8f6891
     python benchmarks/demo_cost.py --before ../before --seeds 0 1 2
 """
