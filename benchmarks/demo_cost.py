@@ -32,17 +32,18 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def run(checkout: Path, folder: Path, *command: str) -> float:
-    """Runs a command of a checkout, which must succeed; its processor seconds."""
+def run(checkout: Path, folder: Path, *command: str) -> tuple[float, str]:
+    """Runs a command of a checkout, which must succeed: its processor seconds, what it printed."""
     before = processor_seconds()
-    subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-m", "concat_cli", *command],
         cwd=folder,
         check=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         env=os.environ | {"PYTHONPATH": str(checkout)},
     )
-    return processor_seconds() - before
+    return processor_seconds() - before, ended.stdout
 
 
 def chain(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
@@ -54,15 +55,15 @@ def chain(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
         "train-con": ("-c", "demo", "data.root=data/shapes", *seeds),
         "train-cat": (),
         "finetune": (),
-        "evaluate": ("--json", f"{name}.json"),
+        "evaluate": ("--json",),
         "predict": ("--out", f"predictions/{name}", *pictures),
     }
-    cost = {
-        stage: run(checkout, folder, stage, "--name", name, *arguments)
-        for stage, arguments in commands.items()
-    }
-    report = json.loads((folder / f"{name}.json").read_text())
-    return {"seed": seed, "hPQ": 100 * report["panoptic"]["harmonic"], "seconds": cost}
+    cost: dict[str, float] = {}
+    printed: dict[str, str] = {}
+    for stage, arguments in commands.items():
+        cost[stage], printed[stage] = run(checkout, folder, stage, "--name", name, *arguments)
+    report = json.loads(printed["evaluate"])
+    return {"seed": seed, "hPQ": 100 * report["panoptic"]["harmonic"]["pq"], "seconds": cost}
 
 
 def cost_of(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def cost_of(checkout: Path, folder: Path, seed: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     drawn, kept = folder / "data.json", folder / f"row{seed}.json"
     if not drawn.exists():
-        drawn.write_text(json.dumps(run(checkout, folder, "prepare-data", "shapes", "data/shapes")))
+        seconds, _ = run(checkout, folder, "prepare-data", "shapes", "data/shapes")
+        drawn.write_text(json.dumps(seconds))
     if not kept.exists():
         row = chain(checkout, folder, seed)
         row["seconds"] = {"data": json.loads(drawn.read_text()), **row["seconds"]}

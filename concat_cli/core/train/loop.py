@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from concat_cli.core.checkpoint import damaged_state, load_state, save_state, save_weights
 from concat_cli.core.config import OptimConfig
@@ -418,6 +419,7 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         new = module.state_dict()
         moving = [key for key, value in new.items() if value.is_floating_point()]
-        torch._foreach_lerp_([self.state[k] for k in moving], [new[k] for k in moving], 1 - decay)
+        move: Any = get_ema_multi_avg_fn(decay)  # (averages, newest values, a number not read)
+        move([self.state[key] for key in moving], [new[key] for key in moving], self.updates)
         for key in new.keys() - set(moving):
             self.state[key].copy_(new[key])
