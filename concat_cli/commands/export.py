@@ -77,7 +77,7 @@ def export(asked: Options) -> None:
     paths = expand_inputs(asked.pictures, console.progress) if asked.pictures else []
     found = find_weights(asked.name, asked.weights, vocabulary=asked.vocab)
     console.say(f"weights {relative(found.path)} ({found.reason})")
-    from concat_cli.core.build import config_of
+    from concat_cli.core.build import config_of, restore_segmentor
     from concat_cli.core.checkpoint import open_weights
     from concat_cli.core.infer.predictor import Predictor, named_by
     from concat_cli.core.model.segmentor import Segmentor
@@ -103,7 +103,8 @@ def export(asked: Options) -> None:
             "Give weights that `concat train-con`, train-cat or finetune made.",
         )
     seen = _seen(predictor, predictor.model, paths) if paths else None
-    segmentor, text = predictor.model.cpu(), predictor.text.cpu()
+    # anew from the file: the predictor's own is laid out for its device, with batch norms folded
+    segmentor, text = restore_segmentor(weights).eval(), predictor.text.cpu()
     if core.is_linear(segmentor):
         head = core.linear_head(segmentor, text, None if seen is None else seen.queries)
         console.say(

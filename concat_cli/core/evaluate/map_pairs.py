@@ -94,9 +94,10 @@ def joint_runs(
 
 def forks() -> bool:
     """Whether to work in processes: threads pay with Pillow, which lets others run meanwhile, but
-    not with the quicker reader. Where processes cannot be forked, their start would take longer."""
-    known = multiprocessing.get_all_start_methods()
-    return sys.platform == "linux" and "fork" in known and png_decoder() is not None
+    not with the quicker reader. Where processes cannot be forked, their start would take longer;
+    a daemon, such as a worker of somebody's pool, may start none."""
+    can = sys.platform == "linux" and "fork" in multiprocessing.get_all_start_methods()
+    return can and not multiprocessing.current_process().daemon and png_decoder() is not None
 
 
 def in_order(work: Callable[[A], B], items: Iterable[A], forked: bool = False) -> Iterator[B]:

@@ -41,7 +41,6 @@ from concat_cli.core.infer.postprocess import (
     semantic,
 )
 from concat_cli.core.method import TASKS, loaded, stage_named
-from concat_cli.core.model.prepared import prepare
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
 from concat_cli.core.vocabulary import Vocabulary, same_name
@@ -400,7 +399,10 @@ class Loading:
         so that it can no longer be trained."""
         method, _ = stage_named(self.weights.stage)
         model = loaded(method.restore)(self.weights).to(self.device)
-        if self.device.type == "cpu":
+        # the maps of the small backbone are too small for its layout to count in fp32
+        if self.device.type == "cpu" and (self.dtype or self.cfg.model.backbone != "small"):
+            from concat_cli.core.model.prepared import prepare
+
             prepare(model, self.dtype)
         return model
 

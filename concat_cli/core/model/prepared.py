@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from concat_cli.core.model.backbone import Backbone, SmallBackbone
+from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.segmentor import Segmentor
 
 AGREED = 1e-4  # of the largest feature: what folding may change in fp32; it is about 1e-6
@@ -51,13 +51,10 @@ def prepare(model: nn.Module, dtype: torch.dtype | None) -> None:
 
     In place; they can no longer be trained. Autocast would cast all weights at each forward; and
     for maps in the order (channels, rows, columns) there are no fast convolutions in half
-    precision, and slower ones in fp32. The small backbone's maps are too small for that to count:
-    in fp32 it stays as it is.
+    precision, and slower ones in fp32.
     """
     for segmentor in [part for part in model.modules() if isinstance(part, Segmentor)]:
         backbone = segmentor.backbone
-        if dtype is None and isinstance(backbone.body, SmallBackbone):
-            continue
         backbone.body = cast("Any", _folded(backbone))
         for part in (backbone, segmentor.pixel_decoder, segmentor.query_decoder):
             for layer in part.modules():
