@@ -13,7 +13,7 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -123,6 +123,7 @@ class ConsoleProgress:
     def __init__(self, console: Console | None = None, every: float = 10.0) -> None:
         self._console, self._every = console or Console(), every
         self._bars: list[Any] = []  # those that run, innermost last
+        self.listener: Callable[[Path, dict[str, Any]], None] | None = None  # see `figures`
 
     def say(self, message: str) -> None:
         """One line, above a running bar."""
@@ -136,6 +137,11 @@ class ConsoleProgress:
         """Latest figures beside the running bar."""
         if self._bars:
             self._bars[-1].set_postfix_str(shown(text), refresh=False)
+
+    def figures(self, folder: Path, row: dict[str, Any]) -> None:
+        """Hands a row of metrics to the listener, if there is one."""
+        if self.listener is not None:
+            self.listener(folder, row)
 
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
         """Yields the items while showing how far the work has come; a range that begins above 0

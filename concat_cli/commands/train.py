@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -38,6 +38,10 @@ Preview = Annotated[
 GoOn = Annotated[
     bool, typer.Option("--force", help="Allow unfinished weights, and words CLIP never saw.")
 ]
+Log = Annotated[
+    Literal["tensorboard", "wandb"] | None,
+    typer.Option(help="Also send the metrics there while training."),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="With --dry-run: every key as well.")]
 SHARED = {  # declaration, default
     "overrides": (Overrides, None),
@@ -46,6 +50,7 @@ SHARED = {  # declaration, default
     "device": (DeviceOption, Device.auto),
     "fresh": (Fresh, False),
     "dry_run": (DryRun, False),
+    "log": (Log, None),
     "verbose": (Verbose, False),
 }
 OWN = {  # of `Stage.options`
@@ -91,7 +96,13 @@ def _train(stage: Stage, given: dict[str, Any]) -> None:
         return console.say("dry run: nothing was written; --verbose shows every key")
     told = f"data {cfg.data.root}" if vocabulary is None else f"names of {vocabulary}"
     console.say(f"{stage.command} · run {run.name} · {told}")
-    with nullcontext() if rank() else run.alone(console.warn):
+    with ExitStack() as stack:
+        if not rank():
+            stack.enter_context(run.alone(console.warn))
+            if given["log"]:
+                from concat_cli.core.train.live import LOGS
+
+                console.progress.listener = stack.enter_context(LOGS[given["log"]](run.name))
         result: StageResult = loaded(stage.train)(
             cfg,
             run,

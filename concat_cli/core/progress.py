@@ -1,9 +1,11 @@
 """How the core tells of long work without printing: the caller hands in a `Progress`."""
 
-from collections.abc import Iterable, Iterator
-from typing import Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 
 
 class Progress(Protocol):
@@ -21,6 +23,10 @@ class Progress(Protocol):
         """Latest figures beside the running bar (losses, speed)."""
         ...
 
+    def figures(self, folder: Path, row: dict[str, Any]) -> None:
+        """A line of the `metrics.jsonl` of a folder as it is written, for those who draw along."""
+        ...
+
 
 class Silent:
     """Says nothing; the default of every core function."""
@@ -35,5 +41,19 @@ class Silent:
     def status(self, text: str) -> None:
         """Drops the text."""
 
+    def figures(self, folder: Path, row: dict[str, Any]) -> None:
+        """Drops the row."""
+
 
 SILENT = Silent()
+
+
+def in_parts(progress: Progress, parts: Sequence[S], what: str) -> Iterator[S]:
+    """Yields parts of a work while showing how many of the items in them are done."""
+    total = sum(map(len, parts))
+    done = iter(progress.track(range(total), what, total))
+    next(done, None)  # which shows the bar
+    for part in parts:
+        yield part
+        for _ in range(len(part)):
+            next(done, None)

@@ -83,6 +83,8 @@ class StageDir:
     best = _In("best.safetensors")  # those with the best score on dev; only if the stage chose
     state = _In("last.state.pt")  # what the loop resumes from
     previews = _In("previews")  # pictures made during training
+    losses_png = _In("losses.png")  # both drawn from the metrics when the loop ends
+    dev_png = _In("dev.png")
 
     @property
     def weights(self) -> Path | None:

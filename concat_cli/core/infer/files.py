@@ -41,7 +41,7 @@ from concat_cli.core.infer.pictures import OVERLAY, check_name, to_array
 from concat_cli.core.infer.postprocess import Segment, Size
 from concat_cli.core.infer.predictor import Prediction, Predictor
 from concat_cli.core.infer.render import overlay
-from concat_cli.core.progress import SILENT, Progress
+from concat_cli.core.progress import SILENT, Progress, in_parts
 from concat_cli.core.vocabulary import Vocabulary
 
 PANOPTIC, SEMANTIC, INSTANCES = "panoptic", "semantic", "instances"
@@ -387,7 +387,7 @@ def predict_paths(
         todo = sorted(set(range(0, len(paths), CHUNK)).difference(done))
         own = Journal(folder)
         mine = [todo[place] for place in share.of(len(todo))]
-        track = progress.track(mine, f"predict, {CHUNK} pictures at a time", len(mine))
+        track = in_parts(progress, [work.of(first) for first in mine], "predict")
         _predict_chunks(work, mine, track, own)
         added = share.gather(own.close())
         pictures, broken = Pictures(out), list[tuple[str, str]]()
@@ -488,7 +488,7 @@ class _Read:
 
 
 def _predict_chunks(
-    work: _Work, chunks: Sequence[int], track: Iterable[int], journal: Journal
+    work: _Work, chunks: Sequence[int], track: Iterable[range], journal: Journal
 ) -> None:
     """Reading, the model and writing overlap, but for chunks that hold a large picture: those are
     dealt with picture by picture, and nothing else is in memory meanwhile."""
@@ -507,9 +507,9 @@ def _predict_chunks(
         following = iter([*chunks[1:], None])
         ahead = reader.submit(_read_chunk, work, chunks[0]) if chunks else None
         written: Future[None] | None = None
-        for first in track:
+        for chunk in track:
             assert ahead is not None
-            key, part = ahead.result()
+            first, (key, part) = chunk[0], ahead.result()
             coming = next(following)
             if part is None:  # one is large
                 if written is not None:

@@ -31,6 +31,7 @@ from concat_cli.core.train.distributed import (
     share_from_main,
     wait,
 )
+from concat_cli.core.train.plots import HOW_TO_PLOT, draw_metrics
 from concat_cli.core.train.session import Session, seed_torch
 
 _NOT_FINITE = (
@@ -38,6 +39,7 @@ _NOT_FINITE = (
     "continues from it."
 )
 DECAYED = (nn.Linear, nn.Conv2d)
+TERMS = 5  # of the loss, at most, on the line of progress
 
 
 class Task(Protocol):
@@ -183,6 +185,8 @@ class Fit:
                 if self.scored < self.step:
                     self._evaluate()
                 self._save()
+        if self.processes.is_main:
+            self._show(finished)
         wait()
         weights = self.stage.best if self.stage.best.exists() else self.stage.last
         return StageResult(
@@ -194,6 +198,14 @@ class Fit:
             began=steps.start,
             signal=0 if finished else stopped,
         )
+
+    def _show(self, finished: bool) -> None:
+        """What is looked at after training: the last preview, and the metrics as pictures."""
+        preview = self.stage.previews / self._preview_name
+        if finished and self.optim.preview_every and not preview.exists():
+            self._with_average(self.task.preview, preview)
+        if self.step and not draw_metrics(self.stage) and not self.stage.part:
+            self.progress.say(HOW_TO_PLOT)
 
     @property
     def _preview_name(self) -> str:
@@ -270,9 +282,16 @@ class Fit:
         row |= {"grad_norm": shown, "lr_factor": round(factor, 5)}
         row["seconds"] = round(self.trained_seconds, 2)
         if self.processes.is_main:
-            self.stage.append_metrics(row)
-        terms = " ".join(f"{n} {v:.3g}" for n, v in zip(names, values, strict=True))
-        self.progress.status(f"loss {sum(values):.3f} ({terms})")
+            self._note(row)
+        largest_first = sorted(range(len(names)), key=lambda place: -abs(values[place]))
+        shown_terms = sorted(largest_first[:TERMS])  # in their order, which the eye gets used to
+        terms = [f"{names[place]} {values[place]:.3g}" for place in shown_terms]
+        more = f" and {len(names) - TERMS} smaller" if len(names) > TERMS else ""
+        self.progress.status(f"loss {sum(values):.3f} ({' '.join(terms)}{more})")
+
+    def _note(self, row: dict[str, Any]) -> None:
+        self.stage.append_metrics(row)
+        self.progress.figures(self.stage.path, row)
 
     def _with_average(self, call: Any, *arguments: Any) -> Any:
         """Calls with the averaged weights in place, in evaluation mode, without gradients."""
@@ -298,7 +317,7 @@ class Fit:
         if not self.figures:
             return
         if self.processes.is_main:
-            self.stage.append_metrics({"step": self.step, "dev": self.figures})
+            self._note({"step": self.step, "dev": self.figures})
         if self.optim.eval_every and self.figures["score"] > self.best:
             self.best = self.figures["score"]
             if self.processes.is_main:
