@@ -1,84 +1,222 @@
-"""`concat compare`: runs side by side."""
+"""`concat compare`: runs or files side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from concat_cli.commands.options import Device, DeviceOption, Force, Json
+from concat_cli.commands.options import (
+    Device,
+    DeviceOption,
+    Force,
+    Json,
+    PerClass,
+    with_options,
+)
+from concat_cli.commands.report_view import filled, kind_of, percent
 from concat_cli.console import Cell, Console, relative
+from concat_cli.core.errors import UserError
 
 if TYPE_CHECKING:
-    from concat_cli.core.evaluate.compare import Comparison, Difference, Row
+    from concat_cli.core.evaluate.compare import Comparison, Row
+    from concat_cli.core.evaluate.compare_files import FileComparison, FileRow
     from concat_cli.core.evaluate.cost import Cost
+    from concat_cli.core.evaluate.differences import Difference
     from concat_cli.core.evaluate.intervals import Interval
 
+Table = tuple[Sequence[str], list[list[Cell]]]  # columns, rows
+
+_FILES = "Files"
+_OF_RUNS = ("limit", "force", "device")
+_OF_FILES = ("truth", "truth_dir", "classes", "class_split", "match")
+FEW_IMAGES = 8  # of those that differ most, in the terminal
 _GROUPS = ("seen", "unseen", "harmonic")
-_COLUMNS = (
-    "run", "seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU", "M parameters",
-    "images/s", "MiB", "CLIP's image encoder",
-)  # fmt: skip
+_FIGURES = ("seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU")
+_COLUMNS = ("run", *_FIGURES, "M parameters", "images/s", "MiB", "CLIP's image encoder")
+_OF_PAIR = ("PQ", *_FIGURES[:3], "mIoU", *_FIGURES[3:])
 
 
-def compare(
+@dataclass(frozen=True)
+class Options:
+    """What to compare, and where to write it."""
+
     runs: Annotated[
         list[str],
         typer.Argument(
             metavar="RUN",
             help="Runs below runs/ or weights files, each as RUN, LABEL=RUN or "
-            "RUN:KEY=VALUE,KEY=VALUE with config keys to score it with.",
+            "RUN:KEY=VALUE,KEY=VALUE with config keys to score it with; or COCO panoptic files of "
+            "any methods, as FILE.json, LABEL=FILE.json or FILE.json:PNGS.",
         ),
-    ],
+    ]
     out: Annotated[Path, typer.Option(help="Folder for compare.json and compare.md.")] = Path(
         "comparison"
-    ),
+    )
     bootstrap: Annotated[
         int, typer.Option(min=10, metavar="N", help="95% intervals from N draws of the images.")
-    ] = 1000,
+    ] = 1000
     limit: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Only the first N images: a quick look.")
-    ] = None,
-    as_json: Json = False,
-    force: Force = False,
-    device: DeviceOption = Device.auto,
-) -> None:
-    """Compare runs on the same images: quality, speed."""
-    from concat_cli.core.evaluate.compare import compare_runs, parse_entry
+    ] = None
+    per_class: PerClass = False
+    as_json: Json = False
+    force: Force = False
+    device: DeviceOption = Device.auto
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="The files' COCO panoptic JSON of the truth.", rich_help_panel=_FILES),
+    ] = None
+    truth_dir: Annotated[
+        Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Files and --truth are folders of semantic PNGs; their classes by value.",
+            rich_help_panel=_FILES,
+        ),
+    ] = None
+    class_split: Annotated[
+        str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
+    ] = None
+    match: Annotated[
+        Literal["auto", "id", "name"],
+        typer.Option(
+            help="Images by id or file name. auto: id if it fits.", rich_help_panel=_FILES
+        ),
+    ] = "auto"
+
+    def check(self) -> bool:
+        """Whether files are compared; UserError for both kinds at once, and for an option that
+        would do nothing."""
+        from concat_cli.core.evaluate.compare_files import is_file
+
+        files = [text for text in self.runs if self.classes is not None or is_file(text)]
+        if 0 < len(files) < len(self.runs):
+            run = next(text for text in self.runs if text not in files)
+            raise UserError(
+                f"{files[0]} is a file, and {run} a run: these are not scored alike.",
+                "Write the run's predictions first, with `concat evaluate --save`.",
+            )
+        if files and self.truth is None:
+            what = f"Nothing says what {files[0]} is scored against."
+            raise UserError(what, "Give --truth, the COCO panoptic JSON of the labels.")
+        for one in fields(self):
+            useless = one.name in (_OF_RUNS if files else _OF_FILES)
+            if useless and getattr(self, one.name) != one.default:
+                raise UserError(
+                    f"--{one.name.replace('_', '-')} means nothing where "
+                    f"{'files' if files else 'runs'} are compared.",
+                    "Leave it out.",
+                )
+        return bool(files)
+
+
+@with_options(Options)
+def compare(asked: Options) -> None:
+    """Compare runs, or files, on the same images."""
     from concat_cli.core.files import write_json, write_text
 
-    console = Console(json_only=as_json)
-    found = compare_runs(
-        [parse_entry(text) for text in runs], device=device.value, bootstraps=bootstrap,
-        limit=limit, force=force, progress=console.progress,
-    )  # fmt: skip
+    console = Console(json_only=asked.as_json)
+    if asked.check():
+        files = found = _files(asked, console)
+        shown, text = list(file_tables(files, " ")), file_markdown(files)
+        lines = list(file_remarks(files))
+    else:
+        runs = found = _runs(asked, console)
+        shown, text, lines = list(tables(runs, " ")), markdown(runs), list(remarks(runs))
+    out = asked.out
     if (out / "compare.json").exists():
         console.say(f"replacing the earlier comparison in {relative(out)}")
     write_json(out / "compare.json", found.to_json(), indent=1)
-    write_text(out / "compare.md", markdown(found))
-    if as_json:
+    write_text(out / "compare.md", text)
+    if asked.as_json:
         return console.json(found.to_json())
-    for columns, rows in tables(found, "\n"):
+    for one in found.differences:
+        shown += [of_classes(one)] if asked.per_class else []
+        columns, rows = of_images(one)
+        shown += [(columns, rows[:FEW_IMAGES])] if rows else []
+    for columns, rows in shown:
         console.table(columns, rows)
-    for line in remarks(found):
+    for line in lines:
         console.say(line)
     console.done({"table": relative(out / "compare.md"), "figures": relative(out / "compare.json")})
 
 
-def tables(found: Comparison, between: str) -> Iterator[tuple[Sequence[str], list[list[Cell]]]]:
+def _runs(asked: Options, console: Console) -> Comparison:
+    from concat_cli.core.evaluate.compare import compare_runs, parse_entry
+
+    return compare_runs(
+        [parse_entry(text) for text in asked.runs], device=asked.device.value,
+        bootstraps=asked.bootstrap, limit=asked.limit, force=asked.force, progress=console.progress,
+    )  # fmt: skip
+
+
+def _files(asked: Options, console: Console) -> FileComparison:
+    from concat_cli.core.evaluate.compare_files import Against, compare_files, parse_file
+    from concat_cli.core.evaluate.files import PanopticFiles, Rules
+
+    assert asked.truth is not None
+    truth = PanopticFiles(asked.truth, asked.truth_dir)
+    against = Against(truth, asked.classes, asked.class_split, Rules(asked.match))
+    entries = [parse_file(text) for text in asked.runs]
+    return compare_files(entries, against, asked.bootstrap, console.progress)
+
+
+def tables(found: Comparison, between: str) -> Iterator[Table]:
     """Columns and rows of the runs and of their differences; `between` figure and interval."""
+    rows = [[r.label, *_means(r, _GROUPS, between), *_shown_cost(r.cost)] for r in found.rows]
+    yield _COLUMNS, rows
+    yield from _differences(found.differences, _GROUPS, _FIGURES, between)
 
-    def figures(row: Row | Difference, sign: str = "") -> list[Cell]:
-        return [
-            _shown(one[group], between, sign) for one in (row.pq, row.miou) for group in _GROUPS
+
+def file_tables(found: FileComparison, between: str) -> Iterator[Table]:
+    """The same of files, without columns of groups that are not divided or not scored."""
+    groups = ("all", *_GROUPS)
+    yield filled(["file", *_OF_PAIR], [[r.label, *_means(r, groups, between)] for r in found.rows])
+    for table in _differences(found.differences, groups, _OF_PAIR, between):
+        yield filled(*table)
+
+
+def _means(
+    row: Row | FileRow | Difference, groups: Sequence[str], between: str, sign: str = ""
+) -> list[Cell]:
+    return [_shown(one[group], between, sign) for one in (row.pq, row.miou) for group in groups]
+
+
+def _differences(
+    found: Sequence[Difference], groups: Sequence[str], columns: Sequence[str], between: str
+) -> Iterator[Table]:
+    if found:
+        rows = [[one.label, *_means(one, groups, between, "+")] for one in found]
+        yield (f"minus {found[0].minus}", *columns), rows
+
+
+def of_classes(one: Difference) -> Table:
+    """Columns and rows of the classes, those that lost most first."""
+    columns = ["class", "kind", one.minus, one.label, "difference"]
+    rows: list[list[Cell]] = [
+        [
+            each.name, kind_of(each.thing, each.seen), percent(each.theirs), percent(each.ours),
+            _shown(each.difference, " ", "+"),
         ]
+        for each in one.classes
+    ]  # fmt: skip
+    return columns, rows
 
-    yield _COLUMNS, [[row.label, *figures(row), *_shown_cost(row.cost)] for row in found.rows]
-    if found.differences:
-        columns = f"minus {found.differences[0].minus}", *_COLUMNS[1:7]
-        yield columns, [[one.label, *figures(one, "+")] for one in found.differences]
+
+def of_images(one: Difference) -> Table:
+    """Columns and rows of the images that differ most."""
+    columns = ["differ most", one.minus, one.label, "difference"]
+    rows: list[list[Cell]] = [
+        [each.image, 100 * each.theirs, 100 * each.ours, f"{100 * each.gap:+.1f}"]
+        for each in one.images
+    ]
+    return columns, rows
 
 
 def _shown_cost(cost: Cost) -> list[Cell]:
@@ -120,12 +258,45 @@ def remarks(found: Comparison) -> Iterator[str]:
         yield f"not alike: {note}"
 
 
+def file_remarks(found: FileComparison) -> Iterator[str]:
+    """The same of files."""
+    split = f", divided by {found.class_split}" if found.class_split else ""
+    yield (
+        f"{found.images} images of {found.truth}, {found.classes} classes{split}; in percent, 95% "
+        f"intervals over the images, drawn again {found.repeats} times"
+    )
+    if found.differences:
+        yield (
+            "of 20 classes that do not differ, one has an interval without 0; an image counts by "
+            "the mean over the classes in it"
+        )
+
+
 def markdown(found: Comparison) -> str:
-    """The tables and remarks as Markdown."""
+    """The tables and remarks of runs as Markdown."""
+    return _markdown([*tables(found, " ")], found.differences, [*remarks(found)])
+
+
+def file_markdown(found: FileComparison) -> str:
+    """The same of files."""
+    return _markdown([*file_tables(found, " ")], found.differences, [*file_remarks(found)])
+
+
+def _markdown(
+    shown: Sequence[Table], differences: Sequence[Difference], lines: Sequence[str]
+) -> str:
+    """With every class, and the images that differ most."""
+    more = [table for one in differences for table in (of_classes(one), of_images(one))]
     blocks: list[str] = []
-    for columns, rows in tables(found, " "):
-        shown = [["-" if c is None else str(c).replace("|", "\\|") for c in row] for row in rows]
-        lines = [f"| {' | '.join(row)} |" for row in (columns, *shown)]
-        blocks.append("\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
-    blocks.append("\n".join(f"- {line}" for line in remarks(found)))
+    for columns, rows in (*shown, *(table for table in more if table[1])):
+        cells = [[_cell(c).replace("|", "\\|") for c in row] for row in (columns, *rows)]
+        table = [f"| {' | '.join(row)} |" for row in cells]
+        blocks.append("\n".join([table[0], "|---" * len(columns) + "|", *table[1:]]))
+    blocks.append("\n".join(f"- {line}" for line in lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def _cell(value: Cell) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

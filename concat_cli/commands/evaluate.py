@@ -15,12 +15,13 @@ from concat_cli.commands.options import (
     DryRun,
     Json,
     Overrides,
+    PerClass,
     RunName,
     WeightsFile,
     open_share,
     with_options,
 )
-from concat_cli.commands.report_view import show_report
+from concat_cli.commands.report_view import show_classes, show_report
 from concat_cli.console import Console, relative
 from concat_cli.core.errors import UserError
 
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 
 _FILES = "Existing files"
 _OF_WEIGHTS = ("overrides", "save", "name", "weights", "device", "dry_run", "force")
-_OF_FILES = ("predictions_dir", "truth_dir", "class_split", "match", "kinds", "as_panopticapi")
+_OF_FILES = (
+    "predictions_dir", "truth_dir", "classes", "class_split", "match", "kinds",
+    "as_panopticapi",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Options:
     diagnostics: Annotated[
         bool, typer.Option("--diagnostics", help="Also how many segments get a mask, and a name.")
     ] = False
+    per_class: PerClass = False
     as_json: Json = False
     save: Annotated[Path | None, typer.Option(help="Also write the predictions there.")] = None
     name: RunName = None
@@ -85,6 +90,13 @@ class Options:
     ] = None
     truth_dir: Annotated[
         Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
+    ] = None
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="--predictions and --truth are folders of semantic PNGs; their classes by value.",
+            rich_help_panel=_FILES,
+        ),
     ] = None
     class_split: Annotated[
         str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
@@ -136,18 +148,19 @@ def evaluate(options: Options) -> None:
     """Score weights, or existing predictions."""
     console, scoring = Console(json_only=options.as_json), options.scoring()
     if options.predictions is not None or options.truth is not None:
-        from concat_cli.core.evaluate.files import PanopticFiles, Rules, evaluate_files
-
         if options.predictions is None or options.truth is None:
             raise UserError("--predictions and --truth belong together.", "Give both.")
         options.check(files=True)
-        report = evaluate_files(
+        from concat_cli.core.evaluate.compare_files import Against, score_files
+        from concat_cli.core.evaluate.files import PanopticFiles, Rules
+
+        rules = Rules(options.match, options.kinds, options.as_panopticapi)
+        truth = PanopticFiles(options.truth, options.truth_dir)
+        report = score_files(
             PanopticFiles(options.predictions, options.predictions_dir),
-            PanopticFiles(options.truth, options.truth_dir),
+            Against(truth, options.classes, options.class_split, rules),
             scoring,
-            class_split=options.class_split,
-            rules=Rules(options.match, options.kinds, options.as_panopticapi),
-            progress=console.progress,
+            console.progress,
         )
     else:
         options.check(files=False)
@@ -166,6 +179,8 @@ def evaluate(options: Options) -> None:
     if options.as_json:
         return console.json(report.to_json())
     show_report(console, report)
+    if options.per_class:
+        show_classes(console, report)
     if options.save is not None:
         console.done({"predictions": relative(options.save)})
 

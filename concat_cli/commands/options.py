@@ -60,6 +60,7 @@ WeightsFile = Annotated[
     typer.Option("--weights", help="Other weights than the run's: a file, or of `concat weights`."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
+PerClass = Annotated[bool, typer.Option("--per-class", help="Show each class, worst first.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
 EXAMPLES: dict[str, tuple[str, ...]] = {  # by command, but for those of recipes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from concat_cli.console import Cell, Console, duration
 
 if TYPE_CHECKING:
-    from concat_cli.core.evaluate.report import Report
+    from concat_cli.core.evaluate.report import ClassReport, Report
 
 Plain = dict[str, Any]
 MOST_NAMES = 8
@@ -42,6 +42,41 @@ def show_report(console: Console, report: Report) -> None:
     console.say(f"{report.images} images in {duration(report.seconds['total'])}")
 
 
+def show_classes(console: Console, report: Report) -> None:
+    """A row for each reported class in percent, the worst first by the first task's figure, and
+    those that have none last."""
+    tasks = report.protocol["tasks"]
+    shown = [(c, key) for task in tasks for c, key in _CLASS_FIGURES[task].items()]
+
+    def worst(row: ClassReport) -> tuple[bool, float]:
+        value = getattr(row, shown[0][1])
+        return value is None, value or 0.0
+
+    rows: list[list[Cell]] = [
+        [row.name, kind_of(row.thing, row.seen), *(_of_class(row, key) for _, key in shown)]
+        for row in sorted(report.per_class, key=worst)
+    ]
+    console.table(["class", "kind", *(column for column, _ in shown)], rows)
+
+
+_CLASS_FIGURES = {  # task -> column -> field of `ClassReport`
+    "panoptic": {"PQ": "pq", "SQ": "sq", "RQ": "rq", "TP": "tp", "FP": "fp", "FN": "fn"},
+    "semantic": {"IoU": "iou"},
+    "instance": {"AP": "ap", "AP50": "ap50", "AR": "ar"},
+}
+
+
+def kind_of(thing: bool, seen: bool | None) -> str:
+    """`thing, unseen`; without the latter where classes are not divided."""
+    group = "" if seen is None else f", {'seen' if seen else 'unseen'}"
+    return f"{'thing' if thing else 'stuff'}{group}"
+
+
+def _of_class(row: ClassReport, key: str) -> Cell:
+    value = getattr(row, key)
+    return value if isinstance(value, int) else percent(value)
+
+
 _ABSENT = {
     "panoptic": "in neither truth nor prediction",
     "semantic": "not in the semantic truth",
@@ -53,7 +88,7 @@ def _row(plain: Plain, tasks: Sequence[str], name: str) -> list[Cell]:
     row: list[Cell] = []
     for task in tasks:
         group: Plain = plain[task].get(name) or {}
-        row += [_percent(group.get(key)) for key in FIGURES[task].values()]
+        row += [percent(group.get(key)) for key in FIGURES[task].values()]
         row.append(group.get("n"))
     return row
 
@@ -94,7 +129,7 @@ def _show_calibration(console: Console, found: Plain) -> None:
     rows: list[list[Cell]] = [
         [
             f"{row['offset']:.3g}",
-            *(_percent(row[key]) for key in keys),
+            *(percent(row[key]) for key in keys),
             ", ".join(name for name, offset in marks.items() if offset == row["offset"]),
         ]
         for row in found["rows"]
@@ -108,7 +143,7 @@ def _show_calibration(console: Console, found: Plain) -> None:
 def _show_diagnostics(console: Console, found: Plain) -> None:
     keys = ("mask_recall", "matched_accuracy")
     rows = [
-        [group, *(_percent(found[f"{key}{suffix}"]) for key in keys)]
+        [group, *(percent(found[f"{key}{suffix}"]) for key in keys)]
         for group, suffix in (("all", ""), ("seen", "_seen"), ("unseen", "_unseen"))
     ]
     console.table(["true segments", "found by a mask", "of these, named right"], rows)
@@ -154,7 +189,8 @@ def filtered(found: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _percent(value: float | None) -> float | None:
+def percent(value: float | None) -> float | None:
+    """A figure in 0-1 as a cell."""
     return None if value is None else 100 * value
 
 

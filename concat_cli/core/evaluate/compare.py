@@ -14,24 +14,13 @@ from typing import Any
 from concat_cli.core.data.dataset import DatasetInfo, PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import Cost, measure_cost
-from concat_cli.core.evaluate.intervals import (
-    GROUPS,
-    Borders,
-    Interval,
-    Mean,
-    mean_iou,
-    mean_pq,
-    paired_differences,
-)
-from concat_cli.core.evaluate.quality import FloatArray
+from concat_cli.core.evaluate.differences import Difference, Figures, difference, figures
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.evaluate.scores import Scoring
 from concat_cli.core.evaluate.weights import PART, Subject, evaluate_weights, open_subject
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import RUNS, find_weights, is_published
-from concat_cli.core.vocabulary import Vocabulary
 
-Figures = dict[str, Interval | None]  # in 0-1 by group: seen, unseen, harmonic
 _KEYS = re.compile(r"[:,](?=\w+\.\w+=)")  # stands before each override
 _SHOWN = 4  # class names that a message lists
 
@@ -62,16 +51,6 @@ class Row:
     pq: Figures
     miou: Figures
     cost: Cost
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A run minus the first one, the same images drawn again for both."""
-
-    label: str
-    minus: str
-    pq: Figures
-    miou: Figures
 
 
 @dataclass(frozen=True)
@@ -149,7 +128,7 @@ def compare_runs(
         repeats=bootstraps,
         rows=tuple(rows),
         differences=tuple(
-            _difference(row.label, report, rows[0].label, reports[0], info.vocabulary)
+            difference(row.label, report, rows[0].label, reports[0])
             for row, report in zip(rows[1:], reports[1:], strict=True)
         ),
         notes=tuple(_notes(rows, subjects)),
@@ -157,43 +136,17 @@ def compare_runs(
 
 
 def _row(entry: Entry, report: Report, cost: Cost) -> Row:
-    drawn = report.intervals
-    assert drawn is not None
-
-    def figures(found: dict[str, Any], key: str, borders: dict[str, Borders | None]) -> Figures:
-        values = {name: (getattr(found[name], key, None), borders[name]) for name in GROUPS}
-        return {
-            name: None if value is None or around is None else Interval(value, *around)
-            for name, (value, around) in values.items()
-        }
-
+    pq, miou = figures(report)
     return Row(
         label=entry.label,
         weights=str(entry.weights),
         overrides=entry.overrides,
         stage=report.protocol["stage"],
         mode=report.protocol["mode"],
-        pq=figures(report.panoptic, "pq", drawn.pq),
-        miou=figures(report.semantic, "miou", drawn.miou),
+        pq=pq,
+        miou=miou,
         cost=cost,
     )
-
-
-def _difference(
-    label: str, report: Report, minus: str, first: Report, vocabulary: Vocabulary
-) -> Difference:
-    split = vocabulary.seen_indices, vocabulary.unseen_indices
-    assert report.intervals and report.counts and first.counts
-    repeats = report.intervals.repeats
-
-    def of(ours: FloatArray | None, theirs: FloatArray | None, mean: Mean) -> Figures:
-        if ours is None or theirs is None:
-            return dict.fromkeys(GROUPS)
-        return paired_differences([ours], [theirs], mean, [split], repeats)
-
-    a, b = report.counts, first.counts
-    pq, miou = of(a.panoptic, b.panoptic, mean_pq), of(a.semantic, b.semantic, mean_iou)
-    return Difference(label, minus, pq, miou)
 
 
 def _comparable(entries: Sequence[Entry]) -> list[Subject]:

@@ -90,7 +90,7 @@ def evaluate_files(
     real = Side(real_files, told, truths)
     vocabulary = _kinds(real_files, told, rules.kinds, progress)
     if unseen is None:
-        class_split, unseen = _unseen_of(real_files.json, class_split, vocabulary, progress)
+        class_split, unseen = unseen_of(real_files.json, class_split, vocabulary, progress)
     if unseen is None and scoring.split != "all":
         what = f"Nobody says which classes are {scoring.split}."
         raise UserError(what, "Give --class-split, or leave --split out.")
@@ -114,7 +114,9 @@ def evaluate_files(
     few_images(scoring.bootstraps, len(truths), progress)
     sizes = {image.id: (image.height, image.width) for image in told.images}
     names, others = file_names(told), file_names(found.content)
-    tally = Tally(len(vocabulary), len(truths), TASKS, keep=scoring.bootstraps > 0)
+    keep = scoring.bootstraps > 0 or scoring.counts
+    tally = Tally(len(vocabulary), len(truths), TASKS, keep=keep)
+    tally.each.names = tuple(names.get(one) or one for one in truths)
     odd = Disagreements()
 
     def count(image_id: str) -> Counted:
@@ -209,7 +211,7 @@ def _several(told: Truth, vocabulary: Vocabulary) -> dict[str, int]:
     return dict(found)
 
 
-def _unseen_of(
+def unseen_of(
     truth: Path, class_split: str | None, vocabulary: Vocabulary, progress: Progress
 ) -> tuple[str | None, Collection[str] | None]:
     """The split's name and unseen classes: as asked, else as the truth's data set says; else None.

@@ -7,7 +7,7 @@ each image was drawn and its counts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ class ImageCounts:
     images: int
     panoptic: FloatArray | None = None
     semantic: FloatArray | None = None
+    names: tuple[str, ...] = ()  # of the images' files
 
     def merge(self, other: ImageCounts) -> None:
         """Adds the images of another process, of which the same is kept."""
@@ -174,4 +175,21 @@ def paired_differences(
         value = float(np.mean([one[group] for one in values]))
         borders = percentiles(np.mean([one[group] for one in again], axis=0))
         found[group] = None if np.isnan(value) or borders is None else Interval(value, *borders)
+    return found
+
+
+def group_differences(
+    ours: FloatArray,
+    theirs: FloatArray,
+    mean: Mean,
+    groups: Mapping[str, Sequence[int]],
+    repeats: int,
+) -> dict[str, Interval | None]:
+    """By group of class indices, ours - theirs as in `paired_differences`, from the same draws."""
+    a, b = resample(repeats, 0, ours, theirs)
+    found: dict[str, Interval | None] = {}
+    for name, classes in groups.items():
+        value = float(mean(ours.sum(0), classes) - mean(theirs.sum(0), classes))
+        borders = percentiles(mean(a, classes) - mean(b, classes))
+        found[name] = None if np.isnan(value) or borders is None else Interval(value, *borders)
     return found

@@ -56,10 +56,10 @@ def pair(truth: Side, found: Side, match: Match, progress: Progress) -> Pairs:
     """
     pngs = not found.names()
     names, others = truth.names(pngs), found.names(pngs)
-    by_name = _by_name(names, others)
+    by_name = fitting(names, others)
     if pngs and not by_name:
         names = truth.names()
-        by_name = _by_name(names, others)
+        by_name = fitting(names, others)
     named = {ours: theirs for theirs, ours in by_name.items()}
     lacking = [one for one in truth.by_image if one not in found.by_image]
     crossed = [other for other, one in by_name.items() if one != other]
@@ -112,7 +112,7 @@ def _misfit(truth: Side, image_id: str, names: Mapping[str, str], name: str) -> 
     )
 
 
-def _by_name(truth: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
+def fitting(truth: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
     """The truth's image id for each prediction's whose file name fits one of them best, that is in
     the most folders; those that fit two equally well are left out."""
     by_stem: dict[str, list[tuple[str, Parts]]] = defaultdict(list)

@@ -167,7 +167,7 @@ def read_panoptic(
     if not files.pngs.is_dir():
         raise UserError(
             f"There is no folder {files.pngs} with the PNGs of {files.json}.",
-            "Name it with --predictions-dir or --truth-dir.",
+            "Name it with --predictions-dir or --truth-dir; in `compare`, as FILE.json:FOLDER.",
         )
     try:
         content = kind.model_validate_json(files.json.read_bytes())

@@ -68,6 +68,8 @@ def evaluate_model(
     whole, tally = (
         Tally(len(dataset.vocabulary), count, tasks, keep, sweep.offsets) for _ in range(2)
     )
+    if keep:
+        whole.each.names = tuple(one.file_name for one in islice(dataset.records, count))
     saver = None
     if scoring.save is not None:
         saver = Saver(scoring.save, predictor.vocabulary, share.rank)

@@ -94,12 +94,12 @@ class LabelReader:
         if raw.shape != size:
             raise wrong_size(files[0], raw.shape, size, "its image is")
         if self.format.kind != "cityscapes":
-            return self._categories(raw, files[0])
+            return self.categories(raw, files[0])
         raw = raw.astype(np.int32)
         classes = np.where(raw >= GROUP, raw // GROUP, raw)
-        return np.where(self._categories(classes, files[0]) > 0, raw, 0)
+        return np.where(self.categories(classes, files[0]) > 0, raw, 0)
 
-    def _categories(self, raw: np.ndarray, file: File) -> np.ndarray:
+    def categories(self, raw: np.ndarray, file: File) -> np.ndarray:
         """(H, W) raw values -> int32 category id + 1, 0 = void."""
         if self.format.pixels == "colour":
             colours, categories = self._colours

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,7 @@ def draw_metrics(stage: StageDir) -> list[Path]:
     rows = stage.read_metrics()
     found = {
         stage.losses_png: curves(row for row in rows if "dev" not in row),
-        stage.dev_png: curves(
-            row | row["dev"] for row in rows if isinstance(row.get("dev"), dict)
-        ),
+        stage.dev_png: curves(row | row["dev"] for row in rows if isinstance(row.get("dev"), dict)),
     }
     drawn = {path: one for path, one in found.items() if one}
     for path, one in drawn.items():
@@ -50,13 +49,13 @@ def curves(rows: Iterable[Mapping[str, Any]]) -> Curves:
 def _draw(path: Path, found: Curves) -> None:
     """A panel for each curve, thin as it is and thick as the mean of a window of steps."""
     import numpy as np
-    from matplotlib.figure import Figure  # not pyplot, which looks for a screen
 
+    make: Any = import_module("matplotlib.figure").Figure  # not pyplot, which looks for a screen
     columns = min(COLUMNS, len(found))
-    figure = Figure(figsize=(3.2 * columns, 2.4 * math.ceil(len(found) / columns)))
+    figure = make(figsize=(3.2 * columns, 2.4 * math.ceil(len(found) / columns)))
     for place, (name, points) in enumerate(found.items(), 1):
         axes = figure.add_subplot(math.ceil(len(found) / columns), columns, place)
-        steps, values = np.array(points, float).T
+        steps, values = (np.array(one, float) for one in zip(*points, strict=True))
         axes.plot(steps, values, color="#9ab", linewidth=0.8, marker="." if len(steps) < 3 else "")
         window = len(steps) // WINDOWS
         if window > 1:
