@@ -236,9 +236,9 @@ def test_the_command_writes_the_table(
 ) -> None:
     run = f"only={BUILT_IN}:data.root={worlds['drop']},infer.size=64"
     options = {"bootstrap": 10, "limit": 1, "device": command.Device.cpu}
-    command.compare([run], out=tmp_path / "shown", as_json=False, **options)
+    command.compare(runs=[run], out=tmp_path / "shown", as_json=False, **options)
     assert f"{tmp_path / 'shown' / 'compare.md'}" in capsys.readouterr().out.replace("\n", "")
-    command.compare([run], out=tmp_path / "out", as_json=True, **options)
+    command.compare(runs=[run], out=tmp_path / "out", as_json=True, **options)
     said = json.loads(capsys.readouterr().out)
     assert said == json.loads((tmp_path / "out" / "compare.json").read_text())
     assert said["rows"][0]["label"] == "only" and said["differences"] == []
