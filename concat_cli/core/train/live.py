@@ -1,5 +1,8 @@
-"""The metrics of a run sent to a tracker while it trains: each is a context whose value takes the
-folder of a stage, or of a part of it, and a row of its `metrics.jsonl`."""
+"""The metrics of a run sent to a tracker while it trains.
+
+Each tracker is a context whose value takes the folder of a stage, or of a part of it, and a row of
+its `metrics.jsonl`.
+"""
 
 from __future__ import annotations
 
