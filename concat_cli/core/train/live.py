@@ -41,7 +41,7 @@ def tensorboard(run: str) -> Generator[Listener]:
 
 @contextmanager
 def wandb(run: str) -> Generator[Listener]:
-    """A run of the project `concat` for each stage, by its name resumed; as `wandb login` and the
+    """A run for each stage, resumed by its name; where to, `wandb login` and the
     environment (WANDB_MODE, WANDB_PROJECT) say. UserError where the package is not installed."""
     try:
         import wandb as package  # pyright: ignore[reportMissingImports]
