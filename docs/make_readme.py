@@ -74,8 +74,8 @@ METHODS = {  # cell of benchmarks/compare.py -> what it is
 FIGURES = {  # key in figures.json -> what it is, and the command
     "demo_minutes": ("`make demo`, minutes on two cores", "`make demo`"),
     "demo_cost": (
-        "the chain of `make demo`, processor seconds: ours / those of the build before attention in "
-        "fp32, cheap areas and one call of the optimiser",
+        "the chain of `make demo`, processor seconds: ours / those of the build before attention "
+        "in fp32, cheap areas and one call of the optimiser",
         "`OMP_NUM_THREADS=1 python benchmarks/demo_cost.py --before CHECKOUT --seeds 0 1`",
     ),
     "r50_512": (
@@ -112,6 +112,10 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "`predict` of one small picture, built-in weights, texts cached, start included / "
         "`import torch` alone",
         "`python benchmarks/start.py --pairs 9`",
+    ),
+    "onnx_speed": (
+        "R-50 segmentor, 512x512, exported, in ONNX Runtime / our own forward in fp32",
+        "`OMP_NUM_THREADS=2 python benchmarks/onnx_speed.py --sizes 512`",
     ),
     "photos_folder": (
         "`predict` of a folder of drawn photos of 640x427, all files written, start included: "
