@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from concat_cli.core.evaluate.weights import evaluate_weights as evaluate
-    from concat_cli.core.infer.predictor import Prediction, Predictor, load
+    from concat_cli.core.infer.prediction import Prediction
+    from concat_cli.core.infer.predictor import Predictor, load
     from concat_cli.core.vocabulary import Vocabulary
 
 __version__ = "0.1.0"
 __all__ = ["Prediction", "Predictor", "Vocabulary", "__version__", "evaluate", "load"]
 
 _PLACES = {
-    "Prediction": "concat_cli.core.infer.predictor:Prediction",
+    "Prediction": "concat_cli.core.infer.prediction:Prediction",
     "Predictor": "concat_cli.core.infer.predictor:Predictor",
     "Vocabulary": "concat_cli.core.vocabulary:Vocabulary",
     "evaluate": "concat_cli.core.evaluate.weights:evaluate_weights",

@@ -67,7 +67,6 @@ def scene() -> tuple[np.ndarray, Drawing]:
 def test_strips_leave_overlays_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also with edges that look across several strips."""
     image, drawing = scene()
-    monkeypatch.setattr(render, "enlargement", lambda *_: 1)
     monkeypatch.setattr(render.math, "sqrt", lambda value: 280 * 5.0)  # edges 5 pixels wide
     whole = np.asarray(overlay(image, drawing))
     strips = image_io.strips

@@ -288,4 +288,4 @@ def test_a_row_of_the_preview(scenes):
     assert {mark.id for mark in drawing.marks} == set(np.unique(drawing.segment_map).tolist())
     nothing = label_drawing(np.full((128, 128), -1), names)
     assert not nothing.marks and not (nothing.segment_map).any()
-    assert np.array_equal(shown[0], overlay(image, nothing))
+    assert np.array_equal(shown[0], overlay(image, nothing, scale=4))

@@ -181,7 +181,8 @@ def test_figures_come_from_files_alone(tmp_path: Path) -> None:
 
 
 def test_the_python_example_uses_what_there_is() -> None:
-    from concat_cli.core.infer.predictor import Prediction, Predictor
+    from concat_cli.core.infer.prediction import Prediction
+    from concat_cli.core.infer.predictor import Predictor
 
     (code,) = blocks(README, "python")
     tree = ast.parse(code)

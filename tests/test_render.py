@@ -23,8 +23,9 @@ def two_halves(height: int = 128, width: int = 128) -> Drawing:
     return Drawing(segment_map, (Mark(1, "cat", True, 0.93), Mark(2, "sky", False, 0.71)))
 
 
-def test_small_pictures_are_enlarged_and_large_ones_kept():
-    assert overlay(picture(128, 128), two_halves()).size == (512, 512)
+def test_pictures_are_enlarged_where_that_is_asked_for():
+    assert overlay(picture(128, 128), two_halves()).size == (128, 128)
+    assert overlay(picture(128, 128), two_halves(), scale=3).size == (384, 384)
     assert overlay(picture(600, 800), two_halves(600, 800)).size == (800, 600)
     for size in ((1, 1), (40, 5000), (5000, 40), (128, 96), (3000, 4000)):
         factor = enlargement(*size)

@@ -28,8 +28,9 @@ from concat_cli.core.evaluate.scores import (
     calibration,
     few_images,
 )
-from concat_cli.core.infer.files import Saver, flat_names, segment_entries
+from concat_cli.core.infer.files import Saver, flat_names
 from concat_cli.core.infer.postprocess import PanopticResult
+from concat_cli.core.infer.prediction import segment_entries
 from concat_cli.core.infer.predictor import Predictor, Raw, RawOutput
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary

@@ -38,8 +38,9 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, bounding_box
 from concat_cli.core.infer.journal import Journal, opened, read
 from concat_cli.core.infer.pictures import OVERLAY, check_name, to_array
-from concat_cli.core.infer.postprocess import Segment, Size
-from concat_cli.core.infer.predictor import Prediction, Predictor
+from concat_cli.core.infer.postprocess import Size
+from concat_cli.core.infer.prediction import Prediction, categories, segment_entries
+from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.infer.render import overlay
 from concat_cli.core.progress import SILENT, Progress, in_parts
 from concat_cli.core.vocabulary import Vocabulary
@@ -192,15 +193,11 @@ class Saver:
             raise files.write_error(Path(file.name), error) from error
 
     def _listing(self, kind: str, found: dict[str, list[Path]]) -> Iterator[str]:
-        categories = [
-            {"id": entry.id, "name": entry.name, "isthing": int(entry.kind == "thing")}
-            for entry in self.vocabulary.entries
-        ]
         yield '{"images": '
         yield from _in_order(found[f"{kind}.images"])
         yield ', "annotations": '
         yield from _in_order(found[f"{kind}.annotations"])
-        yield f', "categories": {json.dumps(categories, ensure_ascii=False)}}}'
+        yield f', "categories": {json.dumps(categories(self.vocabulary), ensure_ascii=False)}}}'
 
 
 def _in_order(paths: Sequence[Path]) -> Iterator[str]:
@@ -238,22 +235,6 @@ def flat_names(file_names: Iterable[str]) -> list[str]:
     paths = [PurePosixPath(name) for name in file_names]
     flat = [path.with_suffix("").as_posix().replace("/", "_") for path in paths]
     return _distinct([(f, f"{f}_{p.suffix[1:]}") for f, p in zip(flat, paths, strict=True)])
-
-
-def segment_entries(segments: Iterable[Segment], vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """The segments as COCO panoptic entries, with the class's name and score besides."""
-    return [
-        {
-            "id": segment.id,
-            "category_id": vocabulary.ids[segment.class_index],
-            "name": vocabulary.names[segment.class_index],
-            "score": round(segment.score, 4),
-            "area": segment.area,
-            "bbox": list(segment.bbox),
-            "iscrowd": 0,
-        }
-        for segment in segments
-    ]
 
 
 def output_names(inputs: Sequence[Path]) -> list[str]:

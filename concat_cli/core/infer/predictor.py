@@ -26,20 +26,13 @@ from concat_cli.core.clip.prompts import cached_texts, check_names, class_texts
 from concat_cli.core.clip.source import check_here
 from concat_cli.core.config import Config, InferConfig
 from concat_cli.core.config_file import diff, from_dict, override, to_dict
-from concat_cli.core.data.image_io import looked_up
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.device import choose_device, choose_precision
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.instances import Instance, instances
 from concat_cli.core.infer.pictures import Picture, to_array
-from concat_cli.core.infer.postprocess import (
-    PanopticResult,
-    Segment,
-    Size,
-    calibrated,
-    panoptic,
-    semantic,
-)
+from concat_cli.core.infer.postprocess import PanopticResult, Size, calibrated, panoptic, semantic
+from concat_cli.core.infer.prediction import Prediction
 from concat_cli.core.method import TASKS, loaded, stage_named
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import BUILT_IN
@@ -50,45 +43,6 @@ from concat_cli.core.weights_from.hub import without_waiting
 DIVISOR = 32  # the coarsest stride of a model
 Names = Vocabulary | Path | str | Sequence[str]
 P = TypeVar("P", bound="Predictor")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one picture; plain values, which may be kept, pickled and sent.
-
-    panoptic_map (H, W) int32: 0 = nothing, else a segment's id. milliseconds: load, model, post.
-    is_panoptic: False where the model tells no segments apart: then a segment is all that is of one
-    class.
-    """
-
-    panoptic_map: NDArray[np.int32]
-    segments: tuple[Segment, ...]
-    vocabulary: Vocabulary
-    milliseconds: dict[str, float]
-    is_panoptic: bool = True
-    _semantic: NDArray[np.int32] | None = field(default=None, repr=False)
-
-    @property
-    def semantic_map(self) -> NDArray[np.int32]:
-        """(H, W) int32 class index of every pixel; UserError where it was declined."""
-        if self._semantic is not None:
-            return self._semantic
-        if self.is_panoptic:
-            raise UserError(
-                "This prediction has no semantic map: it was made with semantic=False.",
-                "Call predictor(picture), which makes it.",
-            )
-        classes = np.array([segment.class_index for segment in self.segments], np.int32)
-        return looked_up(np.concatenate((classes[-1:], classes)), self.panoptic_map)
-
-    def name(self, segment: Segment) -> str:
-        """The class name of a segment."""
-        return self.vocabulary.names[segment.class_index]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The class name of each segment."""
-        return tuple(self.name(segment) for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -244,6 +198,7 @@ class Predictor:
                     times,
                     is_panoptic,
                     classes,
+                    images[position],
                 )
         return [found[position] for position in range(len(images))]
 

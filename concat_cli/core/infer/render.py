@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +14,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.image_io import from_strips, strips
-from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from concat_cli.core.infer.prediction import Prediction
 
 Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # left, top, right, bottom
 
 FINE = 1 << 12  # pixels of a segment that its name is placed by: to within a fiftieth of its side
-MIN_SIDE, MAX_SIDE = 512, 2048  # small pictures grow to the first, never beyond the second
+MIN_SIDE, MAX_SIDE = 512, 2048  # previews grow to the first, never beyond the second
 FILL_THING, FILL_STUFF, EDGE = 0.42, 0.28, 0.95  # opacities
 INK, PAPER = (24, 26, 31), (255, 255, 255)
 PALETTE: tuple[Colour, ...] = (
@@ -74,16 +77,18 @@ class Drawing:
 
 
 def overlay(
-    image: NDArray[np.uint8], drawing: Drawing | Prediction, min_area: float = 0.0008
+    image: NDArray[np.uint8],
+    drawing: Drawing | Prediction,
+    min_area: float = 0.0008,
+    scale: int = 1,
 ) -> Image.Image:
-    """The picture (H, W, 3) with its segments; small ones are enlarged so that names can be read.
+    """The picture (H, W, 3) with its segments, `scale` times as large.
 
     Segments below `min_area` (share of the picture) are coloured but not named.
     """
-    drawing = Drawing.of_prediction(drawing) if isinstance(drawing, Prediction) else drawing
-    factor = enlargement(*image.shape[:2])
-    canvas = _enlarged_image(image, factor)
-    segment_map = _enlarged_map(drawing.segment_map, factor)
+    drawing = drawing if isinstance(drawing, Drawing) else Drawing.of_prediction(drawing)
+    canvas = _enlarged_image(image, scale)
+    segment_map = _enlarged_map(drawing.segment_map, scale)
     areas = _areas(segment_map)
     colours = _colours(drawing, areas)
     picture = _tinted(canvas, segment_map, drawing, colours)
@@ -92,9 +97,10 @@ def overlay(
 
 
 def side_by_side(image: NDArray[np.uint8], truth: Drawing, prediction: Drawing) -> Image.Image:
-    """Image, truth and prediction in a row, with captions."""
-    plain = Image.fromarray(_enlarged_image(image, enlargement(*image.shape[:2])))
-    pictures = [plain, overlay(image, truth), overlay(image, prediction)]
+    """Image, truth and prediction in a row, with captions; small ones enlarged."""
+    scale = enlargement(*image.shape[:2])
+    plain = Image.fromarray(_enlarged_image(image, scale))
+    pictures = [plain, *(overlay(image, one, scale=scale) for one in (truth, prediction))]
     return panel([pictures], captions=["image", "truth", "prediction"])
 
 
