@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import ClipConfig
-from concat_cli.core.infer.render import overlay
+from concat_cli.core.infer.render import enlarged
 from concat_cli.core.prepare.shapes_scene import draw_scene, scene_seed
 from concat_cli.methods.clip_zss.config import ClipZssConfig
 from concat_cli.methods.clip_zss.pseudo_labels import (
@@ -288,4 +288,4 @@ def test_a_row_of_the_preview(scenes):
     assert {mark.id for mark in drawing.marks} == set(np.unique(drawing.segment_map).tolist())
     nothing = label_drawing(np.full((128, 128), -1), names)
     assert not nothing.marks and not (nothing.segment_map).any()
-    assert np.array_equal(shown[0], overlay(image, nothing, scale=4))
+    assert np.array_equal(shown[0], enlarged(image, 4))

@@ -59,6 +59,9 @@ class Options:
         float | None,
         typer.Option(min=0, max=1, help="Least score of a segment. Default: that of the weights."),
     ] = None
+    scale: Annotated[
+        int, typer.Option(min=1, max=16, help="Overlays so many times as large as the pictures.")
+    ] = 1
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -193,6 +196,7 @@ def _predicted(
         "keys": to_dict(cfg),
         "device": f"{device.type} {predictor.dtype}",
         "layout": asked.layout,
+        "scale": asked.scale,
     }
     return predict_paths(
         predictor,
@@ -201,6 +205,7 @@ def _predicted(
         layout=asked.layout,
         settings=settings,
         share=share,
+        scale=asked.scale,
         progress=console.progress,
     )
 

@@ -344,6 +344,7 @@ def predict_paths(
     layout: Layout = "plain",
     settings: dict[str, Any] | None = None,
     share: Share = ALONE,
+    scale: int = 1,
     progress: Progress = SILENT,
 ) -> Predicted:
     """Writes an overlay and a PNG for each picture, then one JSON for all.
@@ -357,7 +358,7 @@ def predict_paths(
     kind = PANOPTIC if PANOPTIC in predictor.tasks else SEMANTIC
     saver = Saver(out, predictor.vocabulary, share.rank, layout)
     names = output_names(paths)
-    work = _Work(predictor, paths, names, image_ids(names), saver)
+    work = _Work(predictor, paths, names, image_ids(names), saver, scale)
     with ExitStack() as stack:
         begun: tuple[Path, Path, set[int]] | None = None
         if share.rank == 0:
@@ -381,13 +382,15 @@ def predict_paths(
 
 @dataclass(frozen=True)
 class _Work:
-    """The pictures of a run with the names and ids of their results, and who makes these."""
+    """The pictures of a run with the names and ids of their results, who makes these, and how many
+    times as large as a picture its overlay is."""
 
     predictor: Predictor
     paths: Sequence[Path]
     names: Sequence[str]
     ids: Sequence[int]
     saver: Saver
+    scale: int
 
     def of(self, first: int) -> range:
         """The pictures of the chunk that begins with one."""
@@ -550,7 +553,7 @@ def _save(
     else:
         png = saver.semantic(prediction.semantic_map, name)
     drawn = saver.out / f"{name}{OVERLAY}"
-    write_png(drawn, overlay(image, prediction))
+    write_png(drawn, overlay(image, prediction, scale=work.scale))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])
     times = prediction.milliseconds | {"load": load}
     size = (image.shape[0], image.shape[1])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,24 +13,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from concat_cli.core.data.dataset import Sample
 from concat_cli.core.data.image_io import from_strips, strips
+from concat_cli.core.infer.colours import Colour, colours_of, luminance, usual
 from concat_cli.core.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from concat_cli.core.infer.prediction import Prediction
 
-Colour = tuple[int, int, int]
 Rect = tuple[int, int, int, int]  # left, top, right, bottom
 
 FINE = 1 << 12  # pixels of a segment that its name is placed by: to within a fiftieth of its side
 MIN_SIDE, MAX_SIDE = 512, 2048  # previews grow to the first, never beyond the second
-FILL_THING, FILL_STUFF, EDGE = 0.42, 0.28, 0.95  # opacities
+FILL_THING, FILL_STUFF, EDGE, HATCH = 0.42, 0.28, 0.95, 0.2  # opacities
 INK, PAPER = (24, 26, 31), (255, 255, 255)
-PALETTE: tuple[Colour, ...] = (
-    (230, 57, 70), (29, 132, 226), (255, 177, 27), (42, 157, 92), (142, 68, 205),
-    (0, 181, 184), (240, 110, 30), (224, 64, 160), (120, 170, 20), (80, 90, 220),
-    (160, 98, 52), (0, 128, 128), (255, 120, 140), (90, 190, 255), (190, 160, 0),
-    (105, 60, 140), (20, 200, 110), (180, 30, 90), (120, 140, 170), (250, 140, 90),
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,10 +44,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A map (H, W), 0 = nothing, and the segments in it."""
+    """A map (H, W), 0 = nothing, the segments in it, and usual colours of classes by name."""
 
     segment_map: NDArray[np.integer]
     marks: tuple[Mark, ...]
+    usual: Mapping[str, Colour] = field(default_factory=dict[str, Colour])
 
     @staticmethod
     def of_prediction(prediction: Prediction) -> Drawing:
@@ -64,7 +58,7 @@ class Drawing:
             Mark(s.id, prediction.name(s), kinds[s.class_index], s.score)
             for s in prediction.segments
         )
-        return Drawing(prediction.panoptic_map, tuple(marks))
+        return Drawing(prediction.panoptic_map, tuple(marks), usual(prediction.vocabulary))
 
     @staticmethod
     def of_sample(sample: Sample, vocabulary: Vocabulary) -> Drawing:
@@ -73,7 +67,7 @@ class Drawing:
             Mark(i + 1, vocabulary.names[label], vocabulary.is_thing[label])
             for i, label in enumerate(map(int, sample.labels))
         )
-        return Drawing(sample.segment_map, tuple(marks))
+        return Drawing(sample.segment_map, tuple(marks), usual(vocabulary))
 
 
 def overlay(
@@ -87,11 +81,12 @@ def overlay(
     Segments below `min_area` (share of the picture) are coloured but not named.
     """
     drawing = drawing if isinstance(drawing, Drawing) else Drawing.of_prediction(drawing)
-    canvas = _enlarged_image(image, scale)
+    canvas = np.asarray(enlarged(image, scale))
     segment_map = _enlarged_map(drawing.segment_map, scale)
+    drawing = replace(drawing, segment_map=segment_map)
     areas = _areas(segment_map)
     colours = _colours(drawing, areas)
-    picture = _tinted(canvas, segment_map, drawing, colours)
+    picture = _tinted(canvas, drawing, colours)
     _draw_names(picture, segment_map, drawing.marks, areas, colours, min_area)
     return picture
 
@@ -99,9 +94,8 @@ def overlay(
 def side_by_side(image: NDArray[np.uint8], truth: Drawing, prediction: Drawing) -> Image.Image:
     """Image, truth and prediction in a row, with captions; small ones enlarged."""
     scale = enlargement(*image.shape[:2])
-    plain = Image.fromarray(_enlarged_image(image, scale))
-    pictures = [plain, *(overlay(image, one, scale=scale) for one in (truth, prediction))]
-    return panel([pictures], captions=["image", "truth", "prediction"])
+    drawn = (overlay(image, one, scale=scale) for one in (truth, prediction))
+    return panel([[enlarged(image, scale), *drawn]], captions=["image", "truth", "prediction"])
 
 
 def stack(pictures: Sequence[Image.Image], gap: int = 12) -> Image.Image:
@@ -158,11 +152,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def _enlarged_image(image: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    if factor == 1:
-        return np.asarray(image)
+def enlarged(image: NDArray[np.uint8], factor: int) -> Image.Image:
+    """The picture (H, W, 3), a whole number of times as large."""
     size = (image.shape[1] * factor, image.shape[0] * factor)
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    picture = Image.fromarray(image)
+    return picture if factor == 1 else picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def _enlarged_map(segment_map: NDArray[np.integer], factor: int) -> NDArray[np.integer]:
@@ -202,25 +196,10 @@ def _areas(segment_map: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 def _colours(drawing: Drawing, areas: NDArray[np.int64]) -> dict[int, Colour]:
-    """A colour per segment id: by class name, different for each class of the picture; further
-    things of a class get lighter and darker tones."""
+    """A colour per segment id; the largest segments choose first."""
     order = sorted(drawing.marks, key=lambda m: -(areas[m.id] if m.id < len(areas) else 0))
-    of_class: dict[str, int] = {}
-    seen: dict[str, int] = {}
-    colours: dict[int, Colour] = {}
-    for mark in order:
-        if mark.name not in of_class:
-            place = zlib.crc32(mark.name.encode()) % len(PALETTE)
-            free = [
-                (place + step) % len(PALETTE)
-                for step in range(len(PALETTE))
-                if (place + step) % len(PALETTE) not in of_class.values()
-            ]
-            of_class[mark.name] = free[0] if free else place
-        tone = (0.0, 0.3, -0.25, 0.5, -0.4)[seen.get(mark.name, 0) % 5]
-        seen[mark.name] = seen.get(mark.name, 0) + 1
-        colours[mark.id] = _toned(PALETTE[of_class[mark.name]], tone)
-    return colours
+    names = {mark.id: mark.name for mark in order}
+    return colours_of(names, drawing.usual, drawing.segment_map)
 
 
 def _toned(colour: Colour, tone: float) -> Colour:
@@ -230,19 +209,17 @@ def _toned(colour: Colour, tone: float) -> Colour:
     return red, green, blue
 
 
-def _tinted(
-    canvas: NDArray[np.uint8],
-    segment_map: NDArray[np.integer],
-    drawing: Drawing,
-    colours: dict[int, Colour],
-) -> Image.Image:
-    """The canvas with fills and outlines; pixels without a segment stay as they are.
+def _tinted(canvas: NDArray[np.uint8], drawing: Drawing, colours: dict[int, Colour]) -> Image.Image:
+    """The canvas with fills and outlines, and faintly hatched where there is no segment.
 
     What a value becomes is looked up, by the segment and by whether the pixel is inside of it, on
     its edge or on the dark hairline that keeps neighbours of like colour apart.
     """
+    segment_map = drawing.segment_map
     top = int(segment_map.max(initial=0)) + 1
-    colour, opacity = np.zeros((3, top, 3)), np.zeros((3, top))
+    light, dark, every = top, top + 1, top + 2  # lines of the hatch, beside the ids 0..top - 1
+    colour, opacity = np.zeros((3, every, 3)), np.zeros((3, every))
+    colour[:, light], opacity[0, light], opacity[0, dark] = 255, HATCH, HATCH
     for mark in drawing.marks:
         if mark.id < top:
             colour[:, mark.id] = colours[mark.id]
@@ -251,7 +228,9 @@ def _tinted(
     alpha = opacity.reshape(-1, 1, 1)
     mixed = np.arange(256) * (1 - alpha) + colour.reshape(-1, 3, 1) * alpha
     table = np.moveaxis(np.round(mixed).astype(np.uint8), 1, 0).reshape(3, -1)  # of each channel
-    width = max(1, round(math.sqrt(segment_map.size) / 280))
+    side = math.sqrt(segment_map.size)
+    width = max(1, round(side / 280))
+    hatch = _hatch(segment_map, max(8, round(side / 40)), (light, dark))
 
     def tinted(rows: slice) -> NDArray[np.uint8]:
         around = slice(max(0, rows.start - width), rows.stop + width)  # as far as the edges look
@@ -259,11 +238,26 @@ def _tinted(
         near = segment_map[around]
         edges = _differs(near, width, width)[inner].astype(np.int32)
         edges += _differs(near, 1, 0)[inner]
-        first = (segment_map[rows] + edges * top).astype(np.int32) * 256
+        ids = np.where(segment_map[rows] == 0, hatch[rows], segment_map[rows])
+        first = (ids + edges * every).astype(np.int32) * 256
         channels = [np.take(table[c], first + canvas[rows][..., c]) for c in range(3)]
         return np.stack(channels, -1)
 
     return from_strips((segment_map.shape[0], segment_map.shape[1]), tinted)
+
+
+def _hatch(
+    segment_map: NDArray[np.integer], period: int, lines: tuple[int, int]
+) -> NDArray[np.int32]:
+    """(H, W) the first value on diagonals that many pixels apart, the second beside them, else 0;
+    a view of few numbers."""
+    height, width = segment_map.shape
+    diagonals = np.zeros((height + width, period), np.int32).ravel()[: height + width - 1]
+    thick = max(1, period // 10)
+    for number, value in enumerate(lines):
+        for step in range(thick):
+            diagonals[number * thick + step :: period] = value
+    return np.lib.stride_tricks.sliding_window_view(diagonals, width)
 
 
 def _differs(segment_map: NDArray[np.integer], before: int, after: int) -> NDArray[np.bool_]:
@@ -308,22 +302,28 @@ def _draw_names(
     for mark in sorted(named, key=lambda m: areas[m.id]):
         if areas[mark.id] < min_area * segment_map.size:
             continue
-        left, _, right, _ = draw.textbbox((0, 0), mark.text, font=font)
         pad = max(2, int(font.size) // 4)
+        text = _fitting(mark, font, picture.width - 2 * pad - 4)
+        left, _, right, _ = draw.textbbox((0, 0), text, font=font)
         size = (int(right - left) + 2 * pad, int(font.size * 1.1) + pad)
         rect = _place(segment_map == mark.id, size, taken, picture.size)
         taken.append(rect)
         plate = colours[mark.id]
         draw.rounded_rectangle(rect, radius=pad, fill=plate, outline=_toned(plate, -0.55))
         middle = (rect[0] + pad - int(left), (rect[1] + rect[3]) // 2)
-        draw.text(middle, mark.text, _contrast(plate), font=font, anchor="lm")
+        draw.text(middle, text, _contrast(plate), font=font, anchor="lm")
+
+
+def _fitting(mark: Mark, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The name and score, the name alone or its beginning: what has room in so many pixels."""
+    cut = (f"{mark.name[:length]}.." for length in range(len(mark.name) - 1, 0, -1))
+    texts = (mark.text, mark.name, *cut)
+    return next((text for text in texts if font.getlength(text) <= width), mark.name[:1])
 
 
 def _contrast(plate: Colour) -> Colour:
     """Dark or white type, whichever is further from the plate (WCAG relative luminance)."""
-    red, green, blue = ((c / 255) ** 2.2 for c in plate)
-    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
-    return INK if luminance > 0.3 else PAPER
+    return INK if luminance(plate) > 0.3 else PAPER
 
 
 def _place(

@@ -17,7 +17,7 @@ from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import collate
 from concat_cli.core.data.transforms import resize_short
 from concat_cli.core.files import atomic_path
-from concat_cli.core.infer.render import Drawing, Mark, enlargement, overlay, panel
+from concat_cli.core.infer.render import Drawing, Mark, enlarged, enlargement, overlay, panel
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
 from concat_cli.core.train.images import PICTURES, ImageStage, ImageTask, open_image_session
@@ -145,9 +145,10 @@ def preview_row(
 ) -> list[Image]:
     """Image (H, W, 3), annotation, pseudo labels, fused, of class indices (H, W), -1 for none;
     those from `len(names)` on are pseudo classes."""
-    nothing, made = np.full_like(known, -1), np.where(both >= len(names), both, -1)
-    drawings = (label_drawing(each, names) for each in (nothing, known, made, both))
-    return [overlay(image, each, scale=enlargement(*known.shape)) for each in drawings]
+    made = np.where(both >= len(names), both, -1)
+    scale = enlargement(*known.shape)
+    drawings = (label_drawing(each, names) for each in (known, made, both))
+    return [enlarged(image, scale), *(overlay(image, one, scale=scale) for one in drawings)]
 
 
 def label_drawing(labels: NDArray[np.integer], names: Sequence[str]) -> Drawing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -62,6 +63,8 @@ class Own:
     val_json: Annotated[str, _SAME] = ""
     val_labels: Annotated[str, _SAME] = ""
     crowds: Annotated[Crowds, "objects: what has iscrowd is one object."] = Crowds.groups
+    val_share: Annotated[float, "Share of the images cut from train as val, such as 0.1."] = 0.0
+    seed: Annotated[int, "Of --val-share: another one cuts other images."] = 0
     kinds: Annotated[str, 'Kinds, if not as listed: "dog; sky : stuff"; or a file.'] = ""
 
 
@@ -122,11 +125,37 @@ def find(root: Path, **given: Any) -> Source:
         vocabulary = same_categories(parts.values())
     if own.kinds:
         vocabulary = with_kinds(vocabulary, own.kinds, root)
+    if own.val_share:
+        parts, told = _cut(parts, own.val_share, own.seed)
+        notes.append(told)
     layout = named(kind.replace("_", " "), parts.values())
     name = root.resolve().name or "custom"
     notes += [note for one in there.values() for note in one.notes]
     found = Source(name, layout, vocabulary, _TASKS[kind], parts, "all_seen", tuple(notes))
     return replace(found, single=True)
+
+
+def _cut(
+    parts: dict[PartName, SourcePart], share: float, seed: int
+) -> tuple[dict[PartName, SourcePart], str]:
+    """train and val, by a hash of the names: the same on every machine, whatever their order."""
+    if "val" in parts:
+        raise UserError("--val-share cuts val from train, but val is given.", "Leave one out.")
+    items = list(parts["train"].items)
+    number = max(1, round(len(items) * share))
+    if not 0 < share < 1 or number >= len(items):
+        raise UserError(
+            f"--val-share {share:g} cannot be cut from {len(items)} images.",
+            "Give a share between 0 and 1, such as 0.1, of two images or more.",
+        )
+    ranked = sorted(items, key=lambda i: hashlib.sha256(f"{seed} {i.image}".encode()).digest())
+    chosen = {item.image for item in ranked[:number]}
+    cut: dict[PartName, SourcePart] = {
+        name: replace(parts["train"], items=[i for i in items if (i.image in chosen) == is_val])
+        for name, is_val in (("train", False), ("val", True))
+    }
+    told = f"val: {number} of {len(items)} images are cut from train (--val-share, seed {seed})"
+    return cut, told
 
 
 def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
