@@ -227,3 +227,26 @@ def test_places_are_also_seen_from_the_current_folder(
     assert again.vocabulary == report.vocabulary and again.parts == report.parts
     with pytest.raises(UserError, match=r"no folder .*empty/none, and none at .*none"):
         find(root / "empty", images="none")
+
+
+def test_a_share_becomes_val(root: Path) -> None:
+    given = {"images": "photos", "json": "panoptic.json", "labels": "pngs"}
+    whole = find(root, **given).parts["train"].items
+    cuts = [find(root, **given, val_share=0.4, seed=seed) for seed in (0, 0, *range(1, 9))]
+    names = [{name: [i.image for i in p.items] for name, p in c.parts.items()} for c in cuts]
+    assert names[0] == names[1] and len({one["val"][0] for one in names}) == len(list(whole))
+    for one in names:
+        assert sorted(one["train"] + one["val"]) == sorted(item.image for item in whole)
+    assert "val: 1 of 3 images are cut from train" in " ".join(cuts[0].notes)
+    for wrong in (-0.1, 1.0, 0.9):
+        with pytest.raises(UserError, match="cannot be cut from 3 images"):
+            find(root, **given, val_share=wrong)
+    with pytest.raises(UserError, match="val is given"):
+        find(
+            root,
+            **given,
+            val_images="photos",
+            val_json="panoptic.json",
+            val_labels="pngs",
+            val_share=0.4,
+        )
