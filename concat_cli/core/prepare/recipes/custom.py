@@ -150,9 +150,11 @@ def _cut(
         )
     ranked = sorted(items, key=lambda i: hashlib.sha256(f"{seed} {i.image}".encode()).digest())
     chosen = {item.image for item in ranked[:number]}
+    kept = [item for item in items if item.image not in chosen]
+    held = [item for item in items if item.image in chosen]
     cut: dict[PartName, SourcePart] = {
-        name: replace(parts["train"], items=[i for i in items if (i.image in chosen) == is_val])
-        for name, is_val in (("train", False), ("val", True))
+        "train": replace(parts["train"], items=kept),
+        "val": replace(parts["train"], items=held),
     }
     told = f"val: {number} of {len(items)} images are cut from train (--val-share, seed {seed})"
     return cut, told
