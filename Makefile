@@ -42,7 +42,7 @@ demo: $(VENV)/.run ## the whole chain on the built-in world: 25 minutes on two c
 	$(CONCAT) train-cat --name demo
 	$(CONCAT) finetune --name demo
 	$(CONCAT) evaluate --name demo
-	$(CONCAT) predict --name demo --out predictions/demo \
+	$(CONCAT) predict --name demo --scale 4 --out predictions/demo \
 		$$(ls $(DEMO_DATA)/val/*.png | sed -n 1,12p)
 
 test: $(VENV)/.dev ## all tests, at most 10 minutes on two cores
