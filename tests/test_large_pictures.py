@@ -141,8 +141,8 @@ def test_a_large_picture_is_in_memory_alone(
     monkeypatch.setattr(files, "_save", lambda *_: SimpleNamespace(to_json=dict))
     journal: Any = SimpleNamespace(add=add)
     work: Any = files._Work(predictor, paths, names, range(7), None, 1)
-    files._predict_chunks(work, [0], [0], journal)
+    files._predict_chunks(work, [0], [range(7)], journal)
     assert batches == [1, 1, 1, 1, 0, 1, 1]
     monkeypatch.setattr(files, "LARGE", 100_000)
-    files._predict_chunks(work, [0], [0], journal)
+    files._predict_chunks(work, [0], [range(7)], journal)
     assert batches[7:] == [6]
