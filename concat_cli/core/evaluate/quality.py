@@ -110,7 +110,7 @@ class PanopticScore:
         missed = ~crowd
         missed[rows] = False
         # A prediction lying mostly on void, or on the crowd region of its class, is no false alarm.
-        alarm = shared[0, 1:] + _on_crowd(shared, same, crowd) <= 0.5 * pred_areas
+        alarm = shared[0, 1:] + on_crowd(shared, same, crowd) <= 0.5 * pred_areas
         alarm[columns] = False
         classes = self.counts.shape[1]
         own = np.zeros_like(self.counts)
@@ -129,7 +129,7 @@ class PanopticScore:
         return ClassQualities(tp, fp, fn, iou / whole, iou / np.maximum(tp, 1.0), tp / whole)
 
 
-def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> NDArray[np.int64]:
+def on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> NDArray[np.int64]:
     """(M,) pixels of each prediction on the crowd region of its class; of several, the last one,
     as panopticapi does."""
     mine = same & crowd[:, None]  # (N, M)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from concat_cli.core.evaluate.instance import InstanceQuality, InstanceResult
 from concat_cli.core.evaluate.intervals import ImageCounts, Intervals, bootstrap, harmonic
+from concat_cli.core.evaluate.page.findings import Findings
 from concat_cli.core.evaluate.quality import Quality, SemanticQuality, groups
 from concat_cli.core.evaluate.scores import Calibration, Scoring, Tally
 from concat_cli.core.vocabulary import Vocabulary
@@ -82,8 +83,8 @@ class Report:
 
     panoptic: by group (all, seen, unseen, things, stuff, harmonic); semantic and instance: all,
     seen, unseen, harmonic; None = not reported, or no class of the group occurs. `absent`: for each
-    task that was scored the names of reported classes that are in none of its means. `counts` is no
-    part of the JSON.
+    task that was scored the names of reported classes that are in none of its means. `counts` and
+    `findings` are no part of the JSON.
     """
 
     protocol: dict[str, Any]
@@ -98,11 +99,12 @@ class Report:
     calibration: Calibration | None = None
     diagnostics: dict[str, float | None] = field(default_factory=dict[str, float | None])
     counts: ImageCounts | None = None
+    findings: Findings | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that follow `report.schema.json`."""
-        plain = asdict(replace(self, counts=None))
-        del plain["counts"]
+        plain = asdict(replace(self, counts=None, findings=None))
+        del plain["counts"], plain["findings"]
         return json.loads(json.dumps(plain | {"diagnostics": plain["diagnostics"] or None}))
 
 
@@ -156,6 +158,7 @@ def make_report(
         intervals=drawn,
         calibration=calibration,
         counts=tally.each if scoring.counts else None,
+        findings=tally.findings,
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceScore
 from concat_cli.core.evaluate.intervals import ImageCounts, harmonic
+from concat_cli.core.evaluate.page.findings import Findings
 from concat_cli.core.evaluate.quality import (
     BoolArray,
     FloatArray,
@@ -51,6 +52,8 @@ class Scoring:
     save: a folder for the predictions.
     limit: only the first so many images.
     counts: keep the counts of every image in `Report.counts`.
+    look: gather what a report page shows in `Report.findings`.
+    pictures: of files, the folder of the images that a report page shows.
     check: UserError where the truth is next to nothing.
     force: also report a split whose unseen classes the weights were trained on, and names with
         words that the built-in CLIP never saw.
@@ -66,6 +69,8 @@ class Scoring:
     save: Path | None = None
     limit: int | None = None
     counts: bool = False
+    look: bool = False
+    pictures: Path | None = None
     check: bool = True
     force: bool = False
 
@@ -116,6 +121,7 @@ class Tally:
         keep: bool = False,
         offsets: Sequence[float] = (),
     ) -> None:
+        self.findings: Findings | None = None  # of a report page, where one is made
         self.panoptic, self.semantic = PanopticScore(classes), SemanticScore(classes)
         self.instance, self.masks = InstanceScore(), MaskScore(classes)
         self.sweep = {one: (PanopticScore(classes), SemanticScore(classes)) for one in offsets}
@@ -170,6 +176,8 @@ class Tally:
             self.sweep[offset][0].counts += panoptic.counts
             self.sweep[offset][1].matrix += semantic.matrix
         self.each.merge(other.each)
+        if self.findings is not None and other.findings is not None:
+            self.findings.merge(other.findings)
         self.clock = {name: max(value, other.clock[name]) for name, value in self.clock.items()}
 
 
