@@ -20,6 +20,9 @@ from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.map_pairs import Counted, Drawn, count_pair, forks, in_order
 from concat_cli.core.evaluate.official import ask_official, need_official
+from concat_cli.core.evaluate.page.findings import Findings
+from concat_cli.core.evaluate.page.outcomes import Overlap
+from concat_cli.core.evaluate.page.photos import Photos
 from concat_cli.core.evaluate.pairing import Match, Side, pair
 from concat_cli.core.evaluate.panoptic_json import (
     FORMAT_HINT,
@@ -118,15 +121,18 @@ def evaluate_files(
     tally = Tally(len(vocabulary), len(truths), TASKS, keep=keep)
     tally.each.names = tuple(names.get(one) or one for one in truths)
     odd = Disagreements()
+    tally.findings = Findings(vocabulary) if scoring.look else None
+    photos = Photos(real_files.json, scoring.pictures) if scoring.look else None
 
-    def count(image_id: str) -> Counted:
+    def drawn(image_id: str) -> tuple[Drawn, Drawn]:
         one, other = truths[image_id], found.by_image[pairs.of_truth[image_id]]
         name = names.get(image_id)
         path = found.files.png(other, others.get(other.image_id) or name)
-        drawn = Drawn(real_files.png(one, name), one, real_files.json)
-        return count_pair(
-            drawn, Drawn(path, other, found.files.json), sizes.get(image_id), rules.as_panopticapi
-        )
+        real_one = Drawn(real_files.png(one, name), one, real_files.json)
+        return real_one, Drawn(path, other, found.files.json)
+
+    def count(image_id: str) -> Counted:
+        return count_pair(*drawn(image_id), sizes.get(image_id), rules.as_panopticapi)
 
     counted = progress.track(in_order(count, truths, forked=forks()), "score", len(truths))
     for number, (one, shared) in enumerate(zip(truths.values(), counted, strict=True)):
@@ -140,6 +146,16 @@ def evaluate_files(
         if areas is not None:  # the last one stands for the pixels that the JSON does not list
             labels, crowd = np.append(labels, -1), np.append(crowd, True)
         tally.add_shared(number, shared.pixels, theirs, (labels, crowd), areas)
+        if tally.findings is not None and photos is not None:
+            name = names.get(one.image_id)
+            tally.findings.add(
+                number,
+                name or one.image_id,
+                Overlap(shared.pixels, labels, crowd, theirs, areas),
+                lambda key=one.image_id, name=name: photos.picture(*drawn(key), name),
+            )
+    if photos is not None:
+        photos.tell(progress)
     for line in odd.lines(rules):
         progress.say(line)
     report = make_report(

@@ -16,7 +16,16 @@ from concat_cli.core.data.dataset import PanopticDataset, Sample, keep_segments
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import true_instances
-from concat_cli.core.evaluate.quality import BoolArray, IntArray, class_map, mask_ious
+from concat_cli.core.evaluate.page.findings import Findings
+from concat_cli.core.evaluate.page.outcomes import Overlap
+from concat_cli.core.evaluate.page.pictures import picture_of
+from concat_cli.core.evaluate.quality import (
+    BoolArray,
+    IntArray,
+    class_map,
+    mask_ious,
+    overlaps,
+)
 from concat_cli.core.evaluate.report import Report, make_report
 from concat_cli.core.evaluate.scores import (
     NO_SWEEP,
@@ -71,6 +80,8 @@ def evaluate_model(
     )
     if keep:
         whole.each.names = tuple(one.file_name for one in islice(dataset.records, count))
+    if scoring.look:
+        whole.findings, tally.findings = (Findings(dataset.vocabulary) for _ in range(2))
     saver = None
     if scoring.save is not None:
         saver = Saver(scoring.save, predictor.vocabulary, share.rank)
@@ -182,6 +193,8 @@ class Scorer:
         results = self.predictor.panoptic(raw)
         for number, sample, result in zip(numbers, samples, results, strict=True):
             self.tally.add_panoptic(number, self._segments(result), truth_of(sample))
+            scores = [segment.score for segment in result.segments]
+            self._look(number, sample, self._segments(result), scores)
             if self.saver is not None:
                 entries = segment_entries(result.segments, self.predictor.vocabulary)
                 image = sample.image_id, sample.file_name
@@ -191,11 +204,38 @@ class Scorer:
         labels = [segment.class_index for segment in found.segments]
         return found.panoptic_map, self.to_truth[np.array(labels, np.int64)]
 
+    def _look(
+        self,
+        number: int,
+        sample: Sample,
+        found: tuple[IntArray, IntArray],
+        scores: Sequence[float] = (),
+    ) -> None:
+        """Adds an image to what a report page shows, where one is made. Where no segments are
+        scored, all that is of one class is one segment, in the truth as well."""
+        findings = self.tally.findings
+        if findings is None:
+            return
+        (real, labels, crowd), (segment_map, named) = truth_of(sample), found
+        if "panoptic" not in self.tasks:
+            real, labels = _regions(class_map(real, labels))
+            crowd = np.zeros(len(labels), bool)
+        shared = overlaps(real, segment_map, len(labels), len(named))
+        findings.add(
+            number,
+            sample.file_name,
+            Overlap(shared, labels, crowd, named),
+            lambda: picture_of(sample.image, real, segment_map),
+            scores,
+        )
+
     def _score_semantic(self, raw: Raw, numbers: Sequence[int], samples: Sequence[Sample]) -> None:
         maps = self.predictor.semantic(raw)
         for number, sample, found in zip(numbers, samples, maps, strict=True):
             truth = class_map(sample.segment_map, sample.labels)
             self.tally.add_semantic(number, self.to_truth[found], truth)
+            if "panoptic" not in self.tasks:
+                self._look(number, sample, _regions(self.to_truth[found]))
             if self.saver is not None:
                 self.saver.semantic(found, self.names[number])
 
@@ -230,6 +270,14 @@ def truth_indices(candidates: Vocabulary, vocabulary: Vocabulary) -> NDArray[np.
             "Let it name the data set's classes: Predictor.load(weights, info.vocabulary).",
         )
     return np.array([vocabulary.index_of_name[name] for name in candidates.names], np.int64)
+
+
+def _regions(named: IntArray) -> tuple[IntArray, IntArray]:
+    """A class map (H, W), -1 = none, as a map of segments, one for each class, and their labels."""
+    labels, places = np.unique(named, return_inverse=True)
+    places = places.reshape(named.shape)  # flat in NumPy 1 and 2.1 on
+    none = int(labels[:1].tolist() == [-1])
+    return places + 1 - none, labels[none:]
 
 
 def truth_of(sample: Sample) -> tuple[IntArray, IntArray, BoolArray]:
