@@ -24,6 +24,7 @@ from concat_cli.commands.evaluate import evaluate
 from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog, say_repeats
 from concat_cli.commands.predict import predict
+from concat_cli.commands.report import report
 from concat_cli.commands.texts import texts
 from concat_cli.console import LAUNCHED, rank, show_error, shown
 from concat_cli.core.errors import UserError
@@ -99,6 +100,7 @@ _COMMANDS = {
     "predict": predict,
     **train.training_commands(),
     "evaluate": evaluate,
+    "report": report,
     "compare": compare,
     "export": export,
     "texts": texts,

@@ -22,17 +22,18 @@ from concat_cli.commands.options import (
     with_options,
 )
 from concat_cli.commands.report_view import show_classes, show_report
-from concat_cli.console import Console, relative
+from concat_cli.console import Console, rank, relative
 from concat_cli.core.errors import UserError
 
 if TYPE_CHECKING:
     from concat_cli.core.evaluate.scores import Scoring
 
 _FILES = "Existing files"
+DRAWS = 1000  # of the images, for the intervals of a page
 _OF_WEIGHTS = ("overrides", "save", "name", "weights", "device", "dry_run", "force")
 _OF_FILES = (
     "predictions_dir", "truth_dir", "classes", "class_split", "match", "kinds",
-    "as_panopticapi",
+    "as_panopticapi", "pictures",
 )  # fmt: skip
 
 
@@ -55,7 +56,10 @@ class Options:
     bootstraps: Annotated[
         int,
         typer.Option(
-            "--bootstrap", min=0, metavar="N", help="95% intervals from N draws of the images."
+            "--bootstrap",
+            min=0,
+            metavar="N",
+            help="95% intervals from N draws of the images. With --report 1000.",
         ),
     ] = 0
     force: Annotated[
@@ -74,6 +78,9 @@ class Options:
     ] = False
     per_class: PerClass = False
     as_json: Json = False
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write a page to look at.")
+    ] = None
     save: Annotated[Path | None, typer.Option(help="Also write the predictions there.")] = None
     name: RunName = None
     weights: WeightsFile = None
@@ -97,6 +104,10 @@ class Options:
             help="--predictions and --truth are folders of semantic PNGs; their classes by value.",
             rich_help_panel=_FILES,
         ),
+    ] = None
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=_FILES),
     ] = None
     class_split: Annotated[
         str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
@@ -128,7 +139,10 @@ class Options:
         from concat_cli.core.evaluate.scores import Scoring
 
         own = {one.name for one in fields(Scoring)}
-        return Scoring(**{name: value for name, value in vars(self).items() if name in own})
+        given = {name: value for name, value in vars(self).items() if name in own}
+        if self.report is not None:
+            given |= {"look": True, "bootstraps": self.bootstraps or DRAWS}
+        return Scoring(**given)
 
     def check(self, files: bool) -> None:
         """UserError for an option that would do nothing, of files or of weights."""
@@ -146,7 +160,22 @@ class Options:
 @with_options(Options)
 def evaluate(options: Options) -> None:
     """Score weights, or existing predictions."""
+    score(options)
+
+
+def score(options: Options) -> None:
+    """Scores as the options say, shows the figures, and writes the page if one is asked for."""
     console, scoring = Console(json_only=options.as_json), options.scoring()
+    title, run = "", None
+    if options.report is not None:
+        from concat_cli.core.evaluate.page.make import check_page
+
+        check_page(options.report)
+        if options.classes is not None:
+            what = "A page shows segments; semantic PNGs hold none."
+            raise UserError(what, "Leave --report out.")
+    elif options.pictures is not None:
+        raise UserError("--pictures are shown by --report alone.", "Add --report FILE.html.")
     if options.predictions is not None or options.truth is not None:
         if options.predictions is None or options.truth is None:
             raise UserError("--predictions and --truth belong together.", "Give both.")
@@ -162,6 +191,7 @@ def evaluate(options: Options) -> None:
             scoring,
             console.progress,
         )
+        title = options.predictions.name
     else:
         options.check(files=False)
         from concat_cli.core.evaluate.weights import evaluate_weights
@@ -176,13 +206,19 @@ def evaluate(options: Options) -> None:
         report = evaluate_weights(
             found.path, keys, scoring, device=place, share=share, progress=console.progress
         )
+        title, run = relative(found.path), found.path
+    if options.report is not None and rank() == 0:
+        from concat_cli.core.evaluate.page.make import run_of, write_page
+
+        write_page(report, options.report, title, run and run_of(run))
     if options.as_json:
         return console.json(report.to_json())
     show_report(console, report)
     if options.per_class:
         show_classes(console, report)
-    if options.save is not None:
-        console.done({"predictions": relative(options.save)})
+    written = {"predictions": options.save, "page": options.report}
+    if any(written.values()):
+        console.done({what: relative(path) for what, path in written.items() if path is not None})
 
 
 def _show_plan(console: Console, weights: Path, keys: Sequence[str], scoring: Scoring) -> None:

@@ -98,6 +98,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command, but for those of recipes
         "concat evaluate --weights photos data.root=data/ade",
         "concat evaluate --predictions scores/panoptic.json "
         "--truth data/shapes/annotations/panoptic_val.json",
+        "concat evaluate --predictions scores/panoptic.json "
+        "--truth data/shapes/annotations/panoptic_val.json --report page.html",
+    ),
+    "report": (
+        "concat report",
+        "concat report --name demo --out demo.html",
     ),
     "predict": (
         'concat predict photo.jpg --classes "dog; cat, kitten; grass : stuff" --weights photos',
