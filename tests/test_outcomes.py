@@ -62,9 +62,7 @@ rows = st.text("012345", min_size=40, max_size=40)
 @given(rows, rows, st.integers(0, 5))
 def test_the_sums_are_those_of_pq(truth, found, seed):
     rng = np.random.default_rng(seed)
-    image = overlap(
-        truth, found, rng.integers(0, 3, 9), rng.integers(0, 3, 9), rng.random(9) < 0.2
-    )
+    image = overlap(truth, found, rng.integers(0, 3, 9), rng.integers(0, 3, 9), rng.random(9) < 0.2)
     score, findings = PanopticScore(3), Findings(VOCABULARY)
     score.add_shared(image.shared, image.named, image.labels, image.crowd)
     findings.add(0, "x", image, lambda: NOTHING)

@@ -94,9 +94,7 @@ class Findings:
         self.confusion.update(pairs)
         for kind in range(len(OUTCOMES)):
             on_truth = kind < HALLUCINATED
-            one, labels = (
-                (outcome.true, image.labels) if on_truth else (outcome.found, image.named)
-            )
+            one, labels = (outcome.true, image.labels) if on_truth else (outcome.found, image.named)
             self.outcomes[kind] += np.bincount(labels[one == kind], minlength=classes)
         whole = max(1, int(image.shared.sum()))
         true, found = (

@@ -87,9 +87,7 @@ def page_data(report: Report, title: str, training: Sequence[Training] = ()) -> 
             "sizes": _sizes(found),
             "confusion": _confusion(found),
             "worst": [_image(one) for one in found.worst],
-            "best": [
-                _image(one) for one in found.best if one.number not in _numbers(found.worst)
-            ],
+            "best": [_image(one) for one in found.best if one.number not in _numbers(found.worst)],
         }
     return data
 

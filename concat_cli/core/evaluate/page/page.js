@@ -12,7 +12,7 @@ function el(tag, props = {}, ...children) {
     else if (key === "style") Object.assign(node.style, value);
     else node.setAttribute(key, value === true ? "" : value);
   }
-  node.append(...children.flat().filter((one) => one !== null && one !== undefined));
+  node.append(...children.flat(Infinity).filter((one) => one !== null && one !== undefined));
   return node;
 }
 const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1));
@@ -104,11 +104,11 @@ function figures() {
 function classes() {
   const has = (key) => data.classes.some((row) => row[key] !== null && row[key] !== undefined);
   const divided = has("seen");
-  const rows = data.classes.map((row) => ({ ...row, split: row.seen === null ? "" : row.seen ? "seen" : "unseen",
+  const rows = data.classes.map((row) => ({ ...row, group: row.seen === null ? "" : row.seen ? "seen" : "unseen",
     kind: row.thing ? "thing" : "stuff" }));
   const columns = [
     { title: "class", key: "name", text: true, show: (r) => el("span", { class: "name" }, r.name) },
-    divided && { title: "split", key: "split", text: true, show: (r) => el("span", { class: `tag ${r.split}` }, r.split) },
+    divided && { title: "seen", key: "group", text: true, show: (r) => el("span", { class: `tag ${r.group}` }, r.group) },
     { title: "kind", key: "kind", text: true, show: (r) => r.kind },
     ...[["PQ", "pq"], ["IoU", "iou"], ["AP", "ap"]].filter(([, k]) => has(k)).map(([title, key]) =>
       ({ title, key, show: (r) => bar(r[key]) })),
@@ -126,7 +126,7 @@ function classes() {
     const text = search.value.trim().toLowerCase();
     let shown = 0;
     for (const { row, node } of table.made) {
-      const fits = row.name.toLowerCase().includes(text) && ["all", row.split].includes(split.value) &&
+      const fits = row.name.toLowerCase().includes(text) && ["all", row.group].includes(split.value) &&
         ["all", row.kind].includes(kind.value);
       node.hidden = !fits;
       shown += fits;

@@ -67,7 +67,9 @@ def _shrunk(values: NDArray[np.integer], side: int) -> NDArray[np.integer]:
     if longest <= side:
         return values
     rows, columns = (
-        ((np.arange(max(1, n * side // longest)) + 0.5) * n / max(1, n * side // longest)).astype(int)
+        ((np.arange(max(1, n * side // longest)) + 0.5) * n / max(1, n * side // longest)).astype(
+            int
+        )
         for n in values.shape
     )
     return values[rows[:, None], columns]
