@@ -278,7 +278,8 @@ def test_in_a_browser(browser, page):
     assert len(texts(browser, names)) == 3
 
     pointed = browser.execute_script("""
-        const canvas = document.querySelector("#images canvas"), box = canvas.getBoundingClientRect();
+        const canvas = document.querySelector("#images canvas");
+        const box = canvas.getBoundingClientRect();
         const said = canvas.closest("figure").querySelector("[role=status]"), found = new Set();
         for (let y = 1; y < box.height; y += 2) for (let x = 1; x < box.width; x += 2) {
           const at = { clientX: box.left + x, clientY: box.top + y };

@@ -1,4 +1,4 @@
-"""Loss curves, scores on dev and the newest preview of each stage of a run, as a page shows them."""
+"""Curves of losses and dev scores, and the newest preview, of each stage of a run."""
 
 from __future__ import annotations
 

@@ -97,10 +97,8 @@ class Findings:
             one, labels = (outcome.true, image.labels) if on_truth else (outcome.found, image.named)
             self.outcomes[kind] += np.bincount(labels[one == kind], minlength=classes)
         whole = max(1, int(image.shared.sum()))
-        true, found = (
-            np.searchsorted(SIZES, areas / whole, side="right")
-            for areas in (image.shared[1:].sum(1), image.shared[:, 1:].sum(0))
-        )
+        true = np.searchsorted(SIZES, image.shared[1:].sum(1) / whole, side="right")
+        found = np.searchsorted(SIZES, image.shared[:, 1:].sum(0) / whole, side="right")
         bins, rows = self.sizes.shape[1], outcome.matches[0]
         self.sizes[0] += np.bincount(true[rows], outcome.iou[outcome.matches], bins)
         self.sizes[1] += np.bincount(true[rows], minlength=bins)

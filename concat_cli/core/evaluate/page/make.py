@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,11 @@ def _sizes(found: Findings) -> list[Plain]:
     """PQ over all segments of a size at once."""
     borders = [f"{100 * one:g}%" for one in SIZES]
     labels = [f"below {borders[0]}"]
-    labels += [f"{a} to {b}" for a, b in zip(borders, borders[1:], strict=False)]
+    labels += [f"{a} to {b}" for a, b in pairwise(borders)]
+    labels += [f"{borders[-1]} and more"]
     rows: list[Plain] = []
-    for label, (iou, tp, fp, fn) in zip(
-        [*labels, f"{borders[-1]} and more"], found.sizes.T.tolist(), strict=True
-    ):
+    for label, counts in zip(labels, found.sizes.T, strict=True):
+        iou, tp, fp, fn = (float(one) for one in counts)
         whole = tp + fp / 2 + fn / 2
         row = {"label": label, "tp": int(tp), "fp": int(fp), "fn": int(fn)}
         rows.append(row | {"pq": _rounded(iou / whole) if whole else None})

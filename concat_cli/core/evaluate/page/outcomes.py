@@ -82,9 +82,9 @@ def outcome_of(image: Overlap) -> Outcome:
     iou = inner / np.maximum(areas[:, None] + sizes - inner - void, 1)
     iou[crowd] = 0
     inner[crowd] = 0
-    matches = np.nonzero(same & (iou > FITS))
+    rows, columns = np.nonzero(same & (iou > FITS))
     alarms = void + on_crowd(shared, same, crowd) <= 0.5 * sizes
-    alarms[matches[1]] = False
+    alarms[columns] = False
 
     fits, best = iou > FITS, iou > TOUCHES
     pieces = (inner > MOSTLY * np.maximum(sizes - void, 1)) & ~fits.any(0)  # lie mostly inside of
@@ -114,4 +114,4 @@ def outcome_of(image: Overlap) -> Outcome:
         (RIGHT, right.any(0)),
     ):
         found[where] = value
-    return Outcome(true, found, iou, matches, alarms)
+    return Outcome(true, found, iou, (rows, columns), alarms)

@@ -7,9 +7,9 @@ from typing import Any
 from concat_cli.core.evaluate.report import Report
 
 _MODES = {
-    "transductive": "Transductive: the names of unseen classes were known in training, their labels "
-    "and masks were not.",
-    "inductive": "Inductive: nothing of unseen classes was known in training, not even their names.",
+    "transductive": "Transductive: the names of unseen classes were known in training, their "
+    "labels and masks were not.",
+    "inductive": "Inductive: nothing of unseen classes was known in training, not even the names.",
 }
 
 
@@ -49,8 +49,8 @@ def sentences(report: Report) -> list[str]:
         )
     if overlap := facts.get("overlap"):
         lines.append(
-            f"This is another list of classes than the weights'; labels of {overlap['count']} of its "
-            f"{overlap['of']} classes were trained on, by name."
+            "This is another list of classes than the weights'; labels of "
+            f"{overlap['count']} of its {overlap['of']} classes were trained on, by name."
         )
     if facts.get("seen_offset"):
         lines.append(f"{facts['seen_offset']:.3g} is taken off the logits of seen classes.")
@@ -58,8 +58,8 @@ def sentences(report: Report) -> list[str]:
         lines.append("As panopticapi counts, the truth's areas are those of its JSON.")
     if report.intervals is not None:
         lines.append(
-            f"Intervals are of {100 * report.intervals.level:.0f}%: the {report.images} images were "
-            f"drawn again {report.intervals.repeats} times. They say how much a figure hangs on "
-            "which images these were, and nothing of other training runs."
+            f"Intervals are of {100 * report.intervals.level:.0f}%: the {report.images} images "
+            f"were drawn again {report.intervals.repeats} times. They say how much a figure hangs "
+            "on which images these were, and nothing of other training runs."
         )
     return lines
