@@ -18,7 +18,7 @@ PIL huggingface_hub matplotlib numpy open_clip pandas pycocotools safetensors sc
 torchvision tqdm transformers
 """
 ORDER = """predict weights prepare-data train-con train-cat finetune train-zegformer train-clip-zss
-    evaluate compare export texts doctor""".split()  # in which one comes to use them
+    evaluate report compare export texts doctor""".split()  # in which one comes to use them
 
 
 @pytest.fixture(autouse=True)

@@ -242,6 +242,9 @@ class _Lines:
         """A line."""
         self.say(text)
 
+    def figures(self, folder: Path, row: dict[str, object]) -> None:
+        """Nothing: no stage writes any here."""
+
 
 def main() -> None:
     """The command line; see the module's docstring."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -438,7 +438,7 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         new = module.state_dict()
         moving = [key for key, value in new.items() if value.is_floating_point()]
-        move: Any = get_ema_multi_avg_fn(decay)  # (averages, newest values, a number not read)
+        move = cast("Callable[..., None]", get_ema_multi_avg_fn(decay))
         move([self.state[key] for key in moving], [new[key] for key in moving], self.updates)
         for key in new.keys() - set(moving):
             self.state[key].copy_(new[key])

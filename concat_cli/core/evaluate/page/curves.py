@@ -77,7 +77,8 @@ def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
 def _opened(path: Path) -> bytes | None:
     """The picture; None where it is damaged, as one is that a kill cut off."""
     try:
-        with Image.open(path) as image:
-            return webp(image, PREVIEW, PREVIEW_BYTES)
+        opened: Image.Image = Image.open(path)
+        with opened:
+            return webp(opened, PREVIEW, PREVIEW_BYTES)
     except BROKEN:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,9 +97,11 @@ class Findings:
             on_truth = kind < HALLUCINATED
             one, labels = (outcome.true, image.labels) if on_truth else (outcome.found, image.named)
             self.outcomes[kind] += np.bincount(labels[one == kind], minlength=classes)
-        whole = max(1, int(image.shared.sum()))
-        true = np.searchsorted(SIZES, image.shared[1:].sum(1) / whole, side="right")
-        found = np.searchsorted(SIZES, image.shared[:, 1:].sum(0) / whole, side="right")
+        shared: Any = image.shared
+        borders: Any = np.asarray(SIZES)
+        whole = max(1, int(shared.sum()))
+        true = borders.searchsorted(shared[1:].sum(1) / whole, side="right")
+        found = borders.searchsorted(shared[:, 1:].sum(0) / whole, side="right")
         bins, rows = self.sizes.shape[1], outcome.matches[0]
         self.sizes[0] += np.bincount(true[rows], outcome.iou[outcome.matches], bins)
         self.sizes[1] += np.bincount(true[rows], minlength=bins)

@@ -145,8 +145,9 @@ def _sizes(found: Findings) -> list[Plain]:
     labels += [f"{a} to {b}" for a, b in pairwise(borders)]
     labels += [f"{borders[-1]} and more"]
     rows: list[Plain] = []
-    for label, counts in zip(labels, found.sizes.T, strict=True):
-        iou, tp, fp, fn = (float(one) for one in counts)
+    sizes: Any = found.sizes
+    counts: list[list[float]] = sizes.T.tolist()
+    for label, (iou, tp, fp, fn) in zip(labels, counts, strict=True):
         whole = tp + fp / 2 + fn / 2
         row = {"label": label, "tp": int(tp), "fp": int(fp), "fn": int(fn)}
         rows.append(row | {"pq": _rounded(iou / whole) if whole else None})
