@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from concat_cli.core.data.image_io import BROKEN
+from concat_cli.core.data.image_io import BROKEN, open_image
+from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.page.pictures import webp
 from concat_cli.core.runs import StageDir
 
@@ -77,8 +77,7 @@ def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
 def _opened(path: Path) -> bytes | None:
     """The picture; None where it is damaged, as one is that a kill cut off."""
     try:
-        opened: Image.Image = Image.open(path)
-        with opened:
-            return webp(opened, PREVIEW, PREVIEW_BYTES)
-    except BROKEN:
+        with closing(open_image(path)) as image:
+            return webp(image, PREVIEW, PREVIEW_BYTES)
+    except (UserError, *BROKEN):
         return None

@@ -97,16 +97,22 @@ class Findings:
             on_truth = kind < HALLUCINATED
             one, labels = (outcome.true, image.labels) if on_truth else (outcome.found, image.named)
             self.outcomes[kind] += np.bincount(labels[one == kind], minlength=classes)
-        shared: Any = image.shared
-        borders: Any = np.asarray(SIZES)
-        whole = max(1, int(shared.sum()))
-        true = borders.searchsorted(shared[1:].sum(1) / whole, side="right")
-        found = borders.searchsorted(shared[:, 1:].sum(0) / whole, side="right")
+        true, found = (
+            _sizes(image.shared[1:].sum(1), image),
+            _sizes(image.shared[:, 1:].sum(0), image),
+        )
         bins, rows = self.sizes.shape[1], outcome.matches[0]
         self.sizes[0] += np.bincount(true[rows], outcome.iou[outcome.matches], bins)
         self.sizes[1] += np.bincount(true[rows], minlength=bins)
         self.sizes[2] += np.bincount(found[outcome.alarms], minlength=bins)
         self.sizes[3] += np.bincount(true[outcome.misses], minlength=bins)
+
+
+def _sizes(areas: NDArray[np.int64], image: Overlap) -> NDArray[np.int64]:
+    """The class of size of each area: how many of the borders it reaches."""
+    shares = areas / max(1, int(image.shared.sum()))
+    reached: NDArray[np.bool_] = shares[:, None] >= np.array(SIZES)
+    return reached.sum(1)
 
 
 def _wanted(kept: Sequence[Shown], key: tuple[float, int], sign: int = 1) -> bool:

@@ -145,9 +145,8 @@ def _sizes(found: Findings) -> list[Plain]:
     labels += [f"{a} to {b}" for a, b in pairwise(borders)]
     labels += [f"{borders[-1]} and more"]
     rows: list[Plain] = []
-    sizes: Any = found.sizes
-    counts: list[list[float]] = sizes.T.tolist()
-    for label, (iou, tp, fp, fn) in zip(labels, counts, strict=True):
+    for number, label in enumerate(labels):
+        iou, tp, fp, fn = (float(found.sizes[row, number]) for row in range(4))
         whole = tp + fp / 2 + fn / 2
         row = {"label": label, "tp": int(tp), "fp": int(fp), "fn": int(fn)}
         rows.append(row | {"pq": _rounded(iou / whole) if whole else None})
