@@ -74,8 +74,8 @@ def count_pair(
     real = read_id_png(truth.png) if as_panopticapi else _read(truth, size)
     shape = (real.shape[0], real.shape[1])
     values, others, lengths = joint_runs(real, _read(found, shape))
-    rows, strange = _numbered(values, truth, as_panopticapi, LOOSELY)
-    columns, _ = _numbered(others, found, False)
+    rows, strange = numbered(values, truth, as_panopticapi, LOOSELY)
+    columns, _ = numbered(others, found, False)
     height = len(truth.listed.segments_info) + 1 + as_panopticapi
     width = len(found.listed.segments_info) + 1
     pixels = np.bincount(rows * width + columns, lengths, height * width).astype(np.int64)
@@ -162,7 +162,7 @@ def _read(one: Drawn, size: tuple[int, int]) -> NDArray[np.int32]:
     return found
 
 
-def _numbered(
+def numbered(
     values: NDArray[np.int32], one: Drawn, loose: bool, hint: str = ""
 ) -> tuple[NDArray[np.int64], int]:
     """Numbers for the ids of runs, 0 = void and i+1 = segment i, and how many ids only the PNG has.

@@ -101,23 +101,13 @@ class PanopticScore:
     ) -> FloatArray:
         """`add` of an image by its `overlaps`."""
         crowd = np.zeros(len(truth_labels), bool) if truth_crowd is None else truth_crowd
-        pred_areas = shared[:, 1:].sum(0)
-        areas = shared[1:].sum(1) if truth_areas is None else truth_areas
-        same = truth_labels[:, None] == pred_labels[None, :]  # (N, M)
-        union = areas[:, None] + pred_areas[None, :] - shared[1:, 1:] - shared[:1, 1:]
-        iou = np.where(union > 0, shared[1:, 1:] / np.where(union > 0, union, 1), 0.0)
-        rows, columns = np.nonzero(same & ~crowd[:, None] & (iou > 0.5))
-        missed = ~crowd
-        missed[rows] = False
-        # A prediction lying mostly on void, or on the crowd region of its class, is no false alarm.
-        alarm = shared[0, 1:] + on_crowd(shared, same, crowd) <= 0.5 * pred_areas
-        alarm[columns] = False
-        classes = self.counts.shape[1]
+        found = matching(shared, pred_labels, truth_labels, crowd, truth_areas)
+        rows, classes = found.pairs[0], self.counts.shape[1]
         own = np.zeros_like(self.counts)
-        own[0] = np.bincount(truth_labels[rows], iou[rows, columns], classes)
+        own[0] = np.bincount(truth_labels[rows], found.iou[found.pairs], classes)
         own[1] = np.bincount(truth_labels[rows], minlength=classes)
-        own[2] = np.bincount(pred_labels[alarm], minlength=classes)
-        own[3] = np.bincount(truth_labels[missed], minlength=classes)
+        own[2] = np.bincount(pred_labels[found.alarms], minlength=classes)
+        own[3] = np.bincount(truth_labels[found.missed], minlength=classes)
         self.counts += own
         return own
 
@@ -129,7 +119,43 @@ class PanopticScore:
         return ClassQualities(tp, fp, fn, iou / whole, iou / np.maximum(tp, 1.0), tp / whole)
 
 
-def on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class Matching:
+    """What PQ makes of an image's N true and M predicted segments.
+
+    iou (N, M), also of unlike classes and of crowds. pairs: rows and columns of the true positives.
+    alarms (M,): the false positives; missed (N,): the false negatives.
+    """
+
+    iou: FloatArray
+    pairs: tuple[NDArray[np.intp], NDArray[np.intp]]
+    alarms: BoolArray
+    missed: BoolArray
+
+
+def matching(
+    shared: NDArray[np.int64],
+    pred_labels: IntArray,
+    truth_labels: IntArray,
+    crowd: BoolArray,
+    truth_areas: FloatArray | None = None,
+) -> Matching:
+    """Matches an image's segments by its `overlaps`; arguments as of `PanopticScore.add`."""
+    pred_areas = shared[:, 1:].sum(0)
+    areas = shared[1:].sum(1) if truth_areas is None else truth_areas
+    same = truth_labels[:, None] == pred_labels[None, :]  # (N, M)
+    union = areas[:, None] + pred_areas[None, :] - shared[1:, 1:] - shared[:1, 1:]
+    iou = np.where(union > 0, shared[1:, 1:] / np.where(union > 0, union, 1), 0.0)
+    rows, columns = np.nonzero(same & ~crowd[:, None] & (iou > 0.5))
+    missed = ~crowd
+    missed[rows] = False
+    # A prediction lying mostly on void, or on the crowd region of its class, is no false alarm.
+    alarms = shared[0, 1:] + _on_crowd(shared, same, crowd) <= 0.5 * pred_areas
+    alarms[columns] = False
+    return Matching(iou, (rows, columns), alarms, missed)
+
+
+def _on_crowd(shared: NDArray[np.int64], same: BoolArray, crowd: BoolArray) -> NDArray[np.int64]:
     """(M,) pixels of each prediction on the crowd region of its class; of several, the last one,
     as panopticapi does."""
     mine = same & crowd[:, None]  # (N, M)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from concat_cli.core.evaluate.quality import BoolArray, FloatArray, IntArray, on_crowd
+from concat_cli.core.evaluate.quality import BoolArray, FloatArray, IntArray, matching
 
 FITS, TOUCHES, MOSTLY = 0.5, 0.1, 0.5  # IoU of a match, and of one that is loose; share of an area
 OUTCOMES = ("right", "misnamed", "merged", "split", "loose", "missed", "hallucinated", "ignored")
@@ -49,7 +49,8 @@ class Outcome:
     """What became of an image's segments.
 
     true (N,), found (M,): indices into OUTCOMES; -1: a crowd. iou (N, M): 0 for crowds. matches:
-    rows and columns of what PQ counts as true positives; alarms (M,): as false ones.
+    rows and columns of what PQ counts as true positives; alarms (M,): as false ones; misses (N,):
+    as false negatives.
     """
 
     true: NDArray[np.int64]
@@ -57,13 +58,7 @@ class Outcome:
     iou: FloatArray
     matches: tuple[NDArray[np.intp], NDArray[np.intp]]
     alarms: BoolArray
-
-    @property
-    def misses(self) -> BoolArray:
-        """(N,) what PQ counts as false negatives."""
-        missed = self.true >= 0
-        missed[self.matches[0]] = False
-        return missed
+    misses: BoolArray
 
     @property
     def score(self) -> float | None:
@@ -79,12 +74,9 @@ def outcome_of(image: Overlap) -> Outcome:
     inner, void, sizes = shared[1:, 1:].astype(float), shared[0, 1:], shared[:, 1:].sum(0)
     areas = shared[1:].sum(1).astype(float) if image.areas is None else image.areas
     same = image.labels[:, None] == image.named[None]  # (N, M)
-    iou = inner / np.maximum(areas[:, None] + sizes - inner - void, 1)
-    iou[crowd] = 0
+    scored = matching(shared, image.named, image.labels, crowd, image.areas)
+    iou = np.where(crowd[:, None], 0.0, scored.iou)
     inner[crowd] = 0
-    rows, columns = np.nonzero(same & (iou > FITS))
-    alarms = void + on_crowd(shared, same, crowd) <= 0.5 * sizes
-    alarms[columns] = False
 
     fits, best = iou > FITS, iou > TOUCHES
     pieces = (inner > MOSTLY * np.maximum(sizes - void, 1)) & ~fits.any(0)  # lie mostly inside of
@@ -114,4 +106,4 @@ def outcome_of(image: Overlap) -> Outcome:
         (RIGHT, right.any(0)),
     ):
         found[where] = value
-    return Outcome(true, found, iou, (rows, columns), alarms)
+    return Outcome(true, found, iou, scored.pairs, scored.alarms, scored.missed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from concat_cli.core.data.image_io import read_id_png, read_image
 from concat_cli.core.data.store import Store, open_store
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.map_pairs import Drawn
+from concat_cli.core.evaluate.map_pairs import Drawn, numbered
 from concat_cli.core.evaluate.page.pictures import Picture, picture_of
 from concat_cli.core.progress import Progress
 
@@ -72,8 +72,6 @@ def _guessed(truth: Path) -> Iterator[Store]:
 def _numbered(one: Drawn) -> NDArray[np.int64]:
     """The map (H, W) of a PNG: i+1 = segment i of the JSON, 0 = none of them."""
     ids = read_id_png(one.png)
-    listed: Sequence[int] = [segment.id for segment in one.listed.segments_info]
-    known = np.array([0, *listed])
-    order = np.argsort(known)
-    place = np.searchsorted(known[order], ids).clip(max=len(known) - 1)
-    return np.where(known[order][place] == ids, order[place], 0)
+    numbers, _ = numbered(ids.ravel(), one, loose=True)
+    numbers[numbers > len(one.listed.segments_info)] = 0
+    return numbers.reshape(ids.shape)

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from concat_cli.core.data.image_io import runs
+
 SIDE = 480  # of a picture on the page, in pixels
 MOST_BYTES = 60_000  # of a photo
 MOST_RUNS = 8_000  # of a map
@@ -38,13 +40,13 @@ def picture_of(
     side = min(SIDE, max(truth.shape))
     while True:
         maps = [_shrunk(one, side) for one in (truth, found)]
-        runs = [_runs(one) for one in maps]
-        if max(map(len, runs)) <= 2 * MOST_RUNS:
+        truth_runs, found_runs = map(_runs, maps)
+        if max(len(truth_runs), len(found_runs)) <= 2 * MOST_RUNS:
             break
         side = side * 3 // 4
     height, width = maps[0].shape
     small = None if photo is None else webp(Image.fromarray(photo), SIDE, MOST_BYTES)
-    return Picture(small, (height, width), runs[0], runs[1])
+    return Picture(small, (height, width), truth_runs, found_runs)
 
 
 def webp(image: Image.Image, side: int, most: int) -> bytes:
@@ -76,7 +78,4 @@ def _shrunk(values: NDArray[np.integer], side: int) -> NDArray[np.integer]:
 
 
 def _runs(values: NDArray[np.integer]) -> tuple[int, ...]:
-    flat = values.ravel()
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    lengths = np.diff(np.append(starts, flat.size))
-    return tuple(np.stack([flat[starts], lengths], 1).ravel().tolist())
+    return tuple(np.stack(runs(values), 1).ravel().tolist())
