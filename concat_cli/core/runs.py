@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Callable, Generator, Iterable
+import math
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -35,6 +37,25 @@ def relevant_diff(stage: str, before: Config, after: Config) -> list[str]:
     _, wanted = stage_named(stage)
     keys = {line: line.partition(":")[0] for line in diff(before, after)}
     return [line for line, key in keys.items() if key not in HOW_TO_RUN and wanted.reads(key)]
+
+
+def numbers(row: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a row of metrics by name, without its step; on dev as `dev/NAME`."""
+    dev = row.get("dev")
+    own = cast("dict[str, Any]", dev) if isinstance(dev, dict) else {}
+    flat = dict(row) | {f"dev/{name}": value for name, value in own.items()}
+    is_number = {name: type(v) in (int, float) and math.isfinite(v) for name, v in flat.items()}
+    return {name: flat[name] for name in flat if is_number[name] and name != "step"}
+
+
+def curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """Those of many rows by name, each with its step; not how long they took."""
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in rows:
+        for name, value in numbers(row).items():
+            if name != "seconds":
+                found[name].append((row.get("step", 0), value))
+    return found
 
 
 def unread(stage: str, keys: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from concat_cli.core.errors import UserError
+from concat_cli.core.runs import numbers
 
 Listener = Callable[[Path, dict[str, Any]], None]
 
@@ -71,13 +72,6 @@ LOGS: Mapping[str, Callable[[str], AbstractContextManager[Listener]]] = {
     "tensorboard": tensorboard,
     "wandb": wandb,
 }
-
-
-def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a row by their names there, those on dev as `dev/NAME`."""
-    dev: Mapping[str, Any] = row.get("dev", {})
-    flat = dict(row) | {f"dev/{name}": value for name, value in dev.items()}
-    return {k: v for k, v in flat.items() if type(v) in (int, float) and k != "step"}
 
 
 def _absent(package: str, error: ImportError) -> UserError:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from concat_cli.core import files
-from concat_cli.core.runs import StageDir
+from concat_cli.core.runs import StageDir, curves
 
 HOW_TO_PLOT = "no plots of the losses: they need matplotlib (pip install 'concat-seg[plots]')"
 COLUMNS = 4  # of panels
@@ -24,26 +23,17 @@ def draw_metrics(stage: StageDir) -> list[Path]:
     and only one where nothing was scored on dev."""
     if find_spec("matplotlib") is None:
         return []
-    rows = stage.read_metrics()
+    every = curves(stage.read_metrics())
     found = {
-        stage.losses_png: curves(row for row in rows if "dev" not in row),
-        stage.dev_png: curves(row | row["dev"] for row in rows if isinstance(row.get("dev"), dict)),
+        stage.losses_png: {name: one for name, one in every.items() if not name.startswith("dev/")},
+        stage.dev_png: {
+            name.removeprefix("dev/"): one for name, one in every.items() if name.startswith("dev/")
+        },
     }
     drawn = {path: one for path, one in found.items() if one}
     for path, one in drawn.items():
         _draw(path, one)
     return list(drawn)
-
-
-def curves(rows: Iterable[Mapping[str, Any]]) -> Curves:
-    """The finite numbers of rows by name, with their steps; not how long they took."""
-    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for row in rows:
-        for name, value in row.items():
-            is_number = type(value) in (int, float) and math.isfinite(value)
-            if is_number and name not in ("step", "seconds"):
-                found[name].append((row.get("step", 0), value))
-    return found
 
 
 def _draw(path: Path, found: Curves) -> None:

@@ -5,17 +5,15 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from concat_cli.core.data.image_io import BROKEN, open_image
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.page.pictures import webp
-from concat_cli.core.runs import StageDir
+from concat_cli.core.runs import StageDir, curves
 
 POINTS = 200  # of a curve: of more, each stands for the mean of its neighbours
 SERIES = 24  # of a stage
 PREVIEW, PREVIEW_BYTES = 1400, 160_000
-_OTHER = ("step", "seconds")
 
 
 @dataclass(frozen=True)
@@ -49,22 +47,16 @@ def training_of(run: Path) -> list[Training]:
 
 
 def _stage(run: Path, folder: Path) -> Training:
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in StageDir(folder, folder.name).read_metrics():
-        plain: dict[str, Any] = {k: v for k, v in row.items() if k not in _OTHER}
-        for key, value in plain.items():
-            inner: dict[str, Any] = value if isinstance(value, dict) else {"": value}  # pyright: ignore
-            for name, one in inner.items():
-                if isinstance(one, (int, float)) and not isinstance(one, bool) and "step" in row:
-                    series.setdefault(f"{key} {name}".strip(), []).append((row["step"], float(one)))
-    curves = [_curve(name, points) for name, points in series.items() if len(points) > 1]
+    rows = [row for row in StageDir(folder, folder.name).read_metrics() if "step" in row]
+    series = {name.replace("dev/", "dev ", 1): points for name, points in curves(rows).items()}
+    shown = [_curve(name, points) for name, points in series.items() if len(points) > 1]
     preview = max((folder / "previews").glob("*.png"), default=None)
     title = " ".join(folder.relative_to(run).parts)
     picture = None if preview is None else _opened(preview)
-    return Training(title, tuple(curves[:SERIES]), picture, preview.name if preview else "")
+    return Training(title, tuple(shown[:SERIES]), picture, preview.name if preview else "")
 
 
-def _curve(name: str, points: list[tuple[float, float]]) -> Curve:
+def _curve(name: str, points: list[tuple[int, float]]) -> Curve:
     size = -(-len(points) // POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return Curve(
