@@ -34,7 +34,14 @@ from concat_cli.core.evaluate.panoptic_json import (
     read_panoptic,
 )
 from concat_cli.core.evaluate.report import Report, make_report
-from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally, check_split, few_images
+from concat_cli.core.evaluate.scores import (
+    PLAIN,
+    Scoring,
+    Tally,
+    check_divided,
+    check_split,
+    few_images,
+)
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import with_kinds
@@ -94,9 +101,7 @@ def evaluate_files(
     vocabulary = _kinds(real_files, told, rules.kinds, progress)
     if unseen is None:
         class_split, unseen = unseen_of(real_files.json, class_split, vocabulary, progress)
-    if unseen is None and scoring.split != "all":
-        what = f"Nobody says which classes are {scoring.split}."
-        raise UserError(what, "Give --class-split, or leave --split out.")
+    check_divided(scoring.split, unseen)
     missing = set(unseen or ()).difference(vocabulary.names)
     if missing:
         what = (

@@ -97,6 +97,13 @@ def check_split(split: Split, vocabulary: Vocabulary) -> None:
         raise UserError(what, "Leave --split out, or divide the classes with another class split.")
 
 
+def check_divided(split: Split, unseen: Collection[str] | None) -> None:
+    """UserError for a split where nobody says which classes are unseen (None)."""
+    if unseen is None and split != "all":
+        what = f"Nobody says which classes are {split}."
+        raise UserError(what, "Give --class-split, or leave --split out.")
+
+
 def few_images(bootstraps: int, images: int, progress: Progress) -> None:
     """Says so where intervals are asked for from too few images."""
     if bootstraps and images < FEW:

@@ -15,7 +15,14 @@ from concat_cli.core.evaluate.files import unseen_of
 from concat_cli.core.evaluate.map_pairs import in_order
 from concat_cli.core.evaluate.pairing import fitting
 from concat_cli.core.evaluate.report import Report, make_report
-from concat_cli.core.evaluate.scores import PLAIN, Scoring, Tally, check_split, few_images
+from concat_cli.core.evaluate.scores import (
+    PLAIN,
+    Scoring,
+    Tally,
+    check_divided,
+    check_split,
+    few_images,
+)
 from concat_cli.core.prepare.class_values import read_classes
 from concat_cli.core.prepare.labels import LabelReader, read_raw
 from concat_cli.core.prepare.source import LabelFormat
@@ -53,9 +60,7 @@ def evaluate_maps(
     start = time.perf_counter()
     known = read_classes(classes)
     split, unseen = unseen_of(truth / "maps", class_split, known.vocabulary, progress)
-    if unseen is None and scoring.split != "all":
-        what = f"Nobody says which classes are {scoring.split}."
-        raise UserError(what, "Give --class-split, or leave --split out.")
+    check_divided(scoring.split, unseen)
     vocabulary = known.vocabulary.with_unseen(unseen or ())
     check_split(scoring.split, vocabulary)
     pairs = _pairs(_pngs(truth), _pngs(predictions), predictions, progress)
