@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from concat_cli.commands.options import (
+    FILES,
     Device,
     DeviceOption,
+    FilePngs,
+    FileSplit,
     Force,
     Json,
+    Match,
     PerClass,
+    refuse_given,
     with_options,
 )
 from concat_cli.commands.report_view import filled, kind_of, percent
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
 
 Table = tuple[Sequence[str], list[list[Cell]]]  # columns, rows
 
-_FILES = "Files"
 _OF_RUNS = ("limit", "force", "device")
 _OF_FILES = ("truth", "truth_dir", "classes", "class_split", "match")
 FEW_IMAGES = 8  # of those that differ most, in the terminal
@@ -68,27 +72,18 @@ class Options:
     device: DeviceOption = Device.auto
     truth: Annotated[
         Path | None,
-        typer.Option(help="The files' COCO panoptic JSON of the truth.", rich_help_panel=_FILES),
+        typer.Option(help="The files' COCO panoptic JSON of the truth.", rich_help_panel=FILES),
     ] = None
-    truth_dir: Annotated[
-        Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
-    ] = None
+    truth_dir: FilePngs = None
     classes: Annotated[
         Path | None,
         typer.Option(
             help="Files and --truth are folders of semantic PNGs; their classes by value.",
-            rich_help_panel=_FILES,
+            rich_help_panel=FILES,
         ),
     ] = None
-    class_split: Annotated[
-        str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
-    ] = None
-    match: Annotated[
-        Literal["auto", "id", "name"],
-        typer.Option(
-            help="Images by id or file name. auto: id if it fits.", rich_help_panel=_FILES
-        ),
-    ] = "auto"
+    class_split: FileSplit = None
+    match: Match = "auto"
 
     def check(self) -> bool:
         """Whether files are compared; UserError for both kinds at once, and for an option that
@@ -105,14 +100,8 @@ class Options:
         if files and self.truth is None:
             what = f"Nothing says what {files[0]} is scored against."
             raise UserError(what, "Give --truth, the COCO panoptic JSON of the labels.")
-        for one in fields(self):
-            useless = one.name in (_OF_RUNS if files else _OF_FILES)
-            if useless and getattr(self, one.name) != one.default:
-                raise UserError(
-                    f"--{one.name.replace('_', '-')} means nothing where "
-                    f"{'files' if files else 'runs'} are compared.",
-                    "Leave it out.",
-                )
+        what, others = ("files", _OF_RUNS) if files else ("runs", _OF_FILES)
+        refuse_given(self, others, f"{what} are compared", "Leave it out.")
         return bool(files)
 
 

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from concat_cli.commands.options import (
+    FILES,
     Device,
     DeviceOption,
     DryRun,
+    FilePngs,
+    FileSplit,
     Json,
+    Match,
     Overrides,
     PerClass,
     RunName,
     WeightsFile,
     open_share,
+    refuse_given,
     with_options,
 )
 from concat_cli.commands.report_view import show_classes, show_report
@@ -28,7 +33,6 @@ from concat_cli.core.errors import UserError
 if TYPE_CHECKING:
     from concat_cli.core.evaluate.scores import Scoring
 
-_FILES = "Existing files"
 DRAWS = 1000  # of the images, for the intervals of a page
 _OF_WEIGHTS = ("overrides", "save", "name", "weights", "device", "dry_run", "force")
 _OF_FILES = (
@@ -87,51 +91,40 @@ class Options:
     device: DeviceOption = Device.auto
     dry_run: DryRun = False
     predictions: Annotated[
-        Path | None, typer.Option(help="Score this COCO panoptic JSON.", rich_help_panel=_FILES)
+        Path | None, typer.Option(help="Score this COCO panoptic JSON.", rich_help_panel=FILES)
     ] = None
-    truth: Annotated[
-        Path | None, typer.Option(help="Against this one.", rich_help_panel=_FILES)
-    ] = None
-    predictions_dir: Annotated[
-        Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
-    ] = None
-    truth_dir: Annotated[
-        Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=_FILES)
-    ] = None
+    truth: Annotated[Path | None, typer.Option(help="Against this one.", rich_help_panel=FILES)] = (
+        None
+    )
+    predictions_dir: FilePngs = None
+    truth_dir: FilePngs = None
     classes: Annotated[
         Path | None,
         typer.Option(
             help="--predictions and --truth are folders of semantic PNGs; their classes by value.",
-            rich_help_panel=_FILES,
+            rich_help_panel=FILES,
         ),
     ] = None
     pictures: Annotated[
         Path | None,
-        typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=_FILES),
+        typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=FILES),
     ] = None
-    class_split: Annotated[
-        str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=_FILES)
-    ] = None
-    match: Annotated[
-        Literal["auto", "id", "name"],
-        typer.Option(
-            help="Images by id or file name. auto: id if it fits.", rich_help_panel=_FILES
-        ),
-    ] = "auto"
+    class_split: FileSplit = None
+    match: Match = "auto"
     kinds: Annotated[
         str,
         typer.Option(
-            help='"dog; sky : stuff", or a file. Default: isthing.', rich_help_panel=_FILES
+            help='"dog; sky : stuff", or a file. Default: isthing.', rich_help_panel=FILES
         ),
     ] = ""
     as_panopticapi: Annotated[
         bool,
         typer.Option(
-            "--as-panopticapi", help="The truth's areas by its JSON.", rich_help_panel=_FILES
+            "--as-panopticapi", help="The truth's areas by its JSON.", rich_help_panel=FILES
         ),
     ] = False
     official: Annotated[
-        bool, typer.Option("--official", help="Also run panopticapi.", rich_help_panel=_FILES)
+        bool, typer.Option("--official", help="Also run panopticapi.", rich_help_panel=FILES)
     ] = False
 
     def scoring(self) -> Scoring:
@@ -147,14 +140,8 @@ class Options:
     def check(self, files: bool) -> None:
         """UserError for an option that would do nothing, of files or of weights."""
         what, others = ("files", _OF_WEIGHTS) if files else ("weights", _OF_FILES)
-        for one in fields(self):
-            if one.name in others and getattr(self, one.name) != one.default:
-                option = f"--{one.name.replace('_', '-')}"
-                raise UserError(
-                    f"{'KEY=VALUE' if one.name == 'overrides' else option} means nothing where "
-                    f"{what} are scored.",
-                    "Leave it out. --predictions and --truth score files, else weights are scored.",
-                )
+        hint = "Leave it out. --predictions and --truth score files, else weights are scored."
+        refuse_given(self, others, f"{what} are scored", hint)
 
 
 @with_options(Options)

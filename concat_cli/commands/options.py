@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from enum import Enum
 from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from concat_cli.console import Console
+from concat_cli.core.errors import UserError
 from concat_cli.core.method import methods, stage_named
 
 if TYPE_CHECKING:
@@ -60,6 +61,17 @@ WeightsFile = Annotated[
     typer.Option("--weights", help="Other weights than the run's: a file, or of `concat weights`."),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Allow words the built-in CLIP never saw.")]
+FILES = "Existing files"  # the panel of options of files that are scored
+FilePngs = Annotated[
+    Path | None, typer.Option(help="PNGs. Default: as the JSON.", rich_help_panel=FILES)
+]
+FileSplit = Annotated[
+    str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=FILES)
+]
+Match = Annotated[
+    Literal["auto", "id", "name"],
+    typer.Option(help="Images by id or file name. auto: id if it fits.", rich_help_panel=FILES),
+]
 PerClass = Annotated[bool, typer.Option("--per-class", help="Show each class, worst first.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value on stdout.")]
 
@@ -223,6 +235,16 @@ def with_signature(
         ]
     )
     return command
+
+
+def refuse_given(options: Any, names: Collection[str], where: str, hint: str) -> None:
+    """UserError for the first of some options of a dataclass that was given though it means nothing
+    where something is so."""
+    for one in fields(options):
+        if one.name in names and getattr(options, one.name) != one.default:
+            option = f"--{one.name.replace('_', '-')}"
+            shown = KEY_VALUE if one.name == "overrides" else option
+            raise UserError(f"{shown} means nothing where {where}.", hint)
 
 
 def open_share(device: str, console: Console) -> tuple[torch.device, Share]:
