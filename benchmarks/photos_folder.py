@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from pairs import PEAK, verdict
 from PIL import Image
 
 from concat_cli.core.data.image_io import read_id_png
@@ -31,10 +32,6 @@ HEIGHT, WIDTH, SMALL = 427, 640, 96
 DRAWN = 40  # scenes; the other pictures are mirrored and shifted
 TARGET = 0.35
 ROOT = Path(__file__).resolve().parents[1]
-PEAK = """import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""  # a process begins with the peak
-# of the one that started it, so that this one is small
 
 
 def draw(folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -85,9 +82,7 @@ def compare(folder: Path, options: argparse.Namespace) -> None:
     for name, some in times.items():
         print(f"{name}: {statistics.median(some):.1f} s, {options.photos} photos")
     ratios = [a / b for a, b in zip(times["now"], times["before"], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    met = "met" if middle <= TARGET else "MISSED"
-    print(f"ratio {middle:.3f} (quartiles {low:.3f}-{high:.3f}), <= {TARGET}: {met}")
+    print(f"ratio {verdict(ratios, TARGET)}")
 
 
 def grow(folder: Path, counts: list[int]) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
+from pairs import verdict
 from torch import Tensor
 
 from concat_cli.core.config import ClipConfig
@@ -152,11 +153,9 @@ def ratio(name: str, one: Callable[[], object], other: Callable[[], object], pai
     seconds(one)
     seconds(other)
     times = [(seconds(one), seconds(other)) for _ in range(pairs)]
-    low, middle, high = statistics.quantiles([a / b for a, b in times], n=4)
     a, b = (statistics.median(column) for column in zip(*times, strict=True))
     print(f"{name}: {a:.3f} s against {b:.3f} s, {pairs} pairs", flush=True)
-    met = "met" if middle <= RATIOS[name] else "MISSED"
-    return f"{name}: {middle:.3f} (quartiles {low:.3f}-{high:.3f}), <= {RATIOS[name]}: {met}"
+    return f"{name}: {verdict([a / b for a, b in times], RATIOS[name])}"
 
 
 def peak(folder: Path, options: argparse.Namespace) -> str:

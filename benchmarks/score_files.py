@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from pairs import PEAK, verdict
 
 from concat_cli.core.data.class_split import load_class_list
 from concat_cli.core.data.image_io import png_decoder, write_id_png
@@ -34,10 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 HOTCOCO = """import sys
 from hotcoco.panoptic import pq_compute
 print(pq_compute(*sys.argv[1:])["All"]["pq"])"""
-PEAK = """import resource, subprocess, sys
-subprocess.run(sys.argv[1:], check=True)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"""  # a process begins with the peak
-# of the one that started it, so that this one is small
 Json = dict[str, Any]
 
 
@@ -134,11 +131,8 @@ def figures(said: str) -> Json:
 
 def summary(name: str, ours: list[float], theirs: list[float]) -> str:
     """The median of the paired ratios with its quartiles, and whether it meets its target."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)])
-    met = "met" if middle <= TARGETS[name] else "MISSED"
-    return (
-        f"ours / {name}: {middle:.3f} (quartiles {low:.3f}-{high:.3f}), <= {TARGETS[name]}: {met}"
-    )
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return f"ours / {name}: {verdict(ratios, TARGETS[name])}"
 
 
 def main() -> None:

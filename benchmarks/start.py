@@ -10,23 +10,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from pairs import seconds, verdict
 from PIL import Image
 
 TARGET = 1.6
-
-
-def seconds(command: list[str], folder: str) -> float:
-    """Wall time of a command that must succeed."""
-    start = time.perf_counter()
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -46,10 +38,8 @@ def main() -> None:
             seconds(command, folder)  # texts and bytecode are in their caches from here on
         times = [(seconds(ours, folder), seconds(torch, folder)) for _ in range(options.pairs)]
     a, b = (statistics.median(column) for column in zip(*times, strict=True))
-    low, middle, high = statistics.quantiles([one / other for one, other in times], n=4)
-    met = "met" if middle <= TARGET else "MISSED"
     print(f"predict {a:.2f} s, import torch {b:.2f} s, {options.pairs} pairs")
-    print(f"ratio {middle:.2f} (quartiles {low:.2f}-{high:.2f}), <= {TARGET}: {met}")
+    print(f"ratio {verdict([one / other for one, other in times], TARGET)}")
 
 
 if __name__ == "__main__":

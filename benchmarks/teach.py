@@ -10,13 +10,12 @@ turns, wall clock; the ratio of each pair, their median and quartiles come last.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
-import time
 from itertools import islice, permutations
 from pathlib import Path
+
+from pairs import seconds, verdict
 
 TARGET = 0.5
 NAMES = 50
@@ -30,20 +29,6 @@ def names() -> str:
     return "\n".join(islice(made, NAMES)) + "\n"
 
 
-def seconds(checkout: Path, folder: Path, run: str) -> float:
-    """Wall time of the command in a build's folder."""
-    command = [sys.executable, "-m", "concat_cli", "finetune", "--name", run, "--fresh"]
-    start = time.perf_counter()
-    subprocess.run(
-        [*command, "--vocab", "fifty.txt"],
-        cwd=folder,
-        check=True,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(checkout)},
-    )
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Measures, and prints the ratio."""
     parser = argparse.ArgumentParser(
@@ -55,18 +40,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
     builds = {"now": Path(__file__).resolve().parents[1], "before": options.before.resolve()}
+    command = [sys.executable, "-m", "concat_cli", "finetune", "--name", options.run, "--fresh"]
+    command += ["--vocab", "fifty.txt"]
     for build, checkout in builds.items():
         (options.folder / build / "fifty.txt").write_text(names())
-        seconds(checkout, options.folder / build, options.run)  # bytecode is in its cache now
+        seconds(command, options.folder / build, checkout)  # bytecode is in its cache now
     pairs = [
-        tuple(seconds(builds[b], options.folder / b, options.run) for b in ("now", "before"))
+        tuple(seconds(command, options.folder / b, builds[b]) for b in ("now", "before"))
         for _ in range(options.pairs)
     ]
     now, before = (statistics.median(column) for column in zip(*pairs, strict=True))
-    low, middle, high = statistics.quantiles([a / b for a, b in pairs], n=4)
-    met = "met" if middle <= TARGET else "MISSED"
     print(f"{NAMES} names: now {now:.2f} s, before {before:.2f} s, {options.pairs} pairs")
-    print(f"ratio {middle:.2f} (quartiles {low:.2f}-{high:.2f}), <= {TARGET}: {met}")
+    print(f"ratio {verdict([a / b for a, b in pairs], TARGET)}")
 
 
 if __name__ == "__main__":
