@@ -41,7 +41,6 @@ from concat_cli.core.infer.pictures import OVERLAY, check_name, to_array
 from concat_cli.core.infer.postprocess import Size
 from concat_cli.core.infer.prediction import Prediction, categories, segment_entries
 from concat_cli.core.infer.predictor import Predictor
-from concat_cli.core.infer.render import overlay
 from concat_cli.core.progress import SILENT, Progress, in_parts
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -482,8 +481,8 @@ def _predict_chunks(
         pictures: list[dict[str, Any]] = []
         errors: list[tuple[str, str]] = []
         for part, found in parts:
-            for item, prediction in zip(part.images.items(), found, strict=True):
-                pictures.append(_save(work, *item, prediction, part.load).to_json())
+            for one, prediction in zip(part.images, found, strict=True):
+                pictures.append(_save(work, one, prediction, part.load).to_json())
             errors += [(error.what, error.hint) for error in part.errors]
         journal.add(first, key, {"pictures": pictures, "errors": errors})
 
@@ -540,9 +539,7 @@ def _read(work: _Work, chunk: Sequence[int]) -> _Read:
     return _Read(images, errors, round((time.perf_counter() - start) * 1000 / len(chunk), 2))
 
 
-def _save(
-    work: _Work, number: int, image: NDArray[np.uint8], prediction: Prediction, load: float
-) -> PicturePrediction:
+def _save(work: _Work, number: int, prediction: Prediction, load: float) -> PicturePrediction:
     saver, path, name = work.saver, work.paths[number], work.names[number]
     entries = segment_entries(prediction.segments, prediction.vocabulary)
     if saver.layout == "coco":
@@ -553,11 +550,13 @@ def _save(
     else:
         png = saver.semantic(prediction.semantic_map, name)
     drawn = saver.out / f"{name}{OVERLAY}"
-    write_png(drawn, overlay(image, prediction, scale=work.scale))
+    write_png(drawn, prediction.plot(scale=work.scale))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])
     times = prediction.milliseconds | {"load": load}
-    size = (image.shape[0], image.shape[1])
-    return PicturePrediction(path, work.ids[number], size, png, drawn, largest_first, times)
+    height, width = prediction.panoptic_map.shape
+    return PicturePrediction(
+        path, work.ids[number], (height, width), png, drawn, largest_first, times
+    )
 
 
 def _file_name(saver: Saver, path: Path, name: str) -> str:
