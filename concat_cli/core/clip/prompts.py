@@ -176,6 +176,32 @@ def cached_texts(
     return embeddings
 
 
+class RecentTexts:
+    """The embeddings of the classes asked for last, in memory, each by its texts.
+
+    most: how many of them; 4,096 of 1,024 numbers take 16 MB.
+    """
+
+    def __init__(self, most: int = 4096) -> None:
+        self._most = most
+        self._rows: dict[tuple[str, ...], Tensor] = {}  # those asked for last stand last
+
+    def __call__(
+        self, encode: Callable[[list[list[str]]], Tensor], rows: list[list[str]]
+    ) -> Tensor:
+        """(K, E) of the texts of K classes; `encode` is asked for those that are not here."""
+        keys = [tuple(row) for row in rows]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._rows]
+        if missing:
+            new = encode([list(key) for key in missing])
+            self._rows |= zip(missing, (row.clone() for row in new), strict=True)
+        self._rows |= {key: self._rows.pop(key) for key in dict.fromkeys(keys)}
+        found = torch.stack([self._rows[key] for key in keys])
+        for key in list(self._rows)[: -self._most]:
+            del self._rows[key]
+        return found
+
+
 def default_cache_dir() -> Path:
     """$CONCAT_CACHE, else ~/.cache/concat."""
     return Path(os.environ.get("CONCAT_CACHE") or Path.home() / ".cache" / "concat")

@@ -16,6 +16,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -87,8 +88,27 @@ class ZipMember:
         )
 
 
+@dataclass(frozen=True)
+class Held:
+    """A file that came over the network and lies in memory; as text it reads as its name."""
+
+    name: str
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """The content."""
+        return self.data
+
+    def opened(self) -> IO[bytes]:
+        """The content as a file."""
+        return BytesIO(self.data)
+
+
 Archive = Path | ZipMember  # a zip on disk, or one that lies in another
-File = Path | ZipMember  # what `image_io` reads
+File = Path | ZipMember | Held  # what `image_io` reads
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -22,7 +24,13 @@ from torch import Tensor, nn
 from concat_cli.core.build import config_of, naming
 from concat_cli.core.checkpoint import Weights, check_clip, open_weights
 from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.prompts import cached_texts, check_names, class_texts
+from concat_cli.core.clip.prompts import (
+    RecentTexts,
+    cached_texts,
+    check_names,
+    class_texts,
+    encode_classes,
+)
 from concat_cli.core.clip.source import check_here
 from concat_cli.core.config import Config, InferConfig
 from concat_cli.core.config_file import diff, from_dict, override, to_dict
@@ -135,25 +143,16 @@ class Predictor:
             force: allow names with words that the built-in CLIP never saw.
             cache_dir: where text embeddings are kept between runs.
         """
-        if not isinstance(weights, Weights):
-            weights = open_weights(BUILT_IN if weights is None else weights)
-        method, _ = stage_named(weights.stage)
-        cfg = at_test(weights, overrides)
-        place = _device(device, progress)
-        dtype = None
-        if precision != "auto" or place.type == "cuda":  # the CPU stays exact unless told otherwise
-            dtype, reason = choose_precision(precision, place)
-            progress.say(f"precision {dtype or torch.float32} ({reason})")
-        classes = named_by(weights, vocabulary)
-        if vocabulary is not None and (doubtful := doubt(classes)):
-            progress.say(doubtful)
-        progress.say(told(classes))
-        with naming(weights) if vocabulary is None else nullcontext():
-            unknown = check_names(classes, cfg.clip, force)
-        if unknown:
-            progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
-        loading = Loading(weights, cfg, classes, place, dtype, progress, cache_dir, force)
-        return loaded(method.predictor)(loading)
+        return Loading.of(
+            weights,
+            vocabulary,
+            device,
+            overrides=overrides,
+            precision=precision,
+            force=force,
+            cache_dir=cache_dir,
+            progress=progress,
+        ).predictor()
 
     @overload
     def __call__(self, pictures: Picture, semantic: bool = True) -> Prediction: ...
@@ -306,12 +305,22 @@ load = Predictor.load
 
 
 @dataclass
+class _Kept:
+    """What is loaded once, also where vocabularies change."""
+
+    clip: Clip | None = None
+    model: nn.Module | None = None
+
+
+@dataclass
 class Loading:
     """What a method's predictor is made of: weights, and what was asked for.
 
     cfg: the weights' configuration as it predicts. vocabulary: `seen` are those that the weights
     were trained on with labels. dtype: of autocast; None: fp32. cache_dir: of text embeddings;
-    None: the user's. force: unknown words were allowed.
+    None: the user's. force: unknown words were allowed. recent: where other vocabularies follow,
+    the embeddings of the names asked for last; the model and CLIP's text tower then stay. on_disk:
+    whether text embeddings are kept there.
     """
 
     weights: Weights
@@ -322,7 +331,54 @@ class Loading:
     progress: Progress = SILENT
     cache_dir: Path | None = None
     force: bool = False
-    _clip: Clip | None = field(default=None, init=False, repr=False)
+    recent: RecentTexts | None = None
+    on_disk: bool = True
+    _kept: _Kept = field(default_factory=_Kept, init=False, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        weights: Weights | Path | str | None = None,
+        vocabulary: Names | None = None,
+        device: torch.device | str = "auto",
+        *,
+        overrides: Sequence[str] | Config = (),
+        precision: str = "auto",
+        force: bool = False,
+        cache_dir: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Loading:
+        """What was asked for, checked; arguments and errors as of `Predictor.load`."""
+        if not isinstance(weights, Weights):
+            weights = open_weights(BUILT_IN if weights is None else weights)
+        cfg = at_test(weights, overrides)
+        place = _device(device, progress)
+        dtype = None
+        if precision != "auto" or place.type == "cuda":  # the CPU stays exact unless told otherwise
+            dtype, reason = choose_precision(precision, place)
+            progress.say(f"precision {dtype or torch.float32} ({reason})")
+        classes = named_by(weights, vocabulary)
+        if vocabulary is not None and (doubtful := doubt(classes)):
+            progress.say(doubtful)
+        progress.say(told(classes))
+        with naming(weights) if vocabulary is None else nullcontext():
+            unknown = check_names(classes, cfg.clip, force)
+        if unknown:
+            progress.say(f"the built-in CLIP has never seen: {', '.join(unknown)} (--force)")
+        return cls(weights, cfg, classes, place, dtype, progress, cache_dir, force)
+
+    def predictor(self) -> Predictor:
+        """The predictor, of the kind of the weights' method."""
+        method, _ = stage_named(self.weights.stage)
+        return loaded(method.predictor)(self)
+
+    def renamed(self, vocabulary: Vocabulary) -> Loading:
+        """For other names, with the model and the CLIP that are in memory already; nothing of
+        these names is written to disk or said."""
+        assert self.recent is not None, "nothing was kept"
+        other = copy(self)
+        other.vocabulary, other.progress, other.on_disk = vocabulary, SILENT, False
+        return other
 
     def text(self, templates: tuple[str, ...] = (), vocabulary: Vocabulary | None = None) -> Tensor:
         """(K, E) normalised embeddings of the vocabulary or another one, of the configured
@@ -330,28 +386,38 @@ class Loading:
 
         They come from the cache; CLIP's text tower is loaded where they are not all there.
         """
-        found = cached_texts(
+        rows = class_texts(vocabulary or self.vocabulary, self.cfg.clip, templates)
+        encode = self._encoded if self.recent is None else partial(self.recent, self._encoded)
+        return encode(rows).to(self.device)
+
+    def _encoded(self, rows: list[list[str]]) -> Tensor:
+        if not self.on_disk:
+            return encode_classes(self.clip(image_tower=False), rows)
+        return cached_texts(
             self.weights.meta["clip"]["sha256"] or self.clip(image_tower=True).identity.sha256,
-            class_texts(vocabulary or self.vocabulary, self.cfg.clip, templates),
+            rows,
             lambda: self.clip(image_tower=False),
             self.cache_dir,
             self.progress,
         )
-        return found.to(self.device)
 
     def clip(self, image_tower: bool) -> Clip:
         """The CLIP of the weights, loaded once; UserError where it is not here, or another one lies
         in its place."""
-        if self._clip is None or (image_tower and not self._clip.has_image_tower):
+        clip = self._kept.clip
+        if clip is None or (image_tower and not clip.has_image_tower):
             check_here(self.cfg.clip)
             with without_waiting(all_cached=True):  # to predict fetches nothing
-                self._clip = load_clip(self.cfg.clip, self.device, image_tower=image_tower)
-            check_clip(self.weights, self._clip.identity)
-        return self._clip
+                clip = load_clip(self.cfg.clip, self.device, image_tower=image_tower)
+            check_clip(self.weights, clip.identity)
+            self._kept.clip = clip
+        return clip
 
     def model(self) -> nn.Module:
         """The model of the weights in evaluation mode, on the device; on a CPU made ready for it,
-        so that it can no longer be trained."""
+        so that it can no longer be trained. Where other vocabularies follow, it stays."""
+        if self._kept.model is not None:
+            return self._kept.model
         method, _ = stage_named(self.weights.stage)
         model = loaded(method.restore)(self.weights).to(self.device)
         # the maps of the small backbone are too small for its layout to count in fp32
@@ -359,6 +425,8 @@ class Loading:
             from concat_cli.core.model.prepared import prepare
 
             prepare(model, self.dtype)
+        if self.recent is not None:
+            self._kept.model = model
         return model
 
     def open(self, kind: Callable[..., P], text: Tensor | None = None, **own: Any) -> P:

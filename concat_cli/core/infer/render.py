@@ -91,6 +91,11 @@ def overlay(
     return picture
 
 
+def drawn_colours(prediction: Prediction) -> dict[int, Colour]:
+    """The colour of each segment by its id, as `overlay` draws it."""
+    return _colours(Drawing.of_prediction(prediction), _areas(prediction.panoptic_map))
+
+
 def side_by_side(image: NDArray[np.uint8], truth: Drawing, prediction: Drawing) -> Image.Image:
     """Image, truth and prediction in a row, with captions; small ones enlarged."""
     scale = enlargement(*image.shape[:2])

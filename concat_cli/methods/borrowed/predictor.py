@@ -187,7 +187,8 @@ def open_predictor(loading: Loading) -> Predictor:
         model.attach(clip)
     apart, owner = one_by_one(loading.vocabulary)
     text = loading.text(vocabulary=apart)
-    clip.drop_text_tower()
+    if loading.recent is None:
+        clip.drop_text_tower()
     naming = Naming(loading.cfg.own(BorrowedConfig), clip, owner, loading.progress)
     return loading.open(BorrowedPredictor, text, naming=naming)
 
