@@ -25,6 +25,7 @@ from concat_cli.commands.export import export
 from concat_cli.commands.options import epilog, say_repeats
 from concat_cli.commands.predict import predict
 from concat_cli.commands.report import report
+from concat_cli.commands.serve import serve
 from concat_cli.commands.texts import texts
 from concat_cli.console import LAUNCHED, rank, show_error, shown
 from concat_cli.core.errors import UserError
@@ -98,6 +99,7 @@ app = typer.Typer(
 )
 _COMMANDS = {
     "predict": predict,
+    "serve": serve,
     **train.training_commands(),
     "evaluate": evaluate,
     "report": report,

@@ -17,8 +17,8 @@ HEAVY = """
 PIL huggingface_hub matplotlib numpy open_clip pandas pycocotools safetensors scipy timm torch
 torchvision tqdm transformers
 """
-ORDER = """predict weights prepare-data train-con train-cat finetune train-zegformer train-clip-zss
-    evaluate report compare export texts doctor""".split()  # in which one comes to use them
+ORDER = """predict weights prepare-data serve train-con train-cat finetune train-zegformer
+    train-clip-zss evaluate report compare export texts doctor""".split()  # in which one comes to use them
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ OPTIONAL = {  # what it is for, and what pip is given
         "`evaluate --official` compares with it",
         "--no-deps 'panopticapi-lite>=0.2'",
     ),
+    "starlette": ("`concat serve`", "concat-seg[serve]"),
     "transformers": ("some published segmentors and CLIPs; the tests", "concat-seg[hub]"),
     "triton": ("fused kernels on NVIDIA GPUs", "triton"),
 }

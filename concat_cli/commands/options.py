@@ -123,6 +123,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {  # by command, but for those of recipes
         "concat predict data/shapes/val --out pictures --min-score 0.3",
         'concat predict "data/shapes/val/*1.png" --json',
     ),
+    "serve": (
+        "concat serve",
+        "concat serve --weights photos --port 8000",
+        "concat serve --host 0.0.0.0",
+    ),
     "export": (
         "concat export model.onnx",
         "concat export mine --name own",

@@ -1,0 +1,1 @@
+"""A web page, and an API for programs, that name what is in a picture."""
