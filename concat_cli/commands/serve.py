@@ -110,7 +110,7 @@ def serve(asked: Options) -> None:
 
 
 def _token(asked: Options) -> str:
-    """"" where only this machine can ask and no token is wanted; UserError for a poor one."""
+    """ "" where only this machine can ask and no token is wanted; UserError for a poor one."""
     if asked.token is None:
         return "" if _is_loopback(asked.host) else secrets.token_urlsafe(16)
     if len(asked.token) < SHORTEST or not (asked.token.isascii() and asked.token.isprintable()):

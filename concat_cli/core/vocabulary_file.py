@@ -90,9 +90,7 @@ def parse_names(names: Sequence[str], known: Vocabulary | None = None) -> Vocabu
     return _vocabulary("The list", _list_items("The list", rows), known, same_name)
 
 
-def parse_classes(
-    text: str, known: Vocabulary | None = None, source: str = _OPTION
-) -> Vocabulary:
+def parse_classes(text: str, known: Vocabulary | None = None, source: str = _OPTION) -> Vocabulary:
     """The classes of one line: "dog; cat, kitten; grass : stuff"; `known` and errors as in
     `parse_vocabulary`. source: what errors call it."""
     rows = [row for part in re.split(r"[;\r\n]", text) if (row := part.strip())]

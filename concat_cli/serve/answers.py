@@ -29,8 +29,8 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.infer.files import SEMANTIC, Saver, segment_entries
 from concat_cli.core.infer.pictures import OVERLAY
 from concat_cli.core.infer.predictor import Prediction
-from concat_cli.core.infer.render import drawn_colours, overlay
 from concat_cli.core.infer.renaming import AnyNames
+from concat_cli.core.infer.render import drawn_colours, overlay
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import doubt
 
@@ -53,7 +53,7 @@ class Limits:
     seconds: float = 60.0
 
 
-class TooMuch(UserError):
+class TooMuchError(UserError):
     """More than the limits allow."""
 
 
@@ -110,8 +110,8 @@ class Answers:
         self._last: Found | None = None
 
     def __call__(self, question: Question, form: str) -> Answer:
-        """In one of `FORMS`; UserError for what cannot be read or named, `TooMuch` for what exceeds
-        the limits."""
+        """In one of `FORMS`; UserError for what cannot be read or named, `TooMuchError` for what
+        exceeds the limits."""
         if self._last is None or self._last.question != question:
             self._last = None  # two are never in memory
             self._last = self._found(question)
@@ -122,7 +122,7 @@ class Answers:
         check_length(vocabulary, self._limits, self._names.own)
         height, width = read_header(question.picture).size
         if height * width > self._limits.pixels:
-            raise TooMuch(
+            raise TooMuchError(
                 f"{question.picture} has {width} x {height} pixels, more than "
                 f"{self._limits.pixels / 1e6:g} million.",
                 "Scale it down first, or use `concat predict`.",
@@ -134,14 +134,14 @@ class Answers:
 
 
 def check_length(vocabulary: Vocabulary, limits: Limits, own: Vocabulary) -> None:
-    """`TooMuch` for too many names or too long ones, but for the weights' own."""
+    """`TooMuchError` for too many names or too long ones, but for the weights' own."""
     names = [name for entry in vocabulary.entries for name in (entry.name, *entry.synonyms)]
     if not names:
         raise UserError("These weights have no classes of their own.", "Name some.")
     if vocabulary != own and len(names) > limits.names:
-        raise TooMuch(f"{len(names)} names are more than {limits.names}.", "Leave some out.")
+        raise TooMuchError(f"{len(names)} names are more than {limits.names}.", "Leave some out.")
     if long := [name for name in names if len(name) > limits.letters]:
-        raise TooMuch(f"A name of {len(long[0])} letters: {long[0][:40]}...", "Shorten it.")
+        raise TooMuchError(f"A name of {len(long[0])} letters: {long[0][:40]}...", "Shorten it.")
 
 
 def _described(found: Found) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The server's addresses: the page, what it serves, and `POST /predict`.
 
 Who may ask: names of hosts are checked, so that no foreign page reaches the server under a name of
-its own (DNS rebinding); a request that a browser sends for another page is refused (CSRF); and where
+its own (DNS rebinding); a request that a browser sends for another page is refused (CSRF); where
 there is a token, everything but the bare page wants it as a bearer token.
 """
 
@@ -33,9 +33,10 @@ from concat_cli import __version__
 from concat_cli.core.data.store import Held
 from concat_cli.core.errors import UserError
 from concat_cli.core.infer.renaming import AnyNames
-from concat_cli.serve.answers import FORMS, Answer, Answers, Limits, Question, TooMuch
-from concat_cli.serve.worker import Full, Worker
+from concat_cli.serve.answers import FORMS, Answer, Answers, Limits, Question, TooMuchError
+from concat_cli.serve.worker import FullError, Worker
 
+EXAMPLE = "curl -F picture=@photo.jpg ADDRESS/predict"
 POLL = 0.25  # seconds between two looks at whether who asked is still there
 FIELD = 64 << 10  # bytes of a field that is no file
 
@@ -74,12 +75,11 @@ def application(
             with worker.place():
                 question = await asyncio.wait_for(_question(request, limits), limits.seconds)
                 answer = await _worked(request, worker, partial(answers, question, form))
-        except Full:  # many clients look for an answer only once they have sent everything
+        except FullError:  # many clients look for an answer only once they have sent everything
             await asyncio.wait_for(_drained(request, limits.upload), limits.seconds)
             raise
-        headers = {}
-        if answer.file_name:
-            headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(answer.file_name)}"
+        saved = f"attachment; filename*=UTF-8''{quote(answer.file_name)}"
+        headers = {"Content-Disposition": saved} if answer.file_name else {}
         return Response(answer.body, media_type=answer.media_type, headers=headers)
 
     app = Starlette(
@@ -101,13 +101,13 @@ def application(
 
 async def _question(request: Request, limits: Limits) -> Question:
     """The form that was sent; UserError where a part is missing or no such thing."""
-    too_large = TooMuch(
+    too_large = TooMuchError(
         f"The request is larger than {limits.upload / (1 << 20):g} MB.", "Scale the picture down."
     )
     if int(request.headers.get("content-length", "0")) > limits.upload:
         raise too_large
     if "multipart/form-data" not in request.headers.get("content-type", ""):
-        raise UserError("This is no form.", "curl -F picture=@photo.jpg ADDRESS/predict")
+        raise UserError("This is no form.", EXAMPLE)
     read = 0
 
     async def counted() -> Message:
@@ -126,7 +126,7 @@ async def _question(request: Request, limits: Limits) -> Question:
             raise UserError(what, "Fields: picture (a file), classes, min_score.")
         picture, classes, score = (form.get(k) for k in ("picture", "classes", "min_score"))
         if not isinstance(picture, UploadFile):
-            raise UserError("The request has no picture.", "curl -F picture=@photo.jpg ADDRESS/predict")
+            raise UserError("The request has no picture.", EXAMPLE)
         if isinstance(classes, UploadFile) or isinstance(score, UploadFile):
             raise UserError("Only the picture is a file.", "Send the others as text.")
         name = re.sub(r"[^\w .()-]", "_", (picture.filename or "")[-200:]) or "picture"
@@ -172,11 +172,13 @@ async def _drained(request: Request, most: int) -> None:
 
 async def _told(_: Request, error: Exception) -> Response:
     """An error as JSON: what is wrong, and what to do."""
-    headers = {"Retry-After": str(error.seconds)} if isinstance(error, Full) else {}
+    headers = {"Retry-After": str(error.seconds)} if isinstance(error, FullError) else {}
     if isinstance(error, HTTPException):
         status, what, hint = error.status_code, error.detail, ""
     elif isinstance(error, UserError):
-        status = 503 if isinstance(error, Full) else 413 if isinstance(error, TooMuch) else 400
+        status = (
+            503 if isinstance(error, FullError) else 413 if isinstance(error, TooMuchError) else 400
+        )
         what, hint = error.what, error.hint
     elif isinstance(error, asyncio.TimeoutError):
         status, what, hint = 408, "The request did not arrive in time.", "Send it again."
@@ -224,7 +226,11 @@ class _Guard:
         """Status, what and hint; None where all is well."""
         host = headers.get("host", "")
         if not self._is_ours(host):
-            return 403, f"This server is not {host[:100]!r}.", "Use its address, or its host's name."
+            return (
+                403,
+                f"This server is not {host[:100]!r}.",
+                "Use its address or its name.",
+            )
         origin = headers.get("origin")
         foreign = origin is not None and urlsplit(origin).netloc.casefold() != host.casefold()
         if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
@@ -233,7 +239,9 @@ class _Guard:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = secrets.compare_digest(given.strip().encode(), self._token.encode())
             if scheme.casefold() != "bearer" or not right:
-                hint = "It stands in the address that the server prints; curl: -H 'Authorization: Bearer TOKEN'"
+                hint = (
+                    "It is in the address that was printed; curl -H 'Authorization: Bearer TOKEN'"
+                )
                 return 401, "This server asks for a token.", hint
         return None
 

@@ -16,7 +16,7 @@ from concat_cli.core.errors import UserError
 T = TypeVar("T")
 
 
-class Full(UserError):
+class FullError(UserError):
     """As many requests wait as may. seconds: after which another try is likely to succeed."""
 
     def __init__(self, waiting: int, seconds: int) -> None:
@@ -42,10 +42,10 @@ class Worker:
 
     @contextmanager
     def place(self) -> Generator[None]:
-        """One of the places of those who wait, taken before anything of a request is read; `Full`
-        where there is none."""
+        """One of the places of those who wait, taken before anything of a request is read;
+        `FullError` where there is none."""
         if self.taken >= self.most:
-            raise Full(self.most, min(60, max(1, math.ceil(self._seconds * self.taken / 2))))
+            raise FullError(self.most, min(60, max(1, math.ceil(self._seconds * self.taken / 2))))
         self.taken += 1
         try:
             yield

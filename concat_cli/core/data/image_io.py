@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from concat_cli.core import files
 from concat_cli.core.data.index import WHITE, Record
-from concat_cli.core.data.store import File, ZipMember
+from concat_cli.core.data.store import File, Readable
 from concat_cli.core.errors import UserError
 
 MAX_PIXELS = 160_000_000  # more than any camera takes at once; 0.5 GB as RGB
@@ -63,7 +63,7 @@ BROKEN = (
 )
 
 
-def read_image(path: File | str, upright: bool = True, white: int = WHITE) -> np.ndarray:
+def read_image(path: Readable | str, upright: bool = True, white: int = WHITE) -> np.ndarray:
     """A picture as (H, W, 3) uint8 RGB, upright (its EXIF orientation is applied) or as stored.
 
     16-bit and 1-bit greyscale are scaled to 0-255, CMYK is converted, and what is transparent
@@ -101,7 +101,7 @@ class Header:
         return (width, height) if swapped else self.size
 
 
-def read_header(path: File | str) -> Header:
+def read_header(path: Readable | str) -> Header:
     """The header of a picture; errors as `read_image`.
 
     A JPEG that lacks the mark of its end is decoded, which finds those that are cut off.
@@ -315,7 +315,7 @@ def from_strips(size: tuple[int, int], made: Callable[[slice], np.ndarray]) -> I
     return image
 
 
-def open_image(path: File) -> Image.Image:
+def open_image(path: Readable) -> Image.Image:
     """The lazily opened picture, refused before decoding where it is too large.
 
     UserError, or what `BROKEN` lists: callers turn that into `broken(path, error)`.
@@ -401,7 +401,7 @@ def _wide_to_rgb(image: Image.Image, white: int) -> Image.Image:
     return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def broken(path: File, error: BaseException) -> UserError:
+def broken(path: Readable, error: BaseException) -> UserError:
     if isinstance(error, PermissionError):
         return UserError(f"No permission to read {path}.", "Change the file's rights.")
     if isinstance(error, Image.DecompressionBombError):
@@ -420,7 +420,7 @@ def broken(path: File, error: BaseException) -> UserError:
     )
 
 
-def foreign_kind(path: File) -> str:
+def foreign_kind(path: Readable) -> str:
     """What a file is by its first bytes, of the kinds that are known but not read; "" of others."""
     try:
         with path.open("rb") if isinstance(path, Path) else path.opened() as file:

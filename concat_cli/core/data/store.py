@@ -108,7 +108,8 @@ class Held:
 
 
 Archive = Path | ZipMember  # a zip on disk, or one that lies in another
-File = Path | ZipMember | Held  # what `image_io` reads
+File = Path | ZipMember  # of data sets
+Readable = File | Held  # what pictures are read from
 
 
 @dataclass(frozen=True)
