@@ -93,7 +93,12 @@ def serve(asked: Options) -> None:
         app = application(names, worker, limits, asked.host, token, about)
 
         class Server(uvicorn.Server):
-            """Tells those who wait that it ends."""
+            """Says where it listens, and tells those who wait that it ends."""
+
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                address = _address(asked.host, listener, token)
+                console.say(f"open {address}   (Ctrl-C ends it)")
 
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                 worker.stop()
@@ -102,7 +107,6 @@ def serve(asked: Options) -> None:
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
         )
-        console.say(f"open {_address(asked.host, listener, token)}   (Ctrl-C ends it)")
         try:
             Server(config).run([listener])
         finally:

@@ -35,7 +35,7 @@ class Worker:
     def __init__(self, most: int) -> None:
         self.most, self.taken = most, 0
         self.stopping = Event()
-        self._seconds = 1.0  # that a piece of work takes
+        self._seconds = 0.1  # that a piece of work takes
         self._todo: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, daemon=True)  # a running model cannot be ended
         self._thread.start()
