@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from concat_cli.core.data.image_io import (
     id_picture,
     png_bytes,
-    read_header,
     read_image,
     runs,
+    stored_size,
     write_png,
 )
 from concat_cli.core.data.store import Held
@@ -120,7 +120,7 @@ class Answers:
     def _found(self, question: Question) -> Found:
         vocabulary = self._names.parsed(question.classes)
         check_length(vocabulary, self._limits, self._names.own)
-        height, width = read_header(question.picture).size
+        height, width = stored_size(question.picture)
         if height * width > self._limits.pixels:
             raise TooMuchError(
                 f"{question.picture} has {width} x {height} pixels, more than "

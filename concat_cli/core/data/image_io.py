@@ -118,6 +118,16 @@ def read_header(path: Readable | str) -> Header:
         raise broken(path, error) from error
 
 
+def stored_size(path: Readable) -> tuple[int, int]:
+    """(height, width) of the stored pixels, without decoding any, as `read_header` does with a PNG
+    for its orientation; errors as `read_image`."""
+    try:
+        with closing(open_image(path)) as image:
+            return image.height, image.width
+    except BROKEN as error:
+        raise broken(path, error) from error
+
+
 def told_dim(most: Sequence[int], white: int) -> str:
     """That pictures of 16 bits come out dark, by the largest value of each; "" where they do not."""
     dim = [value for value in most if value < white * DIM]
