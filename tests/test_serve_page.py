@@ -19,9 +19,6 @@ from PIL import Image
 from serve_helpers import Served, served
 
 try:
-    import python_multipart as _
-    import starlette as _
-    import uvicorn as _
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.common.by import By
@@ -29,6 +26,8 @@ try:
 except ImportError as _missing:
     pytest.skip(f"{_missing.name} is not installed", allow_module_level=True)
 
+for _name in ("starlette", "uvicorn", "python_multipart"):
+    pytest.importorskip(_name, reason="the extra `serve` is not installed")
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 if BROWSER is None or DRIVER is None:
