@@ -49,6 +49,7 @@ def test_every_data_file_is_packaged(packaged: set[str]) -> None:
         "concat_cli/core/clip/tiny/open_clip_config.json",
         "concat_cli/core/clip/tiny/weights.safetensors",
         "concat_cli/configs/demo.yaml",
+        "concat_cli/serve/page.html",
         "concat_cli/py.typed",
     ],
 )
