@@ -26,6 +26,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.infer.crops import encode_segments
 from concat_cli.core.infer.files import predict_paths
 from concat_cli.core.infer.predictor import Predictor, at_test
+from concat_cli.core.infer.renaming import AnyNames
 from concat_cli.core.model.swin import SWINS
 from concat_cli.core.segmentors import Proposals
 from concat_cli.core.segmentors.source import open_segmentor
@@ -97,6 +98,21 @@ def opened(folder: Path, clip: str, *keys: str, **options: Any) -> BorrowedPredi
     found = Predictor.load(weights, NAMES, "cpu", overrides=(*few, *keys), **options)
     assert isinstance(found, BorrowedPredictor)
     return found
+
+
+def test_with_other_names_each_time_a_pair_predicts_as_when_loaded(
+    folder: Path, clip_name: str, photos: list[np.ndarray]
+) -> None:
+    """The text tower, which a predictor of one vocabulary drops, is still there."""
+    weights = pair(open_segmentor(str(folder)), ClipConfig(clip_name, "random", "vild"))
+    keys = ("infer.size=64", "infer.max_size=96", f"borrowed.min_object={ENOUGH}")
+    names = AnyNames(weights, "cpu", overrides=keys)
+    for classes in ("; ".join(NAMES), "tram; sky : stuff", "a new name", ""):
+        listed = [part.strip() for part in classes.split(";")] if classes else None
+        expected = Predictor.load(weights, listed, "cpu", overrides=keys)(photos[0])
+        found = names.predictor(names.parsed(classes))(photos[0])
+        assert np.array_equal(found.panoptic_map, expected.panoptic_map)
+        assert found.names == expected.names
 
 
 def row_of(raws: Any, position: int) -> tuple[BorrowedRaw, int]:

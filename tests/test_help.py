@@ -18,7 +18,8 @@ PIL huggingface_hub matplotlib numpy open_clip pandas pycocotools safetensors sc
 torchvision tqdm transformers
 """
 ORDER = """predict weights prepare-data serve train-con train-cat finetune train-zegformer
-    train-clip-zss evaluate report compare export texts doctor""".split()  # in which one comes to use them
+    train-clip-zss evaluate report compare export texts doctor
+""".split()  # in which one comes to use them
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import json
 import re
 import struct
 import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -219,8 +220,10 @@ def test_a_full_queue_says_when_to_come_back(names: AnyNames) -> None:
     ]
     for thread in waiting:
         thread.start()
-    while worker.taken < 2:
-        pass
+    end = time.monotonic() + 20
+    while worker.taken < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert worker.taken == 2
     refused = asked(client)
     assert refused.status_code == 503 and 1 <= int(refused.headers["Retry-After"]) <= 60
     assert "2 requests are waiting" in refused.json()["error"]
