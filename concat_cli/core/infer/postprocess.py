@@ -294,8 +294,9 @@ def _compete(scores: Tensor, masks: Tensor, size: Size, valid: Size, cfg: InferC
         covers = torch.ge(mask, cfg.min_mask, out=mask)  # as numbers: to be added
         own += covers.flatten(2).sum(-1).long()
         inside = covers.gather(1, winner[:, None])[:, 0] > 0
-        claimed += _count(winner, n)
-        final += _count(torch.where(inside, winner, n), n + 1)[:, :n]
+        counts = _count(2 * winner + inside, 2 * n).view(b, n, 2)
+        claimed += counts.sum(2)
+        final += counts[..., 1]
         rows = slice(top, top := top + winner.shape[1])
         winners[:, rows], insides[:, rows] = winner, inside
     return _Contest(winners, insides, claimed, final, own)
@@ -356,16 +357,21 @@ def _result(
 def bounding_boxes(segment_map: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     """(count, 4) x, y, width, height of segments 1..count of a map (H, W); zeros where absent."""
     height, width = segment_map.shape
-    rows = np.zeros((count + 1, height), bool)
-    columns = np.zeros((count + 1, width), bool)
+    low = np.tile([width, height], (count + 1, 1))  # x, y of the first pixel
+    high = np.zeros_like(low)  # and of the one after the last
     for strip in strips(height, width):
-        rows[segment_map[strip], np.arange(height)[strip, None]] = True
-        columns[segment_map[strip], np.arange(width)[None, :]] = True
-    rows, columns = rows[1:], columns[1:]
-    y, x = rows.argmax(1), columns.argmax(1)
-    bottom, right = height - rows[:, ::-1].argmax(1), width - columns[:, ::-1].argmax(1)
-    boxes = np.stack([x, y, right - x, bottom - y], 1)
-    return np.where(rows.any(1, keepdims=True), boxes, 0)
+        flat = np.ravel(segment_map[strip])
+        start = np.empty(flat.shape, bool)  # of a run of equal ids in a row
+        np.not_equal(flat[1:], flat[:-1], out=start[1:])
+        start[::width] = True
+        (first,) = start.nonzero()
+        ids, (y, x) = flat[first], np.divmod(first, width)
+        length = np.diff(first, append=flat.size)
+        y += strip.start
+        np.minimum.at(low, ids, np.stack([x, y], 1))
+        np.maximum.at(high, ids, np.stack([x + length, y + 1], 1))
+    boxes = np.concatenate([low, high - low], 1)[1:]
+    return np.where(high[1:].any(1, keepdims=True), boxes, 0)
 
 
 def regions(labels: NDArray[np.integer], sure: NDArray[np.float32]) -> PanopticResult:
