@@ -68,6 +68,15 @@ def test_a_refused_later_stage_leaves_no_folder(mini_run, tmp_path):
         assert not run.path.exists()
 
 
+def test_a_later_stage_loads_no_clip_where_its_texts_are_cached(copied, mini_run, monkeypatch):
+    again = finetune(mini_run.cfg, copied, device="cpu", fresh=True)
+    monkeypatch.setattr(sessions, "text_clip", lambda *_: pytest.fail("CLIP was loaded"))
+    without = finetune(mini_run.cfg, copied, device="cpu", fresh=True)
+    assert without.weights and again.weights
+    clips = [load_weights(one.weights).meta["clip"] for one in (again, without)]
+    assert clips[0] == clips[1]
+
+
 @pytest.mark.parametrize("text", ["zebra\n", "ring\nring\n", ""])
 def test_a_refused_vocabulary_leaves_no_folder(mini_run, copied, tmp_path, text):
     path = tmp_path / "zoo.txt"

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib import import_module
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import (  # pyright: ignore[reportMissingTypeStubs]
-    linear_sum_assignment,  # pyright: ignore[reportUnknownVariableType]
-)
 from torch import Tensor
 
 from concat_cli.core.config import LossConfig
@@ -301,7 +299,8 @@ def assigned(costs: Tensor, wanted: Tensor) -> Tensor:
     layers, batch, _, segments = finite.shape
     matched = np.full((layers, batch, segments), -1, dtype=np.int64)
     columns = [np.flatnonzero(own) for own in wanted.cpu().numpy()]
-    solve = cast(Any, linear_sum_assignment)
+    # here, as its import takes 0.3 s, and many stages match nothing
+    solve: Any = import_module("scipy.optimize").linear_sum_assignment
     for layer, image in product(range(layers), range(batch)):
         rows, chosen = solve(finite[layer, image][:, columns[image]])
         matched[layer, image, columns[image][chosen]] = rows

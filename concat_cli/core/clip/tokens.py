@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
 from concat_cli.core.clip.encoder import Clip, ClipIdentity
 from concat_cli.core.files import write_error
@@ -73,6 +72,8 @@ def masked_crops(images: Tensor, masks: Tensor, size: int) -> Tensor:
     box, so that shapes keep their proportions. An empty mask gives an empty crop.
     """
     masked = F.pad(images * masks[:, None], (1, 1, 1, 1))  # zeros around the image as well
+    from torchvision.ops import roi_align  # with which come torch's compilers: 2 s
+
     boxes = square_boxes(masks) + 1
     index = torch.arange(len(masks), device=masks.device, dtype=boxes.dtype)[:, None]
     # adaptive sampling averages the pixels under each output pixel, which antialiases

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.errors import UserError
-from concat_cli.core.model.layers import map_size, resize_padding, zero_padding
+from concat_cli.core.model.layers import drawn, map_size, resize_padding, zero_padding
 from concat_cli.core.model.pixel_decoder import DeformablePixelDecoder
 from concat_cli.core.model.query_decoder import QueryDecoder
 from concat_cli.core.model.segmentor import MAX_SCALE
@@ -73,7 +73,7 @@ class FcClip(PublishedSegmentor):
         sizes = (width, width, width, embed_dim)
         self.class_embed = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        self.void = nn.Parameter(torch.randn(1, embed_dim))
+        self.void = nn.Parameter(drawn(1, embed_dim))
 
     def attach(self, clip: Clip) -> None:
         """Takes the CLIP; UserError where it is none that the decoders fit on."""

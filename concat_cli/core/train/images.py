@@ -191,7 +191,7 @@ class ImageStage:
         train = training_part(session.info, cfg.data.cache)
         inputs = {"classes": classes_digest(vocabulary), "training images": train.digest()}
         session.open_stage(stage, fresh=fresh, inputs=inputs)
-        meta = session.meta(stage.stage, clip)
+        meta = session.meta(stage.stage, clip.identity)
         return ImageStage(session, stage, meta, text, to_trained, train, by_category)
 
     def unfinished(self, part: StageResult) -> StageResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from concat_cli import __version__
-from concat_cli.core.checkpoint import Weights
-from concat_cli.core.clip.encoder import Clip, load_clip
-from concat_cli.core.clip.prompts import check_names, text_embeddings
+from concat_cli.core.checkpoint import Weights, check_clip
+from concat_cli.core.clip.encoder import Clip, ClipIdentity, load_clip
+from concat_cli.core.clip.prompts import cached_texts, check_names, class_texts, text_embeddings
 from concat_cli.core.clip.tokens import TokenCache
 from concat_cli.core.config import Config
 from concat_cli.core.config_file import to_dict
@@ -75,9 +76,8 @@ class Session:
             module.to(memory_format=torch.channels_last)
         return module
 
-    def meta(self, stage: str, clip: Clip, **facts: Any) -> dict[str, Any]:
+    def meta(self, stage: str, clip: ClipIdentity, **facts: Any) -> dict[str, Any]:
         """The facts that a weights file carries about itself."""
-        identity = clip.identity
         return {
             "format": 1,
             "version": __version__,
@@ -87,9 +87,9 @@ class Session:
             "trained": list(self.info.vocabulary.seen_only().names),
             "taught": [],
             "clip": {
-                "model": identity.model,
-                "pretrained": identity.pretrained,
-                "sha256": identity.sha256,
+                "model": clip.model,
+                "pretrained": clip.pretrained,
+                "sha256": clip.sha256,
             },
             "data": {
                 "name": self.info.name,
@@ -168,3 +168,34 @@ def embed(clip: Clip, vocabulary: Vocabulary, cfg: Config, device: torch.device)
 def text_clip(cfg: Config, device: torch.device) -> Clip:
     """The teacher's text tower alone."""
     return load_clip(cfg.clip, device, image_tower=False)
+
+
+class TextsOf:
+    """Text embeddings of the CLIP that weights were trained with, for a stage that goes on from
+    them. The text tower, which takes longer to load than such a stage to begin, is loaded only
+    where the cache lacks some.
+
+    UserError, at once where the configuration names another CLIP, else when the tower is loaded, if
+    it is not the one of the weights.
+
+    Attributes:
+        identity: which CLIP it is.
+    """
+
+    def __init__(self, source: Weights, session: Session) -> None:
+        self._source, self._session = source, session
+        trained, asked = ClipIdentity(**source.meta["clip"]), session.cfg.clip
+        same = (trained.model, trained.pretrained) == (asked.model, asked.pretrained)
+        self.identity = trained if same and trained.sha256 else self._clip.identity
+
+    def embed(self, vocabulary: Vocabulary) -> Tensor:
+        """(K, E) of a vocabulary, on the session's device."""
+        rows = class_texts(vocabulary, self._session.cfg.clip)
+        found = cached_texts(self.identity.sha256, rows, lambda: self._clip)
+        return found.to(self._session.device)
+
+    @cached_property
+    def _clip(self) -> Clip:
+        clip = text_clip(self._session.cfg, self._session.device)
+        check_clip(self._source, clip.identity)
+        return clip

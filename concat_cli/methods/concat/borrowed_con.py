@@ -343,7 +343,7 @@ def train_on_borrowed(
     names = (*info.vocabulary.seen_only().names, *published.vocabulary.names)
     meta = session.meta(
         "con",
-        clip,
+        clip.identity,
         trained=list(dict.fromkeys(names)),
         segmentor=identity,
         published=facts_of(published),

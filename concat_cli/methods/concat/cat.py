@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concat_cli.core.build import config_of
-from concat_cli.core.checkpoint import check_clip, check_finished, check_stage, load_weights
+from concat_cli.core.checkpoint import check_finished, check_stage, load_weights
 from concat_cli.core.config import CatConfig, Config, OptimConfig
 from concat_cli.core.device import cpu_threads
 from concat_cli.core.progress import SILENT, Progress
@@ -27,10 +27,9 @@ from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.plan import Plan, clip_width, size_facts, weights_facts
 from concat_cli.core.train.session import (
     Session,
-    embed,
+    TextsOf,
     open_session,
     seed_torch,
-    text_clip,
     trained_names,
 )
 from concat_cli.methods.concat.generator import (
@@ -169,16 +168,15 @@ def train_cat(
         progress.say(unfinished)
     cfg = replace(cfg, model=config_of(source).model)
     session = open_session(cfg, device, progress, force)
-    clip = text_clip(cfg, session.device)
-    check_clip(source, clip.identity)
+    texts = TextsOf(source, session)
     stage = session.open_stage(run.stage("cat"), fresh=fresh, inputs={"weights": source.sha256})
     segmentor = session.place(restore(source))
     seen = session.info.vocabulary.seen_only()
-    text = embed(clip, seen, cfg, session.device)
+    text = texts.embed(seen)
     banks = open_banks(session, run, source, segmentor, text)
     meta = session.meta(
         "cat",
-        clip,
+        texts.identity,
         trained=trained_names(source, session.info.vocabulary),
         **kept_facts(source),
     )

@@ -11,7 +11,6 @@ from torch import Tensor
 from concat_cli.core.build import config_of, part_of
 from concat_cli.core.checkpoint import (
     Weights,
-    check_clip,
     check_finished,
     check_stage,
     load_weights,
@@ -26,9 +25,8 @@ from concat_cli.core.train.loop import Fit, StageResult
 from concat_cli.core.train.plan import Plan, weights_facts
 from concat_cli.core.train.session import (
     Session,
-    embed,
+    TextsOf,
     open_session,
-    text_clip,
     trained_names,
 )
 from concat_cli.core.vocabulary import Vocabulary, written
@@ -79,19 +77,20 @@ def finetune(
     if given is not None and (doubtful := doubt(given)):
         progress.say(doubtful)
     new = new_names(known, given, cfg) if pseudo else Vocabulary(())
-    clip = text_clip(cfg, session.device)
-    check_clip(source, clip.identity)
+    texts = TextsOf(source, session)
     check_names(new if given is None else given, cfg.clip, force)
     name = "finetune" if vocabulary is None else taught(vocabulary)
     inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)
     segmentor = session.place(restore(source))
     generator = restore_generator(source).to(session.device) if pseudo else None
-    trained = embed(clip, known.seen_only(), cfg, session.device)
+    if generator is not None:
+        generator.precision = session.dtype  # it stays as it is
+    trained = texts.embed(known.seen_only())
     banks = open_banks(session, run, _for_bank(source), segmentor, trained)
     text = trained
     if len(new):
-        text = torch.cat((trained, embed(clip, new, cfg, session.device)))
+        text = torch.cat((trained, texts.embed(new)))
         progress.say(f"teaching {len(new)} names without images: {shorten(new.names)}")
     indices = torch.arange(len(trained), len(text), device=session.device)
     statistics = statistics_for(cfg.cat.noise, banks, len(trained), session.device)
@@ -102,7 +101,7 @@ def finetune(
     told = replace(session, cfg=replace(cfg, infer=replace(cfg.infer, seen_offset=offset)))
     meta = told.meta(
         "finetune",
-        clip,
+        texts.identity,
         trained=trained_names(source, known),
         taught=list(dict.fromkeys((*source.meta.get("taught", ()), *new.names))),
         **kept_facts(source),
@@ -183,6 +182,7 @@ def _calibrate(
     generator = None
     if cfg.finetune.pseudo:
         generator = fold_generator(source, cfg, session.progress).to(session.device)
+        generator.precision = session.dtype
     offset, figures = choose_offset(segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune)
     session.progress.say(f"seen logits are lowered by {offset:.2f} (chosen on dev and the fold)")
     return offset, figures | {"seen_offset": offset}

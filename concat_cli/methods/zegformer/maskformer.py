@@ -23,6 +23,7 @@ from concat_cli.core.model.backbone import Backbone
 from concat_cli.core.model.layers import (
     Attention,
     FeedForward,
+    drawn,
     map_size,
     resize_padding,
     sine_positions,
@@ -131,7 +132,7 @@ class MaskFormerDecoder(nn.Module):
         self.width, self.queries = width, queries
         self.input = nn.Conv2d(channels, width, 1)
         nn.init.kaiming_uniform_(self.input.weight, a=1)
-        self.query_position = nn.Parameter(torch.randn(queries, width))
+        self.query_position = nn.Parameter(drawn(queries, width))
         self.layers = nn.ModuleList(
             MaskFormerLayer(width, heads, ffn, dropout) for _ in range(layers)
         )
