@@ -21,6 +21,7 @@ from concat_cli.core.data.image_io import read_id_png
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import evaluate_files
 from concat_cli.core.evaluate.page import make
+from concat_cli.core.evaluate.page.comparison import IMAGES
 from concat_cli.core.evaluate.page.curves import POINTS, training_of
 from concat_cli.core.evaluate.page.findings import KEPT, Findings
 from concat_cli.core.evaluate.page.make import page_data, page_of
@@ -100,7 +101,7 @@ def test_the_maps_on_the_page_are_those_of_the_files(page):
     shown = data["worst"][0]
     listed = by_image[of_name[Path(shown["name"]).name]]
     ids = read_id_png(GOLDEN / "gt" / listed["file_name"])
-    assert list(ids.shape) == shown["size"]  # small enough to be shown pixel by pixel
+    assert list(ids.shape) == shown["truth"]["size"]  # small enough to be shown pixel by pixel
     runs = np.array(shown["truth"]["runs"]).reshape(-1, 2)
     numbers = np.repeat(runs[:, 0], runs[:, 1]).reshape(ids.shape)
     for place, segment in enumerate(listed["segments_info"]):
@@ -295,9 +296,81 @@ def test_in_a_browser(browser, page):
     button = browser.find_element("css selector", "#images .segments button")
     browser.execute_script("arguments[0].focus()", button)
     assert texts(browser, "#images [role=status]")[0].startswith("truth: ")
+    nothing_is_wrong(browser)
+
+
+def nothing_is_wrong(browser) -> None:
+    """Everything has a name for those who do not see it, and the console is silent."""
     unnamed = browser.execute_script("""
         return [...document.querySelectorAll("canvas, svg, img, input, select, [role=region]")]
           .filter(e => !(e.getAttribute("aria-label") || e.hasAttribute("alt") || e.labels?.length))
           .map(e => e.outerHTML.slice(0, 80))""")
     assert unnamed == []
     assert [one for one in browser.get_log("browser") if one["level"] != "DEBUG"] == []
+
+
+@pytest.fixture
+def comparison(tmp_path, capsys) -> Path:
+    """Two methods on the golden files, of which the second one finds everything."""
+    files = flat_world(tmp_path)
+    shutil.copytree(files / "gt", files / "best")
+    shutil.copy(files / "gt.json", files / "best.json")
+    out = tmp_path / "page.html"
+    first = [f"{EVIL.replace('=', '')}={files / 'pred.json'}", f"best={files / 'best.json'}"]
+    words = ["--truth", str(files / "gt.json"), "--pictures", str(tmp_path / "gt")]
+    words += ["--out", str(tmp_path / "comparison"), "--bootstrap", "20", "--report", str(out)]
+    assert main(["compare", *first, *words]) == 0
+    assert "page.html" in capsys.readouterr().out
+    return out
+
+
+def test_the_data_of_a_comparison(comparison):
+    data = data_in(comparison.read_text("utf-8"))
+    saved = json.loads((comparison.parent / "comparison" / "compare.json").read_text())
+    assert data["differences"] == saved["differences"] and data["rows"] == saved["rows"]
+    (pair,) = data["differences"]
+    assert 0 < len(data["shown"]) <= IMAGES
+    assert set(data["shown"]) == {one["image"] for one in pair["images"][:IMAGES]}
+    for image in data["shown"].values():
+        assert list(image["found"]) == [pair["minus"], "best"] and image["photo"]
+        real, best = image["truth"], image["found"]["best"]
+        assert best["runs"] == real["runs"]
+        assert {kind for _, kind, *_ in best["segments"]} <= {"right", "ignored"}
+    assert "<img src=x" not in comparison.read_text("utf-8")
+
+
+def test_a_comparison_in_a_browser(browser, comparison):
+    browser.get(comparison.as_uri())
+    data = data_in(comparison.read_text("utf-8"))
+    (pair,) = data["differences"]
+    rows = "#pair0 [aria-label=Classes] tbody"
+    assert len(texts(browser, f"{rows} tr")) == len(pair["classes"])
+    assert len(texts(browser, "#figures tbody tr")) == 3  # two methods, and their difference
+    assert len(texts(browser, "#pair0 canvas")) == 3 * len(data["shown"])
+    told = [text.split()[0] for text in texts(browser, f"{rows} td:last-of-type")]
+    gaps = [float(text.replace("−", "-")) for text in told if text != "–"]
+    assert gaps == sorted(gaps) and len(gaps) > 1
+    browser.find_element("id", "search0").send_keys("no such class")
+    assert texts(browser, "#shown0") == [f"0 of {len(pair['classes'])} classes"]
+    nothing_is_wrong(browser)
+
+
+def test_a_page_of_semantic_folders(tmp_path, capsys):
+    """Of three classes side by side, the second one is found as the third."""
+    for part, values in (("truth", (0, 1, 2)), ("found", (0, 2, 2))):
+        (tmp_path / part).mkdir()
+        stripes = np.repeat(np.array(values, np.uint8)[:, None], 20, 0) + np.zeros(
+            (1, 30), np.uint8
+        )
+        Image.fromarray(stripes).save(tmp_path / part / "one.png")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (30, 60)).save(tmp_path / "photos" / "one.jpg")
+    (tmp_path / "classes.txt").write_text("sky\ngrass\nzebra\n")
+    words = ["--predictions", str(tmp_path / "found"), "--truth", str(tmp_path / "truth")]
+    words += ["--classes", str(tmp_path / "classes.txt"), "--report", str(tmp_path / "page.html")]
+    assert main(["evaluate", *words, "--pictures", str(tmp_path / "photos")]) == 0
+    data = data_in((tmp_path / "page.html").read_text("utf-8"))
+    (image,) = data["worst"]
+    assert data["regions"] and image["photo"] and data["colours"][0]
+    assert [kind for _, kind, *_ in image["truth"]["segments"]] == ["right", "merged", "merged"]
+    assert len(image["found"]["segments"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from concat_cli.core.evaluate.cost import Cost
     from concat_cli.core.evaluate.differences import Difference
     from concat_cli.core.evaluate.intervals import Interval
+    from concat_cli.core.evaluate.page.comparison import Look
 
 Table = tuple[Sequence[str], list[list[Cell]]]  # columns, rows
 
 _OF_RUNS = ("limit", "force", "device")
-_OF_FILES = ("truth", "truth_dir", "classes", "class_split", "match")
+_OF_FILES = ("truth", "truth_dir", "classes", "class_split", "match", "pictures")
 FEW_IMAGES = 8  # of those that differ most, in the terminal
 _GROUPS = ("seen", "unseen", "harmonic")
 _FIGURES = ("seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU")
@@ -84,6 +86,13 @@ class Options:
     ] = None
     class_split: FileSplit = None
     match: Match = "auto"
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Also write a page to look at.")
+    ] = None
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=FILES),
+    ] = None
 
     def check(self) -> bool:
         """Whether files are compared; UserError for both kinds at once, and for an option that
@@ -110,9 +119,16 @@ def compare(asked: Options) -> None:
     """Compare runs, or files, on the same images."""
     from concat_cli.core.files import write_json, write_text
 
-    console = Console(json_only=asked.as_json)
+    console, look = Console(json_only=asked.as_json), None
+    if asked.report is not None:
+        from concat_cli.core.evaluate.page.make import check_page
+
+        check_page(asked.report)
+    elif asked.pictures is not None:
+        raise UserError("--pictures are shown by --report alone.", "Add --report FILE.html.")
     if asked.check():
-        files = found = _files(asked, console)
+        files, look = _files(asked, console)
+        found = files
         shown, text = list(file_tables(files, " ")), file_markdown(files)
         lines = list(file_remarks(files))
     else:
@@ -123,6 +139,10 @@ def compare(asked: Options) -> None:
         console.say(f"replacing the earlier comparison in {relative(out)}")
     write_json(out / "compare.json", found.to_json(), indent=1)
     write_text(out / "compare.md", text)
+    if asked.report is not None:
+        from concat_cli.core.evaluate.page.comparison import write_comparison
+
+        write_comparison(found, asked.report, lines, look)
     if asked.as_json:
         return console.json(found.to_json())
     for one in found.differences:
@@ -133,7 +153,9 @@ def compare(asked: Options) -> None:
         console.table(columns, rows)
     for line in lines:
         console.say(line)
-    console.done({"table": relative(out / "compare.md"), "figures": relative(out / "compare.json")})
+    page = {} if asked.report is None else {"page": relative(asked.report)}
+    written = {"table": relative(out / "compare.md"), "figures": relative(out / "compare.json")}
+    console.done(written | page)
 
 
 def _runs(asked: Options, console: Console) -> Comparison:
@@ -145,15 +167,21 @@ def _runs(asked: Options, console: Console) -> Comparison:
     )  # fmt: skip
 
 
-def _files(asked: Options, console: Console) -> FileComparison:
-    from concat_cli.core.evaluate.compare_files import Against, compare_files, parse_file
+def _files(asked: Options, console: Console) -> tuple[FileComparison, Look]:
+    from concat_cli.core.evaluate.compare_files import (
+        Against,
+        compare_files,
+        look_again,
+        parse_file,
+    )
     from concat_cli.core.evaluate.files import PanopticFiles, Rules
 
     assert asked.truth is not None
     truth = PanopticFiles(asked.truth, asked.truth_dir)
     against = Against(truth, asked.classes, asked.class_split, Rules(asked.match))
     entries = [parse_file(text) for text in asked.runs]
-    return compare_files(entries, against, asked.bootstrap, console.progress)
+    found = compare_files(entries, against, asked.bootstrap, console.progress)
+    return found, partial(look_again, entries, against, asked.pictures)
 
 
 def tables(found: Comparison, between: str) -> Iterator[Table]:

@@ -158,9 +158,6 @@ def score(options: Options) -> None:
         from concat_cli.core.evaluate.page.make import check_page
 
         check_page(options.report)
-        if options.classes is not None:
-            what = "A page shows segments; semantic PNGs hold none."
-            raise UserError(what, "Leave --report out.")
     elif options.pictures is not None:
         raise UserError("--pictures are shown by --report alone.", "Add --report FILE.html.")
     if options.predictions is not None or options.truth is not None:

@@ -73,6 +73,18 @@ def score_files(
     return evaluate_files(found, truth, scoring, class_split=split, rules=rules, progress=progress)
 
 
+def look_again(
+    entries: Sequence[tuple[str, PanopticFiles]],
+    against: Against,
+    pictures: Path | None,
+    label: str,
+    names: frozenset[str],
+) -> Report:
+    """The report of one of the entries on the images of these names, with all of their pictures."""
+    scoring = Scoring(look=True, images=names, pictures=pictures)
+    return score_files(dict(entries)[label], against, scoring)
+
+
 def parse_file(text: str) -> tuple[str, PanopticFiles]:
     """`[LABEL=]FILE.json[:PNGS]`, or a folder of semantic maps in place of the file."""
     label, rest = text, text

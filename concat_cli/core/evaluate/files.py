@@ -20,7 +20,7 @@ from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.map_pairs import Counted, Drawn, count_pair, forks, in_order
 from concat_cli.core.evaluate.official import ask_official, need_official
-from concat_cli.core.evaluate.page.findings import Findings
+from concat_cli.core.evaluate.page.findings import KEPT, Findings
 from concat_cli.core.evaluate.page.outcomes import Overlap
 from concat_cli.core.evaluate.page.photos import Photos
 from concat_cli.core.evaluate.pairing import Match, Side, pair
@@ -122,11 +122,13 @@ def evaluate_files(
     few_images(scoring.bootstraps, len(truths), progress)
     sizes = {image.id: (image.height, image.width) for image in told.images}
     names, others = file_names(told), file_names(found.content)
+    if scoring.images:
+        truths = {k: one for k, one in truths.items() if (names.get(k) or k) in scoring.images}
     keep = scoring.bootstraps > 0 or scoring.counts
     tally = Tally(len(vocabulary), len(truths), TASKS, keep=keep)
     tally.each.names = tuple(names.get(one) or one for one in truths)
     odd = Disagreements()
-    tally.findings = Findings(vocabulary) if scoring.look else None
+    tally.findings = Findings(vocabulary, len(scoring.images) or KEPT) if scoring.look else None
     photos = Photos(real_files.json, scoring.pictures) if scoring.look else None
 
     def drawn(image_id: str) -> tuple[Drawn, Drawn]:

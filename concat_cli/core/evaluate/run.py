@@ -17,7 +17,7 @@ from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import true_instances
 from concat_cli.core.evaluate.page.findings import Findings
-from concat_cli.core.evaluate.page.outcomes import Overlap
+from concat_cli.core.evaluate.page.outcomes import Overlap, regions
 from concat_cli.core.evaluate.page.pictures import picture_of
 from concat_cli.core.evaluate.quality import (
     BoolArray,
@@ -218,7 +218,7 @@ class Scorer:
             return
         (real, labels, crowd), (segment_map, named) = truth_of(sample), found
         if "panoptic" not in self.tasks:
-            real, labels = _regions(class_map(real, labels))
+            real, labels = regions(class_map(real, labels))
             crowd = np.zeros(len(labels), bool)
         shared = overlaps(real, segment_map, len(labels), len(named))
         findings.add(
@@ -235,7 +235,7 @@ class Scorer:
             truth = class_map(sample.segment_map, sample.labels)
             self.tally.add_semantic(number, self.to_truth[found], truth)
             if "panoptic" not in self.tasks:
-                self._look(number, sample, _regions(self.to_truth[found]))
+                self._look(number, sample, regions(self.to_truth[found]))
             if self.saver is not None:
                 self.saver.semantic(found, self.names[number])
 
@@ -270,14 +270,6 @@ def truth_indices(candidates: Vocabulary, vocabulary: Vocabulary) -> NDArray[np.
             "Let it name the data set's classes: Predictor.load(weights, info.vocabulary).",
         )
     return np.array([vocabulary.index_of_name[name] for name in candidates.names], np.int64)
-
-
-def _regions(named: IntArray) -> tuple[IntArray, IntArray]:
-    """A class map (H, W), -1 = none, as a map of segments, one for each class, and their labels."""
-    labels, places = np.unique(named, return_inverse=True)
-    places = places.reshape(named.shape)  # flat in NumPy 1 and 2.1 on
-    none = int(labels[:1].tolist() == [-1])
-    return places + 1 - none, labels[none:]
 
 
 def truth_of(sample: Sample) -> tuple[IntArray, IntArray, BoolArray]:

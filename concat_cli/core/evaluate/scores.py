@@ -53,6 +53,7 @@ class Scoring:
     limit: only the first so many images.
     counts: keep the counts of every image in `Report.counts`.
     look: gather what a report page shows in `Report.findings`.
+    images: of files, only those of these names, all of which `look` keeps then; empty: all.
     pictures: of files, the folder of the images that a report page shows.
     check: UserError where the truth is next to nothing.
     force: also report a split whose unseen classes the weights were trained on, and names with
@@ -70,6 +71,7 @@ class Scoring:
     limit: int | None = None
     counts: bool = False
     look: bool = False
+    images: frozenset[str] = frozenset()
     pictures: Path | None = None
     check: bool = True
     force: bool = False

@@ -13,7 +13,11 @@ from concat_cli.core.data.image_io import read_header, wrong_size
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import unseen_of
 from concat_cli.core.evaluate.map_pairs import in_order
+from concat_cli.core.evaluate.page.findings import KEPT, Findings
+from concat_cli.core.evaluate.page.outcomes import Overlap, regions
+from concat_cli.core.evaluate.page.photos import Photos, photo_names
 from concat_cli.core.evaluate.pairing import fitting
+from concat_cli.core.evaluate.quality import overlaps
 from concat_cli.core.evaluate.report import Report, make_report
 from concat_cli.core.evaluate.scores import (
     PLAIN,
@@ -64,6 +68,8 @@ def evaluate_maps(
     vocabulary = known.vocabulary.with_unseen(unseen or ())
     check_split(scoring.split, vocabulary)
     pairs = _pairs(_pngs(truth), _pngs(predictions), predictions, progress)
+    if scoring.images:
+        pairs = {name: pair for name, pair in pairs.items() if name in scoring.images}
     few_images(scoring.bootstraps, len(pairs), progress)
     pixels = "colour" if known.coloured else "index"
     reader = LabelReader(LabelFormat("semantic", pixels, known.table, known.void))
@@ -83,10 +89,15 @@ def evaluate_maps(
     keep = scoring.bootstraps > 0 or scoring.counts
     tally = Tally(len(vocabulary), len(pairs), ("semantic",), keep=keep)
     tally.each.names = tuple(pairs)
-    for number, maps in enumerate(
-        progress.track(in_order(both, pairs.values()), "score", len(pairs))
-    ):
-        tally.add_semantic(number, *maps)
+    tally.findings = Findings(vocabulary, len(scoring.images) or KEPT) if scoring.look else None
+    photos = Photos(None, scoring.pictures)
+    scored = progress.track(in_order(both, pairs.values()), "score", len(pairs))
+    for number, (name, (found, real)) in enumerate(zip(pairs, scored, strict=True)):
+        tally.add_semantic(number, found, real)
+        if tally.findings is not None:
+            _look(tally.findings, number, name, (real, found), photos)
+    if scoring.look:
+        photos.tell(progress)
     if not tally.semantic.matrix.any():
         raise UserError(f"Every pixel of {truth} is void: there is no truth.", "Check --classes.")
     return make_report(
@@ -105,6 +116,14 @@ def evaluate_maps(
         seconds={"total": time.perf_counter() - start},
         divided=unseen is not None,
     )
+
+
+def _look(findings: Findings, number: int, name: str, maps: Maps, photos: Photos) -> None:
+    """Adds an image to a page: all that is of one class is one segment, in the truth as well."""
+    (real, labels), (found, named) = map(regions, maps)
+    shared = overlaps(real, found, len(labels), len(named))
+    image = Overlap(shared, labels, np.zeros(len(labels), bool), named)
+    findings.add(number, name, image, lambda: photos.over((real, found), photo_names(name)))
 
 
 def _pngs(folder: Path) -> dict[str, str]:

@@ -45,11 +45,11 @@ class Findings:
 
     confusion: matched segments by true and predicted class. outcomes: (O, K) segments by OUTCOMES
     and class, the predicted class for those that no truth is behind. sizes: (4, S) IoU, TP, FP, FN
-    by size. The memory does not depend on the number of images.
+    by size. The memory does not depend on the number of images, but on how many are `kept`.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary, classes = vocabulary, len(vocabulary)
+    def __init__(self, vocabulary: Vocabulary, kept: int = KEPT) -> None:
+        self.vocabulary, self.kept, classes = vocabulary, kept, len(vocabulary)
         self.confusion: Counter[tuple[int, int]] = Counter()
         self.outcomes: NDArray[np.int64] = np.zeros((len(OUTCOMES), classes), np.int64)
         self.sizes: NDArray[np.float64] = np.zeros((4, len(SIZES) + 1))
@@ -70,7 +70,8 @@ class Findings:
         score = outcome.score
         if score is None:
             return
-        if not (_wanted(self.worst, (score, number)) or _wanted(self.best, (-score, number), -1)):
+        low, high = (score, number), (-score, number)
+        if not (self._wanted(self.worst, low) or self._wanted(self.best, high, -1)):
             return
         shown = Shown(number, name, score, image, outcome, picture(), tuple(scores))
         self._keep([shown])
@@ -84,8 +85,11 @@ class Findings:
 
     def _keep(self, more: Sequence[Shown]) -> None:
         every = {one.number: one for one in (*self.best, *self.worst, *more)}.values()
-        self.worst = sorted(every, key=lambda one: (one.score, one.number))[:KEPT]
-        self.best = sorted(every, key=lambda one: (-one.score, one.number))[:KEPT]
+        self.worst = sorted(every, key=lambda one: (one.score, one.number))[: self.kept]
+        self.best = sorted(every, key=lambda one: (-one.score, one.number))[: self.kept]
+
+    def _wanted(self, kept: Sequence[Shown], key: tuple[float, int], sign: int = 1) -> bool:
+        return len(kept) < self.kept or key < (sign * kept[-1].score, kept[-1].number)
 
     def _count(self, image: Overlap, outcome: Outcome) -> None:
         classes = self.outcomes.shape[1]
@@ -112,7 +116,3 @@ def _sizes(areas: NDArray[np.int64], image: Overlap) -> NDArray[np.int64]:
     shares = areas / max(1, int(image.shared.sum()))
     reached: NDArray[np.bool_] = shares[:, None] >= np.array(SIZES)
     return reached.sum(1)
-
-
-def _wanted(kept: Sequence[Shown], key: tuple[float, int], sign: int = 1) -> bool:
-    return len(kept) < KEPT or key < (sign * kept[-1].score, kept[-1].number)

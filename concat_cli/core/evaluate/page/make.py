@@ -19,6 +19,8 @@ from concat_cli.core.evaluate.page.outcomes import HALLUCINATED, IGNORED, MEANIN
 from concat_cli.core.evaluate.page.words import sentences
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.files import write_text
+from concat_cli.core.infer.colours import usual
+from concat_cli.core.vocabulary import Vocabulary
 
 GROUPS = ("all", "seen", "unseen", "harmonic", "things", "stuff")
 PAIRS = 200  # of confused classes
@@ -47,14 +49,19 @@ def run_of(weights: Path) -> Path | None:
 
 
 def page_of(report: Report, title: str, training: Sequence[Training] = ()) -> str:
-    """The page: it names no address and runs nothing but its own script."""
+    """The page of a report."""
+    return filled(page_data(report, title, training))
+
+
+def filled(data: Plain) -> str:
+    """The page of some data: it names no address and runs nothing but its own script."""
     parts = resources.files("concat_cli.core.evaluate.page")
     page, style, script = (
         (parts / f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js")
     )
     page = page.replace("/* style */", style).replace("/* script */", script)
     head, _, tail = page.partition("null/* data */")
-    return head + _escaped(page_data(report, title, training)) + tail
+    return head + _escaped(data) + tail
 
 
 def page_data(report: Report, title: str, training: Sequence[Training] = ()) -> Plain:
@@ -79,18 +86,26 @@ def page_data(report: Report, title: str, training: Sequence[Training] = ()) -> 
         ],
     }
     if found is not None and found.outcomes.any():
-        data |= {
-            "names": found.vocabulary.names,
-            "things": found.vocabulary.is_thing,
+        data |= classes_of(found.vocabulary) | {
             "regions": "panoptic" not in tasks,
             "outcomes": _outcomes(found),
             "meaning": MEANING,
             "sizes": _sizes(found),
             "confusion": _confusion(found),
-            "worst": [_image(one) for one in found.worst],
-            "best": [_image(one) for one in found.best if one.number not in _numbers(found.worst)],
+            "worst": [image_data(one) for one in found.worst],
+            "best": [
+                image_data(one) for one in found.best if one.number not in _numbers(found.worst)
+            ],
         }
     return data
+
+
+def classes_of(vocabulary: Vocabulary) -> Plain:
+    """By index: the names of classes, whether they are things, and the colours that some usually
+    have."""
+    known = usual(vocabulary)
+    colours = [known.get(name) for name in vocabulary.names]
+    return {"names": vocabulary.names, "things": vocabulary.is_thing, "colours": colours}
 
 
 def _escaped(data: Plain) -> str:
@@ -175,7 +190,7 @@ def _confusion(found: Findings) -> Plain:
     }
 
 
-def _image(one: Shown) -> Plain:
+def image_data(one: Shown) -> Plain:
     """An image of the page, its segments in the order of their ids."""
     iou = one.outcome.iou
     best = iou.argmax(0) if len(iou) else None
@@ -184,8 +199,8 @@ def _image(one: Shown) -> Plain:
         "name": one.name,
         "score": _rounded(one.score),
         "photo": _uri(picture.photo),
-        "size": picture.size,
         "truth": {
+            "size": picture.size,
             "runs": picture.truth,
             "segments": [
                 [int(label), _word(kind)]
@@ -193,6 +208,7 @@ def _image(one: Shown) -> Plain:
             ],
         },
         "found": {
+            "size": picture.size,
             "runs": picture.found,
             "segments": [
                 [

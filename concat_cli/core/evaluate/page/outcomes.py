@@ -68,6 +68,14 @@ class Outcome:
         return float(self.iou[self.matches].sum()) / whole if whole else None
 
 
+def regions(named: IntArray) -> tuple[IntArray, IntArray]:
+    """A class map (H, W), -1 = none, as a map of segments, one for each class, and their labels."""
+    labels, places = np.unique(named, return_inverse=True)
+    places = places.reshape(named.shape)  # flat in NumPy 1 and 2.1 on
+    none = int(labels[:1].tolist() == [-1])
+    return places + 1 - none, labels[none:]
+
+
 def outcome_of(image: Overlap) -> Outcome:
     """What became of the segments of an image."""
     shared, crowd = image.shared, image.crowd

@@ -103,25 +103,35 @@ function figures() {
 
 function classes() {
   const has = (key) => data.classes.some((row) => row[key] !== null && row[key] !== undefined);
-  const divided = has("seen");
-  const rows = data.classes.map((row) => ({ ...row, group: row.seen === null ? "" : row.seen ? "seen" : "unseen",
-    kind: row.thing ? "thing" : "stuff" }));
   const columns = [
-    { title: "class", key: "name", text: true, show: (r) => el("span", { class: "name" }, r.name) },
-    divided && { title: "seen", key: "group", text: true, show: (r) => el("span", { class: `tag ${r.group}` }, r.group) },
-    { title: "kind", key: "kind", text: true, show: (r) => r.kind },
     ...[["PQ", "pq"], ["IoU", "iou"], ["AP", "ap"]].filter(([, k]) => has(k)).map(([title, key]) =>
       ({ title, key, show: (r) => bar(r[key]) })),
     ...[["SQ", "sq"], ["RQ", "rq"]].filter(([, k]) => has(k)).map(([title, key]) =>
       ({ title, key, show: (r) => percent(r[key]) })),
     ...Object.keys(data.meaning || {}).filter((k) => k !== "ignored").map((key) => ({ title: key, key, what: data.meaning[key] })),
-  ].filter(Boolean);
+  ];
   const first = has("pq") ? "pq" : has("iou") ? "iou" : "ap";
-  const table = sorted("Classes", columns, rows, [first, false], (r) => (r.seen === false ? "of-unseen" : null));
-  const count = el("span", { role: "status", id: "shown" });
-  const search = el("input", { type: "search", id: "search", placeholder: "name of a class" });
+  section("classes", "Classes", ...classTable("", data.classes, columns, [first, false], "A heading sorts by its column. " +
+    "– : the class does not occur, so it is in no mean. " +
+    (data.meaning ? "The words on the right are told under “What went wrong”." : "")));
+}
+
+// A table of classes that can be searched; columns: those behind name, split and kind.
+function classTable(id, classes, columns, start, note) {
+  const divided = classes.some((row) => row.seen !== null);
+  const rows = classes.map((row) => ({ ...row, group: row.seen === null ? "" : row.seen ? "seen" : "unseen",
+    kind: row.thing ? "thing" : "stuff" }));
+  const all = [
+    { title: "class", key: "name", text: true, show: (r) => el("span", { class: "name" }, r.name) },
+    divided && { title: "seen", key: "group", text: true, show: (r) => el("span", { class: `tag ${r.group}` }, r.group) },
+    { title: "kind", key: "kind", text: true, show: (r) => r.kind },
+    ...columns,
+  ].filter(Boolean);
+  const table = sorted("Classes", all, rows, start, (r) => (r.seen === false ? "of-unseen" : null));
+  const count = el("span", { role: "status", id: `shown${id}` });
+  const search = el("input", { type: "search", id: `search${id}`, placeholder: "name of a class" });
   const choice = (id, values) => el("select", { id }, values.map((v) => el("option", { value: v }, v)));
-  const split = choice("split", ["all", "seen", "unseen"]), kind = choice("kind", ["all", "thing", "stuff"]);
+  const split = choice(`split${id}`, ["all", "seen", "unseen"]), kind = choice(`kind${id}`, ["all", "thing", "stuff"]);
   const filter = () => {
     const text = search.value.trim().toLowerCase();
     let shown = 0;
@@ -135,10 +145,55 @@ function classes() {
   };
   for (const one of [search, split, kind]) one.addEventListener("input", filter);
   filter();
-  section("classes", "Classes", el("div", { class: "tools" }, el("label", { for: "search" }, "Search"), search,
+  return [el("div", { class: "tools" }, el("label", { for: `search${id}` }, "Search"), search,
     divided ? el("label", {}, "Split", split) : null, el("label", {}, "Kind", kind), count),
-    el("p", { class: "note" }, "A heading sorts by its column. – : the class does not occur, so it is in no mean. " +
-      (data.meaning ? "The words on the right are told under “What went wrong”." : "")), table.node);
+    el("p", { class: "note" }, note), table.node];
+}
+
+// Comparisons: rows of figures, then each method against the first one.
+const GROUPS = ["all", "seen", "unseen", "harmonic"];
+const signed = (value) => `${value < 0 ? "−" : "+"}${(100 * Math.abs(value)).toFixed(1)}`;
+
+function ranged(one, show) {
+  return one ? [show(one.value), el("span", { class: "note" }, ` [${show(one.low)}, ${show(one.high)}]`)] : "–";
+}
+
+function meanTable(label, rows, show) {
+  const columns = [["pq", "PQ"], ["miou", "mIoU"]].flatMap(([key, title]) =>
+    GROUPS.filter((g) => rows.some((row) => row[key][g])).map((g) => [key, g, g === "all" ? title : `${g} ${title}`]));
+  return scroller(label, el("table", {}, el("caption", { class: "hidden" }, label),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col", class: "name" }, "method"),
+      columns.map(([, , title]) => el("th", { scope: "col" }, title)))),
+    el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row", class: "name" }, row.label),
+      columns.map(([key, g]) => el("td", {}, ranged(row[key][g], show))))))));
+}
+
+function compared() {
+  section("figures", "Figures", el("p", { class: "note" }, "In percent, with 95% intervals."),
+    meanTable("Figures of each", data.rows, percent), data.differences.length ?
+      [el("h3", {}, `Minus ${data.differences[0].minus}`), meanTable("Differences", data.differences, signed)] : null);
+  data.differences.forEach((pair, i) => {
+    const rows = pair.classes.map((one) => ({ ...one, gap: one.difference && one.difference.value }));
+    const columns = [
+      { title: pair.minus, key: "theirs", show: (r) => bar(r.theirs) },
+      { title: pair.label, key: "ours", show: (r) => bar(r.ours) },
+      { title: "difference", key: "gap", show: (r) => ranged(r.difference, signed) },
+    ];
+    const shown = pair.images.map((one) => ({ one, image: (data.shown || {})[one.image] }));
+    const row = ({ one }) => el("tr", {}, el("th", { scope: "row", class: "name" }, one.image),
+      [one.theirs, one.ours].map((v) => el("td", {}, percent(v))), el("td", {}, signed(one.ours - one.theirs)));
+    const title = `${pair.label} against ${pair.minus}`;
+    section(`pair${i}`, title, rows.length ? [el("h3", {}, "Classes"),
+      ...classTable(String(i), rows, columns, ["gap", false], "Those that lost most first. Of 20 classes that do not " +
+        "differ, one has an interval without 0.")] : null,
+    shown.length ? [el("h3", {}, "The images that differ most"), el("p", { class: "note" },
+      "By the mean over the classes in it."), gallery(shown.filter(({ image }) => image).map(({ one, image }) => ({ image,
+      figure: `${percent(one.theirs)} → ${percent(one.ours)}`, views: [["truth", image.truth],
+        ...[pair.minus, pair.label].map((label) => [label, image.found[label]])].filter(([, side]) => side) }))),
+    scroller(`Images of ${title}`, el("table", {}, el("caption", { class: "hidden" }, "Images that differ most"),
+      el("thead", {}, el("tr", {}, ["image", pair.minus, pair.label, "difference"].map((h, n) =>
+        el("th", { scope: "col", class: n ? null : "name" }, h)))), el("tbody", {}, shown.map(row))))] : null);
+  });
 }
 
 function wrong() {
@@ -203,7 +258,12 @@ function unpacked(runs, size) {
   return map;
 }
 
-function colour(label, nth) { // a hue for each class, the same on the whole page
+function colour(label, nth) { // one for each class, the same on the whole page
+  const known = data.colours[label];
+  if (known) {
+    const mixed = [0, 0.4, -0.35, 0.65][nth % 4]; // towards white, or towards black
+    return known.map((n) => Math.round(mixed < 0 ? n * (1 + mixed) : n + (255 - n) * mixed));
+  }
   const hue = (label * 137.508) % 360, light = [0.5, 0.62, 0.38, 0.7][(nth + Math.floor(label / 7)) % 4];
   const part = (n) => {
     const k = (n + hue / 30) % 12;
@@ -213,7 +273,7 @@ function colour(label, nth) { // a hue for each class, the same on the whole pag
 }
 
 function view(title, image, side, say) {
-  const [height, width] = image.size, { runs, segments } = side;
+  const { runs, segments, size: [height, width] } = side;
   const map = unpacked(runs, height * width), canvas = el("canvas", { width, height, role: "img" });
   const names = segments.map(([label]) => (label < 0 ? "not listed" : data.names[label]));
   const listed = [...new Set(names)].slice(0, 12).join(", ");
@@ -267,14 +327,15 @@ function view(title, image, side, say) {
   };
 }
 
+// Images with what is to be seen of each side by side: [{image, views: [[title, side]], figure}].
 function gallery(images) {
-  return el("div", { class: "gallery" }, images.map((image) => {
+  return el("div", { class: "gallery" }, images.map(({ image, views: sides, figure }) => {
     const said = el("p", { class: "said", role: "status" });
     const say = (text) => { said.textContent = text || "Point at a segment to see its name."; };
     say("");
-    const views = [view("truth", image, image.truth, say), view("prediction", image, image.found, say)];
+    const views = sides.map(([title, side]) => view(title, image, side, say));
     return el("figure", {}, el("figcaption", {}, el("span", { class: "name" }, image.name),
-      el("b", {}, `PQ ${percent(image.score)}`)), el("div", { class: "pair" }, views.map((one) => one.node)), said,
+      el("b", {}, figure)), el("div", { class: "pair" }, views.map((one) => one.node)), said,
       el("details", {}, el("summary", {}, "Segments as a list"), views.map((one) => one.list)));
   }));
 }
@@ -282,10 +343,12 @@ function gallery(images) {
 function images() {
   if (!data.worst.length) return;
   const worst = data.worst.length, best = data.best.length;
+  const shown = (image) => ({ image, figure: `PQ ${percent(image.score)}`,
+    views: [["truth", image.truth], ["prediction", image.found]] });
   section("images", "Images", el("p", { class: "note" }, "By PQ over all segments of the image at once. " +
     "Colours stand for classes, the same on both sides and in every image."),
-    el("h3", {}, `The worst ${worst}`), gallery(data.worst),
-    best ? [el("h3", {}, `The best ${best}`), gallery(data.best)] : null);
+    el("h3", {}, `The worst ${worst}`), gallery(data.worst.map(shown)),
+    best ? [el("h3", {}, `The best ${best}`), gallery(data.best.map(shown))] : null);
 }
 
 function curve({ name, steps, values }) {
@@ -318,11 +381,14 @@ function training() {
 document.title = `${data.title} – concat report`;
 document.getElementById("title").textContent = data.title;
 section("protocol", "How it was scored", el("ul", {}, data.facts.map((fact) => el("li", { class: "name" }, fact))));
-figures();
-if (data.classes.length) classes();
-if (data.outcomes) {
-  wrong();
-  confusion();
-  images();
+if (data.differences) compared();
+else {
+  figures();
+  if (data.classes.length) classes();
+  if (data.outcomes) {
+    wrong();
+    confusion();
+    images();
+  }
+  training();
 }
-training();

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -15,24 +15,31 @@ from concat_cli.core.data.store import Store, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.map_pairs import Drawn, numbered
 from concat_cli.core.evaluate.page.pictures import Picture, picture_of
+from concat_cli.core.evaluate.quality import IntArray
 from concat_cli.core.progress import Progress
+
+PHOTOS = (".jpg", ".jpeg", ".png", ".JPG")  # endings that are tried
 
 
 class Photos:
-    """The photos of a panoptic truth: in the folder that is named, else where the truth's
+    """The photos of a truth: in the folder that is named, else where a panoptic truth's
     `dataset.json` or COCO's layout has them. How many are not there is told at the end."""
 
-    def __init__(self, truth: Path, folder: Path | None) -> None:
-        self.asked = folder is not None
-        self.stores = [open_store(folder)] if folder is not None else list(_guessed(truth))
+    def __init__(self, truth: Path | None, folder: Path | None) -> None:
+        guessed = [] if truth is None or folder is not None else list(_guessed(truth))
+        self.stores = guessed if folder is None else [open_store(folder)]
         self.lacking = 0
 
     def picture(self, truth: Drawn, found: Drawn, name: str | None) -> Picture:
-        """An image with its segments."""
-        real, theirs = (_numbered(one) for one in (truth, found))
-        photo = self._photo(name, (real.shape[0], real.shape[1]))
+        """An image with its segments, by their PNGs."""
+        return self.over((_numbered(truth), _numbered(found)), [name] if name else [])
+
+    def over(self, maps: tuple[IntArray, IntArray], names: Sequence[str]) -> Picture:
+        """An image with its true and its predicted segments, by their maps (H, W): i+1 = segment i.
+        The photo has one of the names."""
+        photo = self._photo(names, (maps[0].shape[0], maps[0].shape[1]))
         self.lacking += photo is None
-        return picture_of(photo, real, theirs)
+        return picture_of(photo, *maps)
 
     def tell(self, progress: Progress) -> None:
         """Says so where photos were not found."""
@@ -43,9 +50,9 @@ class Photos:
                 f"{where}); --pictures names the folder"
             )
 
-    def _photo(self, name: str | None, size: tuple[int, int]) -> NDArray[np.uint8] | None:
-        for store in self.stores if name else ():
-            for one in dict.fromkeys((str(name), PurePosixPath(str(name)).name)):
+    def _photo(self, names: Sequence[str], size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        for store in self.stores:
+            for one in dict.fromkeys((*names, *(PurePosixPath(name).name for name in names))):
                 with contextlib.suppress(UserError):  # a name that leads elsewhere, a broken file
                     if store.stamp(one) is None:
                         continue
@@ -53,6 +60,11 @@ class Photos:
                     if photo.shape[:2] == size:
                         return photo
         return None
+
+
+def photo_names(png: str) -> list[str]:
+    """What the photo may be called that a semantic map belongs to."""
+    return [str(PurePosixPath(png).with_suffix(ending)) for ending in PHOTOS]
 
 
 def _guessed(truth: Path) -> Iterator[Store]:
