@@ -10,6 +10,10 @@ import numpy as np
 from data_helpers import CATEGORIES
 from drawn_labels import column_runs, encode
 
+from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
+from concat_cli.core.prepare.recipes.custom import find
+from concat_cli.core.prepare.run import Options, prepare_data
+
 SIZE = (12, 16)
 NAMES = {3: "cat", 7: "cow", 20: "sky", 21: "wall"}
 
@@ -57,3 +61,25 @@ def draw_own(root: Path) -> None:
     for name, (rows, categories) in kinds.items():
         content = {"images": images, "annotations": rows, "categories": categories}
         (root / f"{name}.json").write_text(json.dumps(content))
+
+
+def prepared(root: Path, **given: str) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Image name -> names and masks of its segments, as val of the prepared data set has them."""
+    prepare_data("custom", root, root / "out", Options(processes=1), **given)
+    info = read_dataset_info(root / "out")
+    assert set(info.tasks) == set(find(root, **given).tasks)
+    dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
+    return {
+        sample.file_name: [
+            (info.vocabulary.names[label], sample.segment_map == i)
+            for i, label in enumerate(sample.labels, 1)
+        ]
+        for sample in map(dataset.__getitem__, range(len(dataset)))
+    }
+
+
+def same(found: list[tuple[str, np.ndarray]], wanted: list[tuple[str, np.ndarray]]) -> bool:
+    def key(pair: tuple[str, np.ndarray]) -> tuple[str, bytes]:
+        return pair[0], pair[1].tobytes()
+
+    return sorted(map(key, found)) == sorted(map(key, wanted))

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from drawn_labels import encode
-from drawn_own import BOX, MAPS, NAMES, draw_own, halves
+from drawn_own import BOX, MAPS, NAMES, draw_own, halves, prepared, same
 
-from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.class_values import read_classes
 from concat_cli.core.prepare.recipes.custom import find
@@ -20,28 +19,6 @@ from concat_cli.core.prepare.run import Options, prepare_data
 def root(tmp_path: Path) -> Path:
     draw_own(tmp_path)
     return tmp_path
-
-
-def prepared(root: Path, **given: str) -> dict[str, list[tuple[str, np.ndarray]]]:
-    """Image name -> names and masks of its segments, as val of the prepared data set has them."""
-    prepare_data("custom", root, root / "out", Options(processes=1), **given)
-    info = read_dataset_info(root / "out")
-    assert set(info.tasks) == set(find(root, **given).tasks)
-    dataset = PanopticDataset(info.part("val"), info.vocabulary, keep_crowd=True)
-    return {
-        sample.file_name: [
-            (info.vocabulary.names[label], sample.segment_map == i)
-            for i, label in enumerate(sample.labels, 1)
-        ]
-        for sample in map(dataset.__getitem__, range(len(dataset)))
-    }
-
-
-def same(found: list[tuple[str, np.ndarray]], wanted: list[tuple[str, np.ndarray]]) -> bool:
-    def key(pair: tuple[str, np.ndarray]) -> tuple[str, bytes]:
-        return pair[0], pair[1].tobytes()
-
-    return sorted(map(key, found)) == sorted(map(key, wanted))
 
 
 def maps_of(raw: np.ndarray, *but: int) -> list[tuple[str, np.ndarray]]:
