@@ -1,4 +1,4 @@
-"""The user's own data: COCO JSON files or label maps, wherever they are."""
+"""The user's own data: COCO JSON files, labelme's, or label maps, wherever they are."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.files import below_or_here
 from concat_cli.core.prepare.class_values import read_classes
 from concat_cli.core.prepare.recipes.coco import same_categories
+from concat_cli.core.prepare.recipes.labelme import read_labelme, same_numbers, without_json
 from concat_cli.core.prepare.recipes.layouts import named, unpacking
 from concat_cli.core.prepare.recipes.names import fitted
 from concat_cli.core.prepare.recipes.pairs import Pairs, split_pattern
 from concat_cli.core.prepare.source import (
     EVERY,
+    PARTS,
     Kind,
     LabelFormat,
     PartName,
@@ -33,7 +35,8 @@ from concat_cli.core.vocabulary_file import doubt, with_kinds
 
 _WAYS = (
     "Give --images with one of: --json PANOPTIC.json --labels PNGS; --json INSTANCES.json; "
-    "--labels MAPS --classes FILE; --json INSTANCES.json --labels MAPS --classes FILE."
+    "--labels MAPS --classes FILE; --json INSTANCES.json --labels MAPS --classes FILE. Or, without "
+    "--images: --json FOLDER of labelme's files."
 )
 _TASKS: dict[Kind, tuple[Task, ...]] = {
     "panoptic": EVERY,
@@ -56,7 +59,7 @@ class Own:
     """The options of the command; places may be relative to its folder."""
 
     images: Annotated[str, "Folder or zip of the images."] = ""
-    json: Annotated[str, "COCO JSON: panoptic or of instances."] = ""
+    json: Annotated[str, "COCO JSON: panoptic or of instances. Or labelme's folder."] = ""
     labels: Annotated[str, "PNGs of the JSON, or maps of classes: maps, maps/*_mask.png."] = ""
     classes: Annotated[str, "Names of the values or colours in maps, a line each."] = ""
     val_images: Annotated[str, "The same of val; else train is val."] = ""
@@ -104,16 +107,18 @@ def find(root: Path, **given: Any) -> Source:
     not fit or something is not there.
     """
     own = Own(**given)
-    there: dict[PartName, _Given] = {
-        "train": _given(root, own.images, own.json, own.labels, own.crowds)
-    }
+    notes: list[str] = []
+    there: dict[PartName, _Given]
+    there = {"train": _given(root, own.images, own.json, own.labels, own.crowds)}
     if own.val_images or own.val_json or own.val_labels:
         there["val"] = _given(root, own.val_images, own.val_json, own.val_labels, own.crowds)
+    there = _same_numbers(there)
     kinds: set[Kind] = {_kind(places, own.classes) for places in there.values()}
     if len(kinds) > 1:
         raise UserError(f"train is {' and val is '.join(sorted(kinds))}.", _WAYS)
     kind = kinds.pop()
-    there, notes = _without_parents(there)
+    there, told = _without_parents(there)
+    notes += told
     parts: dict[PartName, SourcePart]
     if own.classes:
         classes = Path(_place(root, own.classes, file_exists, "file"))
@@ -161,26 +166,32 @@ def _cut(
 
 
 def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
-    if not images:
+    folder = _place_of_json(root, json) if json else ""
+    labelme = bool(folder) and location_exists(folder)
+    if not images and not labelme:
         raise UserError("Nobody says where the images are.", _WAYS)
     (images, image_pattern), (labels, label_pattern) = split_pattern(images), split_pattern(labels)
-    images = _place(root, images)
-    json = _place(root, json, file_exists, "file") if json else ""
+    images = _place(root, images) if images else ""
+    json = folder
     if labels or label_pattern:
         labels = _place(root, labels)
-    elif json:
+    elif json and not labelme:
         beside = str(Path(json).with_suffix(""))
         labels = beside if location_exists(beside) else ""
+    if labelme:
+        images, listed = read_labelme(json, images)
+    else:
+        listed = read_coco(json) if json else None
     pairs = Pairs(images, image_pattern, labels, label_pattern)
-    if not json:
+    if listed is None:
         return _Given(pairs, None)
-    listed = read_coco(json)
     items, notes = listed.items, list(listed.notes)
     if crowds == Crowds.objects:
         items = [_of_objects(item) for item in items]
     files, note = fitted([item.image for item in items], pairs.images, listed.location)
     notes.append(note)
     items = [replace(item, image=files[item.image]) for item in items]
+    notes.append(without_json(images, items) if labelme else "")
     if listed.truth == "panoptic" and labels:
         files, note = fitted([item.label for item in items], labels, listed.location)
         notes.append(note)
@@ -188,6 +199,20 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
     if listed.truth == "panoptic" and not any("isthing" in row for row in listed.categories):
         notes.append(f"No category of {listed.location} says `isthing`: all count as things.")
     return _Given(pairs, replace(listed, items=items), tuple(filter(None, notes)))
+
+
+def _place_of_json(root: Path, json: str) -> str:
+    """A file, or a folder of labelme's; a place in a zip may be either."""
+    return _place(root, json, lambda name: location_exists(name) or file_exists(name), "file")
+
+
+def _same_numbers(there: dict[PartName, _Given]) -> dict[PartName, _Given]:
+    """The parts, and those of labelme with the same classes."""
+    listed = [one.json for one in there.values() if one.json and location_exists(one.json.location)]
+    if len(listed) < len(PARTS):
+        return there
+    both = zip(there.items(), same_numbers(listed), strict=True)
+    return {name: replace(one, json=json) for (name, one), json in both}
 
 
 def _of_objects(item: Item) -> Item:
@@ -292,10 +317,11 @@ def _mapped(item: Item, things: dict[int, int], label_of: dict[str, str]) -> Ite
 RECIPE = Recipe(
     "custom",
     find,
-    "Your own data: a COCO JSON, label maps with a list of classes, or both.",
+    "Your own data: a COCO JSON, labelme, or label maps with a list of classes.",
     (
         "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
         "concat prepare-data custom data/own --images photos --json instances.json",
+        "concat prepare-data custom data/own --json photos",
         "concat prepare-data custom data/own --images photos --labels maps --classes classes.txt",
         "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
         "--classes classes.txt --class-split split.yaml",

@@ -5,6 +5,7 @@ Tools write backslashes, the folder of the images once more, or the place on ano
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -58,6 +59,23 @@ def fitted(names: Sequence[str], location: str, listed_in: str) -> tuple[dict[st
         f"{told[0]!r} is read as {found[told[0]]}"
     )
     return found | missing, note
+
+
+def together(places: Sequence[str]) -> tuple[str, list[str]]:
+    """The location that files lie in, and their names in it; places may be "x.zip!folder/file"."""
+    apart = [apart_path(place) for place in places]
+    folder = os.path.commonpath([os.path.dirname(place) for place in apart])  # noqa: PTH120
+    return joined(folder), [place[len(folder) :].lstrip("/") for place in apart]
+
+
+def apart_path(location: str) -> str:
+    """The whole path of a location, with a zip as a folder: "x.zip!a" -> "/here/x.zip!/a"."""
+    return os.path.abspath(location.replace(".zip!", ".zip!/"))  # noqa: PTH100
+
+
+def joined(path: str) -> str:
+    """A location from a path on which a zip is a folder: "x.zip!/a" -> "x.zip!a"."""
+    return path.removesuffix("!").replace(".zip!/", ".zip!")
 
 
 def _steps(name: str) -> list[str]:

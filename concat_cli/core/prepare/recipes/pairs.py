@@ -50,17 +50,13 @@ class Pairs:
         return pairs
 
     def items(self) -> list[Item]:
-        """The photos. Ids: the number that a name is, if all are; else a hash of it, so that an
-        image keeps its id, and its part, when others are added."""
+        """The photos, with ids by `numbered_items`."""
         every = open_store(self.images).names()
         names = [n for n in every if n.lower().endswith(_PHOTOS) and _key(n, self.image_pattern)]
         if self.labels == self.images:
             labels = set(self._labels().values())
             names = [name for name in names if name not in labels]
-        own = [PurePosixPath(name).stem for name in names]
-        if all(stem.isdecimal() for stem in own) and len({int(stem) for stem in own}) == len(own):
-            return [Item(int(stem), name) for stem, name in zip(own, names, strict=True)]
-        return [Item(hashed(_stem(name).replace("/", "-")), name) for name in names]
+        return numbered_items(names)
 
     def _name(self, image: str) -> str:
         return _key(image, self.image_pattern) or _stem(image)
@@ -106,6 +102,15 @@ class Pairs:
             f"{what}{some or 'no PNG, TIFF or MAT file'}.",
             f"Say how they are named: --labels '.../{pattern}', where * stands for the name.",
         )
+
+
+def numbered_items(names: list[str]) -> list[Item]:
+    """Photos of these names. Ids: the number that a name is, if all are; else a hash of it, so that
+    an image keeps its id, and its part, when others are added."""
+    own = [PurePosixPath(name).stem for name in names]
+    if all(stem.isdecimal() for stem in own) and len({int(stem) for stem in own}) == len(own):
+        return [Item(int(stem), name) for stem, name in zip(own, names, strict=True)]
+    return [Item(hashed(_stem(name).replace("/", "-")), name) for name in names]
 
 
 def _key(name: str, pattern: str) -> str:
