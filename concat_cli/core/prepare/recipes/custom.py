@@ -1,4 +1,4 @@
-"""The user's own data: COCO JSON files, labelme's, or label maps, wherever they are."""
+"""The user's own data: COCO JSON files, labelme's or YOLO's, or label maps, wherever they are."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from concat_cli.core.prepare.recipes.labelme import read_labelme, same_numbers, 
 from concat_cli.core.prepare.recipes.layouts import named, unpacking
 from concat_cli.core.prepare.recipes.names import fitted
 from concat_cli.core.prepare.recipes.pairs import Pairs, split_pattern
+from concat_cli.core.prepare.recipes.yolo import Places, read_yolo
 from concat_cli.core.prepare.source import (
     EVERY,
     PARTS,
@@ -36,7 +37,7 @@ from concat_cli.core.vocabulary_file import doubt, with_kinds
 _WAYS = (
     "Give --images with one of: --json PANOPTIC.json --labels PNGS; --json INSTANCES.json; "
     "--labels MAPS --classes FILE; --json INSTANCES.json --labels MAPS --classes FILE. Or, without "
-    "--images: --json FOLDER of labelme's files."
+    "--images: --json FOLDER of labelme's files; --yolo data.yaml."
 )
 _TASKS: dict[Kind, tuple[Task, ...]] = {
     "panoptic": EVERY,
@@ -65,6 +66,7 @@ class Own:
     val_images: Annotated[str, "The same of val; else train is val."] = ""
     val_json: Annotated[str, _SAME] = ""
     val_labels: Annotated[str, _SAME] = ""
+    yolo: Annotated[str, "data.yaml of YOLO polygons: train and val."] = ""
     crowds: Annotated[Crowds, "objects: what has iscrowd is one object."] = Crowds.groups
     val_share: Annotated[float, "Share of the images cut from train as val, such as 0.1."] = 0.0
     seed: Annotated[int, "Of --val-share: another one cuts other images."] = 0
@@ -109,10 +111,13 @@ def find(root: Path, **given: Any) -> Source:
     own = Own(**given)
     notes: list[str] = []
     there: dict[PartName, _Given]
-    there = {"train": _given(root, own.images, own.json, own.labels, own.crowds)}
-    if own.val_images or own.val_json or own.val_labels:
-        there["val"] = _given(root, own.val_images, own.val_json, own.val_labels, own.crowds)
-    there = _same_numbers(there)
+    if own.yolo:
+        there, notes = _yolo(root, own)
+    else:
+        there = {"train": _given(root, own.images, own.json, own.labels, own.crowds)}
+        if own.val_images or own.val_json or own.val_labels:
+            there["val"] = _given(root, own.val_images, own.val_json, own.val_labels, own.crowds)
+        there = _same_numbers(there)
     kinds: set[Kind] = {_kind(places, own.classes) for places in there.values()}
     if len(kinds) > 1:
         raise UserError(f"train is {' and val is '.join(sorted(kinds))}.", _WAYS)
@@ -204,6 +209,22 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
 def _place_of_json(root: Path, json: str) -> str:
     """A file, or a folder of labelme's; a place in a zip may be either."""
     return _place(root, json, lambda name: location_exists(name) or file_exists(name), "file")
+
+
+def _yolo(root: Path, own: Own) -> tuple[dict[PartName, _Given], list[str]]:
+    """The parts of a data.yaml, and what to say of it."""
+    if own.json or own.val_json or own.classes:
+        raise UserError("--yolo brings its own classes and labels.", _WAYS)
+    location = _place(root, own.yolo, file_exists, "file")
+    places: dict[PartName, Places] = {
+        "train": Places(*(name and _place(root, name) for name in (own.images, own.labels))),
+        "val": Places(*(name and _place(root, name) for name in (own.val_images, own.val_labels))),
+    }
+    parts, notes = read_yolo(location, places)
+    return {
+        name: _Given(Pairs(images, "", "", ""), listed, listed.notes)
+        for name, (images, listed) in parts.items()
+    }, notes
 
 
 def _same_numbers(there: dict[PartName, _Given]) -> dict[PartName, _Given]:
@@ -317,11 +338,12 @@ def _mapped(item: Item, things: dict[int, int], label_of: dict[str, str]) -> Ite
 RECIPE = Recipe(
     "custom",
     find,
-    "Your own data: a COCO JSON, labelme, or label maps with a list of classes.",
+    "Your own data: a COCO JSON, labelme, YOLO, or label maps with a list of classes.",
     (
         "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
         "concat prepare-data custom data/own --images photos --json instances.json",
         "concat prepare-data custom data/own --json photos",
+        "concat prepare-data custom data/own --yolo data.yaml",
         "concat prepare-data custom data/own --images photos --labels maps --classes classes.txt",
         "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
         "--classes classes.txt --class-split split.yaml",
