@@ -24,7 +24,7 @@ from concat_cli.core.runs import BUILT_IN
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-FILES = ("py", "onnx", "json")  # endings, as of `model.onnx`: no keys of a configuration
+FILES = ("py", "onnx", "json", "yaml")  # endings, as of `model.onnx`: no keys of a configuration
 MADE_OF_WEIGHTS = "docs/pictures/"  # pictures can be there only once the built-in weights are
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -211,26 +215,57 @@ def test_files_of_supervision(tmp_path: Path) -> None:
     assert (xs.max() - xs.min(), ys.max() - ys.min()) == (38, 22)  # of 40 x 24 pixels
 
 
+READ_BY_ULTRALYTICS = """
+import sys
+import numpy as np
+from ultralytics.data import utils
+there = utils.check_det_dataset(sys.argv[1], autodownload=False)
+picture = there["val"] + "/c.jpg"
+(text,) = utils.img2label_paths([picture])
+read = utils.verify_image_label((picture, text, "", False, 2, 0, 0, False))
+height, width = read[2]
+outlines = [(outline * (width, height)).round(3).reshape(-1) for outline in read[3]]
+masks = {
+    there["names"][int(row[0])]: utils.polygon2mask((height, width), [outline])
+    for row, outline in zip(read[1], outlines, strict=True)
+}
+np.savez(sys.argv[2], **masks)
+"""
+
+
+@pytest.mark.skipif(not find_spec("ultralytics"), reason="ultralytics is not installed")
 def test_files_that_ultralytics_reads(tmp_path: Path) -> None:
     """Its own finding of pictures and labels, which rows it takes, and its masks: those have a row
-    and a column more at the end."""
-    data = pytest.importorskip("ultralytics.data.utils")
+    and a column more at the end. In a process of its own, as it replaces a function of Pillow."""
     twice = line(1, 6, 4, 24, 20)
     draw_yolo(tmp_path, "\n".join([twice, line(0, 30, 10, 55, 30), twice]))
     path = tmp_path / "data.yaml"
     path.write_text(path.read_text().replace("path: .", f"path: {tmp_path}"))
-    there = data.check_det_dataset(str(path), autodownload=False)
-    (item,) = find(tmp_path, yolo="data.yaml").parts["val"].items
-    picture = str(Path(there["val"]) / item.image)
-    (text,) = data.img2label_paths([picture])
-    read = data.verify_image_label((picture, text, "", False, 2, 0, 0, False))
-    assert read[2] == SIZE == item.size and len(read[3]) == len(item.segments or ()) == 2
-    found = prepared(tmp_path, yolo="data.yaml")["c.jpg"]
-    for row, outline in zip(read[1], read[3], strict=True):
-        name = there["names"][int(row[0])]
-        theirs = data.polygon2mask(SIZE, [(outline * SIZE[::-1]).round(3).reshape(-1)])
-        (ours,) = [m for label, m in found if label == name]
-        ys, xs = np.nonzero(ours)
-        y1, x1 = ys.max() + 1, xs.max() + 1
-        assert theirs[: ys.max() + 2, : xs.max() + 2].sum() == theirs.sum()
-        assert (theirs[ours] == 1).all() and theirs[:y1, :x1].sum() == ours.sum()
+    given = [sys.executable, "-c", READ_BY_ULTRALYTICS, str(path), str(tmp_path / "masks.npz")]
+    subprocess.run(given, check=True, env=os.environ | {"YOLO_OFFLINE": "1"})
+    theirs = np.load(tmp_path / "masks.npz")
+    ours = dict(prepared(tmp_path, yolo="data.yaml")["c.jpg"])
+    assert sorted(ours) == sorted(theirs.files) == ["cat", "dog"]
+    for name, mine in ours.items():
+        more = mine.copy()
+        more[1:, 1:] |= mine[:-1, :-1]
+        more[1:] |= mine[:-1]
+        more[:, 1:] |= mine[:, :-1]
+        assert (theirs[name] == more).all() and more.sum() > mine.sum()
+
+
+def test_files_of_datumaro(tmp_path: Path) -> None:
+    """Version 1.13.12 writes boxes alone: an outline leaves no row, and that is an error here."""
+    datumaro = pytest.importorskip("datumaro")
+    media = datumaro.Image.from_numpy(data=np.full((*SIZE, 3), 80, np.uint8))
+    for shapes, words in (([], "hold no label"), ([datumaro.Bbox(6, 4, 18, 16, label=1)], "boxes")):
+        drawn = [datumaro.Polygon([6, 4, 24, 4, 24, 20, 6, 20], label=1), *shapes]
+        items = [
+            datumaro.DatasetItem(part, subset=part, media=media, annotations=drawn)
+            for part in ("train", "val")
+        ]
+        made = datumaro.Dataset.from_iterable(items, categories=["cat", "dog"])
+        made.export(str(tmp_path / words), "yolo_ultralytics", save_media=True)
+        with pytest.raises(UserError, match=words):
+            find(tmp_path / words, yolo="data.yaml")
+        assert all(text.stat().st_size < 40 for text in (tmp_path / words).rglob("labels/*/*.txt"))

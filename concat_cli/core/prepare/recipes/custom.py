@@ -171,13 +171,13 @@ def _cut(
 
 
 def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
-    folder = _place_of_json(root, json) if json else ""
-    labelme = bool(folder) and location_exists(folder)
+    json = _place_of_json(root, json) if json else ""
+    labelme = bool(json) and location_exists(json)
     if not images and not labelme:
         raise UserError("Nobody says where the images are.", _WAYS)
-    (images, image_pattern), (labels, label_pattern) = split_pattern(images), split_pattern(labels)
-    images = _place(root, images) if images else ""
-    json = folder
+    given, (labels, label_pattern) = bool(images), split_pattern(labels)
+    images, image_pattern = split_pattern(images)
+    images = _place(root, images) if given else ""
     if labels or label_pattern:
         labels = _place(root, labels)
     elif json and not labelme:

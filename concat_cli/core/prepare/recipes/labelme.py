@@ -17,15 +17,10 @@ from dataclasses import replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
-import numpy as np
-from pycocotools import mask as coco_mask
-
 from concat_cli.core.data.coco import CocoJson, Item, Segment, read_json
-from concat_cli.core.data.image_io import BROKEN, MAX_PIXELS, open_image
 from concat_cli.core.data.json_values import Mask, is_text, odd, whole
 from concat_cli.core.data.store import SUFFIXES, Held, open_store
 from concat_cli.core.errors import UserError
-from concat_cli.core.prepare.labels import encode_rle
 from concat_cli.core.prepare.recipes.layouts import join
 from concat_cli.core.prepare.recipes.names import together
 from concat_cli.core.prepare.recipes.pairs import numbered_items
@@ -213,6 +208,11 @@ def _mask(kind: str, row: dict[str, Any], size: _Size) -> Mask:
 
 def _pixels(row: dict[str, Any], points: list[tuple[float, float]], size: _Size) -> Mask:
     """The run lengths of a mask: a PNG of the pixels in a box, both corners included."""
+    import numpy as np  # which no help text waits for
+    from pycocotools import mask as coco_mask
+
+    from concat_cli.core.data.image_io import BROKEN, MAX_PIXELS, open_image
+
     if size is None:
         raise ValueError("its picture has no `imageHeight` and `imageWidth`")
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
@@ -239,6 +239,10 @@ def _union(masks: list[Mask], size: _Size) -> Mask:
     """The parts of an instance as one mask."""
     if all(isinstance(mask, list) for mask in masks):
         return [polygon for mask in cast("list[list[array[float]]]", masks) for polygon in mask]
+    from pycocotools import mask as coco_mask  # as above
+
+    from concat_cli.core.prepare.labels import encode_rle
+
     assert size is not None, "`_pixels` has refused a mask without"
     packed = [{"size": list(size), "counts": encode_rle(m, size).encode()} for m in masks]
     merged: Any = coco_mask.merge(cast("Any", packed))

@@ -17,7 +17,6 @@ from typing import Any, cast
 import yaml
 
 from concat_cli.core.data.coco import CocoJson, Item, Segment
-from concat_cli.core.data.image_io import read_header
 from concat_cli.core.data.store import (
     SUFFIXES,
     file_exists,
@@ -279,6 +278,8 @@ def _row(fields: list[str], names: dict[int, str]) -> _Row | None:
 def _item(item: Item, file: Any, rows: list[_Row]) -> Item:
     """The item with its objects in pixels; as it is where the picture cannot be read, which is told
     when it is checked."""
+    from concat_cli.core.data.image_io import read_header  # which no help text waits for
+
     try:
         height, width = read_header(file).shown()
     except UserError:
