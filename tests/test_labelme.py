@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import zipfile
 from pathlib import Path
@@ -109,6 +110,39 @@ def test_pictures_elsewhere(tmp_path: Path) -> None:
         content = json.loads(path.read_text()) | {"imagePath": f"D:\\data\\{name}.jpg"}
         path.write_text(json.dumps(content))
     assert sorted(prepared(tmp_path, json="json", images="photos")) == ["b.jpg", "deep/a.jpg"]
+
+
+def test_pictures_inside_of_their_json(tmp_path: Path) -> None:
+    """Those that lie nowhere else; all are then in one folder. The second time nothing is written,
+    a missing one that no JSON holds is missing, and both parts of a share are served."""
+    box = shape("dog", "rectangle", [[2, 3], [12, 9]])
+    for name in ("sub/a", "b", "c"):
+        write_labelme(tmp_path / f"json/{name}.json", [box], f"{name[-1]}.png")
+        path = tmp_path / f"json/{name}.png"
+        path.write_bytes(encode(np.full((*SIZE, 3), ord(name[-1]), np.uint8)))
+        data = base64.b64encode(path.read_bytes()).decode() if name != "c" else None
+        file = path.with_suffix(".json")
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"imageData": data}))
+    wanted = (tmp_path / "json/sub/a.png").read_bytes()
+    (tmp_path / "json/sub/a.png").unlink()
+    (told,) = find(tmp_path, json="json").notes
+    assert "1 pictures are in their JSON alone, so that all 3 are written" in told
+    for given in ({}, {"val_share": 0.4}):
+        found = prepared(tmp_path, json="json", **given)
+        assert len(found) == (1 if given else 3)
+        assert all(same(segments, [("dog", BOX)]) for segments in found.values())
+    there = tmp_path / "out/pictures/sub/a.png"
+    assert there.read_bytes() == wanted
+    before = there.stat().st_mtime_ns
+    prepared(tmp_path, json="json")
+    assert there.stat().st_mtime_ns == before
+    path = tmp_path / "json/sub/a.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": "no base64"}))
+    with pytest.raises(UserError, match=r"a\.json: its `imageData` is no picture"):
+        prepared(tmp_path, json="json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": None}))
+    with pytest.raises(UserError, match=r"Missing: .*a\.png"):
+        prepared(tmp_path, json="json")
 
 
 def test_in_a_zip(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from concat_cli.core import files
 from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.data.image_io import told_dim
 from concat_cli.core.data.index import STORED, WHITE, Row, write_rows
-from concat_cli.core.data.store import ZipMember, split_location
+from concat_cli.core.data.store import ZipMember, read_file, split_location
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.class_values import VOID
 from concat_cli.core.prepare.protocol import (
@@ -35,6 +35,7 @@ from concat_cli.core.prepare.protocol import (
     to_json,
 )
 from concat_cli.core.prepare.recipes import RECIPES
+from concat_cli.core.prepare.recipes.labelme import picture_in
 from concat_cli.core.prepare.source import (
     Exif,
     LabelFormat,
@@ -213,7 +214,8 @@ def _both(source: Source, root: Path, one_part: bool, progress: Progress) -> Par
 
 
 def _unpacked(parts: Parts, out: Path, progress: Progress) -> Parts:
-    """The parts with the zips that lie in another zip unpacked from that, each once."""
+    """The parts with the zips that lie in another zip unpacked from that, each once; and with the
+    pictures that lie in JSONs."""
 
     def plain(location: str) -> str:
         archive, inside = split_location(location)
@@ -225,8 +227,21 @@ def _unpacked(parts: Parts, out: Path, progress: Progress) -> Parts:
     done: dict[int, SourcePart] = {}
     for part in parts.values():
         images, labels, second = map(plain, (part.images, part.labels, part.second_labels))
+        images = _pictures(part, out / "pictures", progress) if part.packed else images
         done[id(part)] = replace(part, images=images, labels=labels, second_labels=second)
     return {name: done[id(part)] for name, part in parts.items()}
+
+
+def _pictures(part: SourcePart, folder: Path, progress: Progress) -> str:
+    """The folder with the pictures of a part that has `packed`; what is there already is left."""
+    names = [item.image for item in part.items]
+    for name in progress.track(names, "writing pictures", len(names)):
+        place = part.packed[name]
+        data = picture_in(place) if place.endswith(".json") else read_file(place)
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != data:
+            files.write_bytes(path, data, sync=False)
+    return str(folder)
 
 
 def _unpack(archive: ZipMember, folder: Path, progress: Progress) -> Path:

@@ -68,6 +68,8 @@ class SourcePart:
         "x.zip!folder/inside"; labels is "" for kind "instances".
     listed_in: the JSON that lists segments or sizes, as errors name it.
     categories: those of that JSON, where it brings the classes.
+    packed: image -> the JSON that holds it (labelme's `imageData`), or where it lies, if there are
+        some that lie in no location: all are then written once.
     """
 
     images: str
@@ -77,6 +79,7 @@ class SourcePart:
     second_labels: str = ""
     listed_in: str = ""
     categories: Sequence[Mapping[str, Any]] = ()
+    packed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def where(self) -> str:

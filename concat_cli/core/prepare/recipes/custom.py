@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -80,6 +80,7 @@ class _Given:
     pairs: Pairs
     json: CocoJson | None
     notes: tuple[str, ...] = ()
+    packed: Mapping[str, str] = field(default_factory=dict[str, str])  # as of `SourcePart`
 
     @property
     def images(self) -> str:
@@ -97,7 +98,8 @@ class _Given:
             return SourcePart(self.images, self.labels, form, items)
         labels = "" if form.kind == "instances" else self.labels
         listed, categories = self.json.location, self.json.categories
-        return SourcePart(self.images, labels, form, items, listed_in=listed, categories=categories)
+        part = SourcePart(self.images, labels, form, items, "", listed, categories)
+        return replace(part, packed=self.packed)
 
 
 def find(root: Path, **given: Any) -> Source:
@@ -183,8 +185,10 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
     elif json and not labelme:
         beside = str(Path(json).with_suffix(""))
         labels = beside if location_exists(beside) else ""
+    packed: Mapping[str, str] = {}
     if labelme:
-        images, listed = read_labelme(json, images)
+        read = read_labelme(json, images)
+        images, listed, packed = read.images, read.listed, read.packed
     else:
         listed = read_coco(json) if json else None
     pairs = Pairs(images, image_pattern, labels, label_pattern)
@@ -193,9 +197,10 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
     items, notes = listed.items, list(listed.notes)
     if crowds == Crowds.objects:
         items = [_of_objects(item) for item in items]
-    files, note = fitted([item.image for item in items], pairs.images, listed.location)
-    notes.append(note)
-    items = [replace(item, image=files[item.image]) for item in items]
+    if not packed:
+        files, note = fitted([item.image for item in items], pairs.images, listed.location)
+        notes.append(note)
+        items = [replace(item, image=files[item.image]) for item in items]
     notes.append(without_json(images, items) if labelme else "")
     if listed.truth == "panoptic" and labels:
         files, note = fitted([item.label for item in items], labels, listed.location)
@@ -203,7 +208,7 @@ def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _
         items = [replace(item, label=files[item.label]) for item in items]
     if listed.truth == "panoptic" and not any("isthing" in row for row in listed.categories):
         notes.append(f"No category of {listed.location} says `isthing`: all count as things.")
-    return _Given(pairs, replace(listed, items=items), tuple(filter(None, notes)))
+    return _Given(pairs, replace(listed, items=items), tuple(filter(None, notes)), packed)
 
 
 def _place_of_json(root: Path, json: str) -> str:

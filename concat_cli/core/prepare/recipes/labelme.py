@@ -11,32 +11,44 @@ import math
 import posixpath
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
 from concat_cli.core.data.coco import CocoJson, Item, Segment, read_json
 from concat_cli.core.data.json_values import Mask, is_text, odd, whole
-from concat_cli.core.data.store import SUFFIXES, Held, open_store
+from concat_cli.core.data.store import SUFFIXES, Held, file_exists, open_store
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.layouts import join
-from concat_cli.core.prepare.recipes.names import together
+from concat_cli.core.prepare.recipes.names import apart_path, joined, together
 from concat_cli.core.prepare.recipes.pairs import numbered_items
 
 _CORNERS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}
+_KINDS = ("polygon", *_CORNERS)
 _IGNORED = ("__ignore__", "_background_")  # labels by which labelme's examples mean no class
 _SAGITTA = 0.05  # pixels that a circle's outline may lie inside of the circle
 _MEND = "Mend it in labelme, or move the file elsewhere."
 _Size = tuple[int, int] | None
 
 
-def read_labelme(location: str, images: str = "") -> tuple[str, CocoJson]:
-    """The location of the pictures, and what is listed of those that have a JSON.
+@dataclass(frozen=True)
+class Labelme:
+    """The location of the pictures, and what is listed of those that have a JSON; packed: as of
+    `SourcePart`, where pictures have to be taken out of their JSONs."""
+
+    images: str
+    listed: CocoJson
+    packed: Mapping[str, str]
+
+
+def read_labelme(location: str, images: str = "") -> Labelme:
+    """What the files below a location list; UserError naming the one that is wrong.
 
     Args:
-        images: where the pictures are; by default where the JSONs' `imagePath` leads.
+        images: where the pictures are; by default where the JSONs' `imagePath` leads, and, if one
+            is not there, inside its JSON.
     """
     read = [
         (name, found)
@@ -56,12 +68,16 @@ def read_labelme(location: str, images: str = "") -> tuple[str, CocoJson]:
     folders = [posixpath.dirname(name) for name, _ in files]
     pairs = zip(folders, paths, strict=True)
     pictures = [posixpath.normpath(posixpath.join(*pair)) for pair in pairs]
+    packed: dict[str, str] = {}
     if not images:
-        images, pictures = together([join(location, picture) for picture in pictures])
+        places = [joined(apart_path(join(location, picture))) for picture in pictures]
+        packed = _packed(location, files, places)
+        images, pictures = (location, list(packed)) if packed else together(places)
     _refuse_twice(location, pictures, [name for name, _ in files])
     listed = zip(numbered_items(pictures), files, strict=True)
     shapes = [(item, *_shapes(join(location, name), found)) for item, (name, found) in listed]
-    labels = sorted({str(s["label"]) for *_, rows in shapes for s in rows} - {*_IGNORED})
+    used = {str(row["label"]) for *_, rows in shapes for row in rows if _kind(row) in _KINDS}
+    labels = sorted(used - {*_IGNORED})
     numbers = {label: number for number, label in enumerate(labels, 1)}
     items: list[Item] = []
     for (item, size, rows), (name, found) in zip(shapes, files, strict=True):
@@ -75,7 +91,45 @@ def read_labelme(location: str, images: str = "") -> tuple[str, CocoJson]:
         )
     categories = [{"id": number, "name": label} for label, number in numbers.items()]
     notes = _notes(location, left, flagged, len(read) - len(files))
-    return images, CocoJson(location, "instance", categories, items, notes=tuple(notes))
+    if inside := sum(place.endswith(".json") for place in packed.values()):
+        notes.append(
+            f"{location}: {inside} pictures are in their JSON alone, so that all {len(packed)} are "
+            "written once with what is prepared"
+        )
+    listed = CocoJson(location, "instance", categories, items, notes=tuple(notes))
+    return Labelme(images, listed, packed)
+
+
+def picture_in(location: str) -> bytes:
+    """The picture that a JSON holds, as a file; UserError where it holds none."""
+    data = read_json(location).get("imageData")
+    try:
+        return base64.b64decode(data or "", validate=True)
+    except (TypeError, ValueError) as error:
+        what = f"{location}: its `imageData` is no picture in base64 ({error})."
+        raise UserError(what, _MEND) from error
+
+
+def _packed(
+    location: str, files: Sequence[tuple[str, dict[str, Any]]], places: Sequence[str]
+) -> dict[str, str]:
+    """Name -> the JSON that holds a picture, or the picture, which has its JSON's name; nothing
+    where no picture has to be taken out of its JSON."""
+    named = [
+        posixpath.splitext(name)[0] + posixpath.splitext(p)[1]
+        for (name, _), p in zip(files, places, strict=True)
+    ]
+    inside = [
+        found["imageData"] and not file_exists(place)
+        for (_, found), place in zip(files, places, strict=True)
+    ]
+    if not any(inside):
+        return {}
+    found = [
+        join(location, file[0]) if held else p
+        for file, held, p in zip(files, inside, places, strict=True)
+    ]
+    return dict(zip(named, found, strict=True))
 
 
 def same_numbers(parts: Sequence[CocoJson]) -> list[CocoJson]:
@@ -101,8 +155,8 @@ def same_numbers(parts: Sequence[CocoJson]) -> list[CocoJson]:
 
 
 def _slim(found: dict[str, Any]) -> dict[str, Any]:
-    """A file less the picture in it, which would fill the memory."""
-    return found | {"imageData": None}
+    """A file less the picture in it, of which so many would fill the memory: whether it has one."""
+    return found | {"imageData": bool(found.get("imageData"))}
 
 
 def _path(where: str, found: dict[str, Any]) -> str:
@@ -157,7 +211,7 @@ def _segments(
     shapes that cover nothing."""
     parts: dict[tuple[str, Any], list[Mask]] = {}
     for number, row in enumerate(rows, 1):
-        kind = row.get("shape_type") or "polygon"
+        kind = _kind(row)
         if row["label"] in _IGNORED:
             left[row["label"]] += 1
             continue
@@ -167,7 +221,7 @@ def _segments(
             what = f"{where}: shape {number} ({row['label']!r}, {kind}): {error}."
             raise UserError(what, _MEND) from error
         if mask is None:
-            left[str(kind)] += 1
+            left[kind] += 1
             continue
         group = row.get("group_id")
         key = (row["label"], ("shape", number) if group is None else ("group", str(group)))
@@ -178,9 +232,13 @@ def _segments(
     )
 
 
+def _kind(row: dict[str, Any]) -> str:
+    return str(row.get("shape_type") or "polygon")
+
+
 def _mask(kind: str, row: dict[str, Any], size: _Size) -> Mask:
     """What a shape covers; None of points, lines and whatever else covers nothing."""
-    if kind != "polygon" and kind not in _CORNERS:
+    if kind not in _KINDS:
         return None
     points = [(float(x), float(y)) for x, y in row.get("points") or ()]
     if not all(math.isfinite(value) for point in points for value in point):
