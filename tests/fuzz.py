@@ -224,7 +224,7 @@ def fuzz(numbers: Iterable[int], seed: int, folder: Path, processes: int = 2) ->
             if len(found) % 500 == 0:
                 print(f"{len(found)} inputs", file=sys.stderr, flush=True)
             if outcome.end in ("died", "hang"):
-                worker = workers[workers.index(worker)] = _Worker(bench, worker.work)
+                workers[workers.index(worker)] = worker = _Worker(bench, worker.work)
             if (number := next(todo, None)) is not None:
                 worker.give(number)
             else:
