@@ -19,6 +19,8 @@ import published_helpers as published
 import torch
 import yaml
 from data_helpers import official_part, write_part
+from drawn_labelme import pixels, shape, write_labelme
+from drawn_yolo import draw_yolo
 from fuzz_helpers import INSTANCES, prepare_and_read, read_all, write_instances
 from PIL import Image
 from safetensors.torch import save_file
@@ -280,6 +282,28 @@ def _from_instances(folder: Path) -> str:
     return prepare_and_read(folder, "custom", **INSTANCES)
 
 
+def _labelme(folder: Path) -> None:
+    ring = np.ones((8, 9), bool)
+    ring[3:5, 3:6] = False
+    for name in ("a", "sub/b"):
+        shapes = [
+            shape("dog", "polygon", [[2, 3], [12, 3], [12, 9], [2, 9]], group_id=1),
+            shape("cat", "circle", [[30, 20], [36, 20]]),
+            pixels("dog", ring, 40, 20, group_id=1),
+        ]
+        write_labelme(folder / f"{name}.json", shapes)
+
+
+def _from_labelme(folder: Path) -> str:
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return prepare_and_read(folder, "custom", json=".")
+
+
+def _from_yolo(folder: Path) -> str:
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return prepare_and_read(folder, "custom", yolo="data.yaml")
+
+
 def _pictures(folder: Path) -> None:
     picture = Image.fromarray(PICTURE)
     for ending in ("png", "jpg", "webp", "tif", "bmp", "gif"):
@@ -376,6 +400,10 @@ TARGETS: dict[str, Target] = {
     ),
     "label maps and class tables": Target(
         _maps, ("classes.txt", "grey/*", "mat/*"), _from_maps, 5, _NO_SUM
+    ),
+    "labelme": Target(_labelme, ("*.json", "*/*.json", "*.jpg"), _from_labelme, 4, _ANNOTATIONS),
+    "YOLO polygons": Target(
+        draw_yolo, ("data.yaml", "labels/*/*", "images/*/*"), _from_yolo, 4, _ANNOTATIONS
     ),
     "prepared data": Target(_prepared, ("out/**/*.json*",), _read_and_prepared, 6, _ANNOTATIONS),
     "pictures": Target(_pictures, ("*",), _decoded, 6, _NO_SUM),

@@ -174,7 +174,10 @@ def test_parts_have_the_same_classes(tmp_path: Path) -> None:
         ({"shapes": [shape("", "polygon", [])]}, "shape 1: its `label`"),
         ({"shapes": [shape("x", "rectangle", [[1, 2]])]}, r"\('x', rectangle\): it has 1 points"),
         ({"shapes": [shape("x", "polygon", [[1, 2, 3]] * 3)]}, "too many values"),
-        ({"shapes": [shape("x", "circle", [[1, 2], [float("nan"), 2]])]}, "a corner is no number"),
+        (
+            {"shapes": [shape("x", "circle", [[1, 2], [float("nan"), 2]])]},
+            "a corner is no number of pix",
+        ),
         ({"shapes": [pixels("x", RING, 3, 3, mask="AAAA")]}, "no PNG in base64"),
         ({"shapes": [pixels("x", RING, 3, 3, points=[[3, 3], [4, 4]])]}, r"its box \(2, 2\)"),
         ({"shapes": [pixels("x", RING, 3, 3)], "imageHeight": None}, "no `imageHeight`"),

@@ -173,13 +173,13 @@ def _cut(
 
 
 def _given(root: Path, images: str, json: str, labels: str, crowds: Crowds) -> _Given:
-    json = _place_of_json(root, json) if json else ""
-    labelme = bool(json) and location_exists(json)
-    if not images and not labelme:
-        raise UserError("Nobody says where the images are.", _WAYS)
     given, (labels, label_pattern) = bool(images), split_pattern(labels)
     images, image_pattern = split_pattern(images)
     images = _place(root, images) if given else ""
+    json = _place_of_json(root, json) if json else ""
+    labelme = bool(json) and location_exists(json)
+    if not given and not labelme:
+        raise UserError("Nobody says where the images are.", _WAYS)
     if labels or label_pattern:
         labels = _place(root, labels)
     elif json and not labelme:

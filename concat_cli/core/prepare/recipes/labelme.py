@@ -28,6 +28,7 @@ from concat_cli.core.prepare.recipes.pairs import numbered_items
 _CORNERS = {"rectangle": 2, "circle": 2, "oriented_rectangle": 4, "mask": 2}
 _KINDS = ("polygon", *_CORNERS)
 _IGNORED = ("__ignore__", "_background_")  # labels by which labelme's examples mean no class
+_FAR = 1 << 20  # pixels from a picture's corner, beyond any
 _SAGITTA = 0.05  # pixels that a circle's outline may lie inside of the circle
 _MEND = "Mend it in labelme, or move the file elsewhere."
 _Size = tuple[int, int] | None
@@ -226,10 +227,13 @@ def _segments(
         group = row.get("group_id")
         key = (row["label"], ("shape", number) if group is None else ("group", str(group)))
         parts.setdefault(key, []).append(mask)
-    return tuple(
-        Segment(id, numbers[label], mask=_union(masks, size))
-        for id, ((label, _), masks) in enumerate(parts.items(), 1)
-    )
+    try:
+        return tuple(
+            Segment(id, numbers[label], mask=_union(masks, size))
+            for id, ((label, _), masks) in enumerate(parts.items(), 1)
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.", _MEND) from error
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -241,8 +245,8 @@ def _mask(kind: str, row: dict[str, Any], size: _Size) -> Mask:
     if kind not in _KINDS:
         return None
     points = [(float(x), float(y)) for x, y in row.get("points") or ()]
-    if not all(math.isfinite(value) for point in points for value in point):
-        raise ValueError("a corner is no number")
+    if not all(abs(value) < _FAR for point in points for value in point):  # False of NaN
+        raise ValueError("a corner is no number of pixels")
     wanted = _CORNERS.get(kind, len(points))
     if kind == "rectangle" and len(points) == 4:  # as other programs write it
         wanted, kind = 4, "polygon"

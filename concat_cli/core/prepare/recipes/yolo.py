@@ -17,6 +17,7 @@ from typing import Any, cast
 import yaml
 
 from concat_cli.core.data.coco import CocoJson, Item, Segment
+from concat_cli.core.data.json_values import is_text
 from concat_cli.core.data.store import (
     SUFFIXES,
     file_exists,
@@ -114,7 +115,7 @@ def _names(location: str, raw: dict[str, Any]) -> dict[int, str]:
     found: Any = raw.get("names")
     rows = cast("list[Any]", found if isinstance(found, list) else [])
     table = cast("dict[str, Any]", found) if isinstance(found, dict) else dict(enumerate(rows))
-    if not table or not all(isinstance(name, str) and name.strip() for name in table.values()):
+    if not table or not all(is_text(name) and name.strip() for name in table.values()):
         what = f"{location} names no classes: `names` is to be a list, or number: name."
         raise UserError(what, "Classes are recognised by their names: give each one.")
     try:
