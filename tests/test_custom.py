@@ -113,6 +113,10 @@ def test_an_image_keeps_its_id_when_others_are_added(root: Path) -> None:
         ),
         ({"images": "photos", "json": "classes.txt"}, r"classes\.txt is not valid JSON"),
         (
+            {"images": "photos", "json": "instances.json", "classes": "classes.txt"},
+            "--classes is for maps, and none are given",
+        ),
+        (
             {"images": "photos", "labels": "maps", "classes": "none.txt"},
             r"no file .*none\.txt",
         ),
@@ -122,7 +126,7 @@ def test_an_image_keeps_its_id_when_others_are_added(root: Path) -> None:
             "instances and val is panoptic|panoptic and val is instances|train is",
         ),
     ],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_what_does_not_fit_says_what_to_give(root: Path, given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:

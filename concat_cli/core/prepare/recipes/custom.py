@@ -291,6 +291,11 @@ def _kind(given: _Given, classes: str) -> Kind:
         return "panoptic"
     if given.labels and not classes:
         raise UserError(f"Nobody says what the values in {given.labels} mean.", _WAYS)
+    if classes and not given.labels:
+        what = (
+            f"{given.json.location} has its own classes; --classes is for maps, and none are given."
+        )
+        raise UserError(what, _WAYS)
     return "instances_over_semantic" if classes else "instances"
 
 
