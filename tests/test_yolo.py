@@ -153,8 +153,10 @@ def test_what_is_wrong_in_a_label_is_named(tmp_path: Path, text: str, words: str
         ("train: images/train\nkpt_shape: [17, 3]\n" + NAMES, "key points"),
         ("train: images/none\n" + NAMES, "images/none, which is neither a folder nor a list"),
         ("train: labels/train\n" + NAMES, "no picture of train is there"),
+        (f"train: {'x' * 5000}\n" + NAMES, "neither a folder nor a list"),
+        (f"train: {'x' * 5000}.zip!a\n" + NAMES, "neither a folder nor a list"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_what_is_wrong_in_the_yaml_is_named(tmp_path: Path, text: str, words: str) -> None:
     draw_yolo(tmp_path)

@@ -194,7 +194,7 @@ def split_location(location: Path | str) -> tuple[Archive | None, str]:
 
 def location_exists(location: Path | str) -> bool:
     """Whether a location is a folder, or lies in a zip that has members there."""
-    if Path(location).is_dir():
+    if os.path.isdir(location):  # noqa: PTH112 - as above
         return True
     archive, inside = split_location(location)
     return archive is not None and archive_exists(archive) and _has_folder(archive, inside)
@@ -203,14 +203,14 @@ def location_exists(location: Path | str) -> bool:
 def archive_exists(archive: Archive) -> bool:
     """Whether there is a file of that name, on disk or in the zip that it should lie in."""
     if isinstance(archive, Path):
-        return archive.is_file()
+        return os.path.isfile(archive)  # noqa: PTH113 - as above
     return archive_exists(archive.archive) and archive.member in directory(archive.archive)
 
 
 def open_file(location: Path | str) -> File:
     """The file at a path, or "x.zip!member"; whether it is there shows when it is read."""
     archive, inside = split_location(location)
-    if archive is None or Path(location).is_file():
+    if archive is None or os.path.isfile(location):  # noqa: PTH113 - as above
         return Path(location)
     return ZipMember(archive, inside) if inside else archive
 
