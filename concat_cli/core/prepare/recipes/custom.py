@@ -105,7 +105,8 @@ class _Given:
 def find(root: Path, **given: Any) -> Source:
     """Data described by its places, fields of `Own`, relative to `root` or to the current folder.
 
-    Panoptic: json and labels (by default the folder named like the JSON). Instances: json alone.
+    Panoptic: json and labels (by default the folder named like the JSON). Instances: json alone, or
+    the folder of labelme's files as json, or yolo, which has both parts.
     Semantic: labels and classes, label maps named like the images, or by a pattern at the end of
     their place. Instances over semantic maps: json, labels and classes. UserError where these do
     not fit or something is not there.
