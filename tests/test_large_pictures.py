@@ -140,7 +140,7 @@ def test_a_large_picture_is_in_memory_alone(
     predictor = SimpleNamespace(predict_batch=predict, cfg=SimpleNamespace(white=WHITE))
     monkeypatch.setattr(files, "_save", lambda *_: SimpleNamespace(to_json=dict))
     journal: Any = SimpleNamespace(add=add)
-    work: Any = files._Work(predictor, paths, names, range(7), None, 1)
+    work: Any = files._Work(predictor, files.Paths(paths), None, 1)
     files._predict_chunks(work, [0], [range(7)], journal)
     assert batches == [1, 1, 1, 1, 0, 1, 1]
     monkeypatch.setattr(files, "LARGE", 100_000)

@@ -23,6 +23,7 @@ from concat_cli.commands.options import (
     RunName,
     WeightsFile,
     open_share,
+    refuse_given,
     with_options,
 )
 from concat_cli.console import Console, rank, relative
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from concat_cli.core.checkpoint import Weights
     from concat_cli.core.config import Config
     from concat_cli.core.infer.files import Pictures, Predicted
+    from concat_cli.core.infer.video import Video
     from concat_cli.core.vocabulary import Vocabulary
 
 SHOWN = ("infer.size", "infer.max_size", "infer.min_score", "infer.overlap", "infer.seen_offset")
@@ -42,7 +44,9 @@ STDIN = Path("-")
 class Options:
     """What to predict, and how."""
 
-    inputs: Annotated[list[str], typer.Argument(help="Files, folders or globs of pictures.")]
+    inputs: Annotated[
+        list[str], typer.Argument(help="Pictures: files, folders, globs. Or a video.")
+    ]
     classes: Annotated[
         str | None,
         typer.Option(help='Names: "dog; cat, kitten; grass : stuff". Default: the weights\' own.'),
@@ -62,6 +66,7 @@ class Options:
     scale: Annotated[
         int, typer.Option(min=1, max=16, help="Overlays so many times as large as the pictures.")
     ] = 1
+    every: Annotated[int, typer.Option(min=1, help="Of a video, each N-th frame.")] = 1
     overrides: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,10 +113,12 @@ def predict(asked: Options) -> None:
     console = Console(json_only=asked.as_json)
     if asked.classes is not None and asked.vocab is not None:
         raise UserError("--classes and --vocab exclude each other.", "Give one of them.")
-    paths = expand_inputs(asked.inputs, console.progress)
+    paths = _video(asked, console) or expand_inputs(asked.inputs, console.progress)
     found = find_weights(asked.name, asked.weights, vocabulary=asked.file)
     console.say(f"weights {relative(found.path)} ({found.reason})")
-    wide = [] if rank() else _check(paths, every=asked.dry_run)  # the first process for all
+    wide = list[int]()
+    if isinstance(paths, list) and not rank():  # the first process checks for all
+        wide = _check(paths, every=asked.dry_run)
     from concat_cli.core.checkpoint import open_weights  # torch: mistakes so far are told at once
     from concat_cli.core.infer.predictor import at_test
 
@@ -125,10 +132,31 @@ def predict(asked: Options) -> None:
         _show_json(console, predicted, found.path)
     else:
         _show(console, predicted.pictures)
-        overlays = relative(asked.out) + "/*.overlay.png"
-        console.done({"pictures": overlays, "segments": relative(predicted.index)})
+        every = asked.out / "*.overlay.png"
+        overlays = every if isinstance(paths, list) else paths.overlay(asked.out, 0)
+        console.done({"pictures": relative(overlays), "segments": relative(predicted.index)})
     if predicted.unreadable:
         raise _unreadable(predicted.unreadable, written=len(predicted.pictures))
+
+
+def _video(asked: Options, console: Console) -> Video | None:
+    """The video asked for, looked through; None where it is pictures."""
+    from concat_cli.core.infer.pictures import is_video
+
+    found = [name for name in asked.inputs if is_video(Path(name))]
+    if not found:
+        where, hint = "no video is given", "Give a video, such as clip.mp4, or leave it out."
+        refuse_given(asked, ("every",), where, hint)
+        return None
+    if len(asked.inputs) > 1:
+        what = f"A video is predicted alone, and {len(asked.inputs)} inputs are given."
+        raise UserError(what, f"Give {found[0]} by itself, and an --out of its own.")
+    from concat_cli.core.infer.video import Video
+
+    video = Video.opened(found[0], asked.every, console.progress)
+    height, width = video.size
+    console.say(f"video {found[0]}: {len(video)} frames of {width}x{height}, {video.seconds:.1f} s")
+    return video
 
 
 def _check(paths: Sequence[Path], every: bool) -> list[int]:
@@ -170,7 +198,7 @@ def _unreadable(errors: Sequence[UserError], written: int = 0) -> UserError:
 
 
 def _predicted(
-    console: Console, asked: Options, paths: Sequence[Path], weights: Weights, cfg: Config
+    console: Console, asked: Options, paths: Sequence[Path] | Video, weights: Weights, cfg: Config
 ) -> Predicted:
     """Predicts; every process of a `torchrun` takes its share of the pictures."""
     from concat_cli.core.clip.prompts import known_words
@@ -211,7 +239,7 @@ def _predicted(
 
 
 def _show_plan(
-    console: Console, asked: Options, paths: Sequence[Path], weights: Weights, cfg: Config
+    console: Console, asked: Options, paths: Sequence[Path] | Video, weights: Weights, cfg: Config
 ) -> None:
     """What would be predicted; UserError for what would stop it."""
     from concat_cli.core.clip.prompts import check_names
@@ -229,7 +257,7 @@ def _show_plan(
     seen, source = len(classes.seen_indices), _source(asked)
     rows = [
         ("stage", weights.stage),
-        ("pictures", str(len(paths))),
+        ("pictures" if isinstance(paths, list) else "frames", str(len(paths))),
         ("classes", f"{len(classes)} of {source}; trained with labels: {seen}"),
         ("names", ", ".join(classes.names)),
         *((f"{section}.{key}", str(values[section][key])) for section, _, key in keys),
@@ -288,6 +316,7 @@ def _show_json(console: Console, predicted: Predicted, weights: Path) -> None:
         {
             "file": str(one.path),
             "id": one.id,
+            **one.about,
             "height": one.size[0],
             "width": one.size[1],
             "png": relative(one.png),

@@ -7,6 +7,7 @@ OUT/semantic/NAME.png    grey PNG of the data set's category ids, of 8 bits wher
 OUT/instances.json       COCO results: [{image_id, category_id, score, bbox, segmentation
                          (compressed run lengths)}]
 OUT/NAME.overlay.png     the picture with its segments drawn in, made by `predict`
+OUT/NAME.overlay.mp4     the same of a video
 
 As COCO lays out data sets, which other tools open as they are: OUT/annotations/panoptic_predictions
 (.json, and the folder), and OUT/images/NAME.EXT, copies of the pictures.
@@ -22,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Literal
@@ -41,6 +42,7 @@ from concat_cli.core.infer.pictures import OVERLAY, check_name, to_array
 from concat_cli.core.infer.postprocess import Size
 from concat_cli.core.infer.prediction import Prediction, categories, segment_entries
 from concat_cli.core.infer.predictor import Predictor
+from concat_cli.core.infer.video import Video
 from concat_cli.core.progress import SILENT, Progress, in_parts
 from concat_cli.core.vocabulary import Vocabulary
 
@@ -115,10 +117,11 @@ class Saver:
         file_name: str,
         size: Sequence[int],
         segments_info: list[dict[str, Any]],
+        about: dict[str, Any] | None = None,
     ) -> None:
-        """Lists a PNG in the JSON of its kind; size: height, width."""
+        """Lists a PNG in the JSON of its kind; size: height, width. about: the image, besides."""
         image = {"id": image_id, "file_name": file_name, "height": size[0], "width": size[1]}
-        self._wait(f"{kind}.images", image_id, image)
+        self._wait(f"{kind}.images", image_id, image | (about or {}))
         annotation = {
             "id": image_id,  # COCO's own have none; kwcoco needs one
             "image_id": image_id,
@@ -276,12 +279,71 @@ def image_ids(names: Sequence[str]) -> list[int]:
     return list(range(1, len(names) + 1))
 
 
+class Paths:
+    """Pictures that are files, by their place among them."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths, self._names = paths, output_names(paths)
+        self._ids = image_ids(self._names)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, one: int) -> str:
+        """Of what is written of a picture, without ending; all differ."""
+        return self._names[one]
+
+    def id(self, one: int) -> int:
+        """Of the picture in the JSON."""
+        return self._ids[one]
+
+    def file(self, one: int) -> Path:
+        """Where the picture is."""
+        return self._paths[one]
+
+    def state(self, one: int) -> list[Any]:
+        """Differs where the picture is another one, or has changed since."""
+        rows: list[Any] = []
+        with suppress(OSError):
+            stat = self._paths[one].stat()
+            rows.append([stat.st_size, stat.st_mtime_ns])
+        return [*rows, [str(self._paths[one]), self._names[one], self._ids[one]]]
+
+    def pixels(self, one: int) -> int:
+        """By the header; 0 where it cannot be read, which is told when the picture is."""
+        try:
+            height, width = read_header(self._paths[one]).size
+        except UserError:
+            return 0
+        return height * width
+
+    def about(self, one: int) -> dict[str, Any]:
+        """What the JSON says of a picture besides: nothing."""
+        return {}
+
+    def read(self, one: int, white: int) -> NDArray[np.uint8]:
+        """(H, W, 3); UserError where it cannot be read."""
+        check_name(self._paths[one])
+        return to_array(self._paths[one], white)
+
+    def keep(self, one: int, image: NDArray[np.uint8] | None, path: Path) -> None:
+        """Copies the picture."""
+        files.copy(self._paths[one], path)
+
+    def overlay(self, out: Path, one: int) -> Path:
+        """The file that its overlay is in."""
+        return out / f"{self._names[one]}{OVERLAY}"
+
+
+Source = Paths | Video
+
+
 @dataclass(frozen=True)
 class PicturePrediction:
     """What was found in one picture and where it was written.
 
     size: height, width. segments: COCO panoptic entries with `name` and `score`, the largest first.
-    milliseconds: load, model, post.
+    milliseconds: load, model, post. about: what the JSON says of the picture besides.
     """
 
     path: Path
@@ -291,6 +353,7 @@ class PicturePrediction:
     overlay: Path
     segments: list[dict[str, Any]]
     milliseconds: dict[str, float]
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> dict[str, Any]:
         """As a line of a journal holds it."""
@@ -337,7 +400,7 @@ class Predicted:
 
 def predict_paths(
     predictor: Predictor,
-    paths: Sequence[Path],
+    paths: Sequence[Path] | Video,
     out: Path,
     *,
     layout: Layout = "plain",
@@ -346,7 +409,7 @@ def predict_paths(
     scale: int = 1,
     progress: Progress = SILENT,
 ) -> Predicted:
-    """Writes an overlay and a PNG for each picture, then one JSON for all.
+    """Writes an overlay and a PNG for each picture or frame, then one JSON for all.
 
     Pictures that cannot be read are left out and named in the result. Each of several processes
     takes its share. Nothing of a picture stays in memory.
@@ -356,8 +419,8 @@ def predict_paths(
     """
     kind = PANOPTIC if PANOPTIC in predictor.tasks else SEMANTIC
     saver = Saver(out, predictor.vocabulary, share.rank, layout)
-    names = output_names(paths)
-    work = _Work(predictor, paths, names, image_ids(names), saver, scale)
+    source = paths if isinstance(paths, Video) else Paths(paths)
+    work = _Work(predictor, source, saver, scale)
     with ExitStack() as stack:
         begun: tuple[Path, Path, set[int]] | None = None
         if share.rank == 0:
@@ -369,40 +432,38 @@ def predict_paths(
         own = Journal(folder)
         mine = [todo[place] for place in share.of(len(todo))]
         track = in_parts(progress, [work.of(first) for first in mine], "predict")
+        start = time.perf_counter()
         _predict_chunks(work, mine, track, own)
+        if isinstance(source, Video):
+            progress.say(_speed(sum(len(work.of(first)) for first in mine), start))
         added = share.gather(own.close())
         pictures, broken = Pictures(out), list[tuple[str, str]]()
         if share.rank == 0:
             broken = _assemble(work, kind, [kept, *(path for path in added if path)], pictures)
             _tell_older(out, saver.folder(kind), pictures, progress)
         unreadable = [UserError(*error) for error in share.gather(broken)[0]]
+        if share.rank == 0 and isinstance(source, Video) and not unreadable:
+            source.draw(out, pictures, predictor.vocabulary, kind == PANOPTIC, scale, progress)
     return Predicted(pictures, unreadable, saver.index(kind))
 
 
 @dataclass(frozen=True)
 class _Work:
-    """The pictures of a run with the names and ids of their results, who makes these, and how many
-    times as large as a picture its overlay is."""
+    """The pictures of a run, who predicts them, what writes the results, and how many times as
+    large as a picture its overlay is."""
 
     predictor: Predictor
-    paths: Sequence[Path]
-    names: Sequence[str]
-    ids: Sequence[int]
+    source: Source
     saver: Saver
     scale: int
 
     def of(self, first: int) -> range:
         """The pictures of the chunk that begins with one."""
-        return range(first, min(first + CHUNK, len(self.paths)))
+        return range(first, min(first + CHUNK, len(self.source)))
 
     def key(self, first: int) -> str:
         """Differs where a chunk holds other pictures, or where they have changed since."""
-        rows: list[Any] = []
-        for one in self.of(first):
-            with suppress(OSError):
-                stat = self.paths[one].stat()
-                rows.append([stat.st_size, stat.st_mtime_ns])
-            rows.append([str(self.paths[one]), self.names[one], self.ids[one]])
+        rows = [row for one in self.of(first) for row in self.source.state(one)]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
@@ -417,14 +478,15 @@ def _begin(
         )
 
     def is_valid(first: int, key: str, value: dict[str, Any]) -> bool:
-        made = (Path(one[part]) for one in value["pictures"] for part in ("png", "overlay"))
+        parts = ("png",) if isinstance(work.source, Video) else ("png", "overlay")
+        made = (Path(one[part]) for one in value["pictures"] for part in parts)
         return key == work.key(first) and all(path.is_file() for path in made)
 
     kept, done, dropped = journal.keep(is_valid)
     if done or dropped:
         count, changed = sum(len(work.of(first)) for first in done), dropped and "; the others"
         progress.say(
-            f"{count} of {len(work.paths)} pictures are done, by a run that was stopped"
+            f"{count} of {len(work.source)} pictures are done, by a run that was stopped"
             + (f"{changed} of it have changed or are gone" if changed else "")
         )
     return kept, done
@@ -445,13 +507,13 @@ def _assemble(
             for one in map(PicturePrediction.from_json, value["pictures"]):
                 entries = sorted(one.segments, key=lambda segment: segment["id"])
                 name = _file_name(saver, one.path, one.png.stem)
-                saver.enter(kind, one.png, one.id, name, one.size, entries)
+                saver.enter(kind, one.png, one.id, name, one.size, entries, one.about)
                 pictures.add(one)
             broken += [(what, hint) for what, hint in value["errors"]]
             there += len(value["pictures"]) + len(value["errors"])
-        if there != len(work.paths):
+        if there != len(work.source):
             raise UserError(
-                f"Of {len(work.paths)} pictures only {there} are listed in {saver.out}.",
+                f"Of {len(work.source)} pictures only {there} are listed in {saver.out}.",
                 "All processes must write into one folder: give one that all machines share.",
             )
         saver.finish([saver.state()])
@@ -513,17 +575,8 @@ def _predict_chunks(
 def _read_chunk(work: _Work, first: int) -> tuple[str, _Read | None]:
     """The key of a chunk and its pictures; None where one is large."""
     chunk, key = work.of(first), work.key(first)
-    large = any(_pixels(work.paths[one]) > LARGE for one in chunk)
+    large = any(work.source.pixels(one) > LARGE for one in chunk)
     return key, None if large else _read(work, chunk)
-
-
-def _pixels(path: Path) -> int:
-    """Of a picture, by its header; 0 where it cannot be read, which is told when it is."""
-    try:
-        height, width = read_header(path).size
-    except UserError:
-        return 0
-    return height * width
 
 
 def _read(work: _Work, chunk: Sequence[int]) -> _Read:
@@ -532,31 +585,44 @@ def _read(work: _Work, chunk: Sequence[int]) -> _Read:
     errors: list[UserError] = []
     for one in chunk:
         try:
-            check_name(work.paths[one])
-            images[one] = to_array(work.paths[one], work.predictor.cfg.white)
+            images[one] = work.source.read(one, work.predictor.cfg.white)
         except UserError as error:
             errors.append(error)
     return _Read(images, errors, round((time.perf_counter() - start) * 1000 / len(chunk), 2))
 
 
 def _save(work: _Work, number: int, prediction: Prediction, load: float) -> PicturePrediction:
-    saver, path, name = work.saver, work.paths[number], work.names[number]
+    saver, source, name = work.saver, work.source, work.source.name(number)
+    path, drawn = source.file(number), source.overlay(saver.out, number)
     entries = segment_entries(prediction.segments, prediction.vocabulary)
     if saver.layout == "coco":
-        files.copy(path, saver.out / "images" / _file_name(saver, path, name))
+        assert prediction.image is not None
+        source.keep(number, prediction.image, saver.out / "images" / _file_name(saver, path, name))
     if prediction.is_panoptic:
         png = saver.folder(PANOPTIC) / f"{name}.png"
         write_id_png(png, prediction.panoptic_map)
     else:
         png = saver.semantic(prediction.semantic_map, name)
-    drawn = saver.out / f"{name}{OVERLAY}"
-    write_png(drawn, prediction.plot(scale=work.scale))
+    if not isinstance(source, Video):  # whose overlays are drawn together
+        write_png(drawn, prediction.plot(scale=work.scale))
     largest_first = sorted(entries, key=lambda segment: -segment["area"])
     times = prediction.milliseconds | {"load": load}
     height, width = prediction.panoptic_map.shape
     return PicturePrediction(
-        path, work.ids[number], (height, width), png, drawn, largest_first, times
+        path,
+        source.id(number),
+        (height, width),
+        png,
+        drawn,
+        largest_first,
+        times,
+        source.about(number),
     )
+
+
+def _speed(frames: int, start: float) -> str:
+    seconds = time.perf_counter() - start
+    return f"{frames} frames in {seconds:.1f} s: {frames / max(seconds, 1e-9):.3g} a second"
 
 
 def _file_name(saver: Saver, path: Path, name: str) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OVERLAY = ".overlay.png"  # how `predict` ends the names of the pictures that it draws
+VIDEOS = frozenset(".avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv".split())  # endings
 LITTER = frozenset({"__MACOSX", ".ipynb_checkpoints"})  # folders that hold no pictures of their own
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 
@@ -124,6 +125,11 @@ def check_name(path: Path) -> None:
         raise UserError(what, "Rename the picture.") from error
 
 
+def is_video(path: Path) -> bool:
+    """A file with a video's ending."""
+    return path.suffix.lower() in VIDEOS and path.is_file()
+
+
 def is_picture(path: Path) -> bool:
     """A file with a picture's ending that is neither hidden nor an overlay made here."""
     return path.suffix.lower() in SUFFIXES and not _is_ours(path) and path.is_file()
@@ -145,9 +151,15 @@ def _passed_over(paths: Iterable[Path]) -> str:
     """How many files of each ending there are, and what those of known kinds are."""
     kinds = Counter((path.suffix.lower() or "without ending", foreign_kind(path)) for path in paths)
     return ", ".join(
-        f"{count} {ending}" + (f" ({kind}, which is not read: convert it first)" if kind else "")
+        f"{count} {ending}" + (f" ({_advice(ending, kind)})" if kind or ending in VIDEOS else "")
         for (ending, kind), count in sorted(kinds.items())
     )
+
+
+def _advice(ending: str, kind: str) -> str:
+    if ending in VIDEOS:
+        return "a video, which is predicted alone: give it by its name"
+    return f"{kind}, which is not read: convert it first"
 
 
 def _is_ours(path: Path) -> bool:
