@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 CONCAT := $(BIN)/concat
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test wheel oldest fuzz kills lint ablation compare reference tiny-clip clean
+.PHONY: help venv demo test wheel oldest fuzz kills lint docs ablation compare reference tiny-clip clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,11 @@ $(VENV)/.dev: pyproject.toml Makefile
 	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[dev]'
 	$(BIN)/python -m pip install --no-deps 'panopticapi-lite>=0.2'  # it asks for numpy < 2, in vain
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install $(PIP_ARGS) -e '.[docs]'
+	@touch $@
 
 venv: $(VENV)/.dev ## a virtual environment with everything
 
@@ -64,6 +69,9 @@ lint: $(VENV)/.dev ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(VENV)/.docs ## the site of these documents in site/, every link checked, nothing fetched
+	$(BIN)/python docs/make_site.py
 
 ablation: $(VENV)/.run ## every cell of the ablation that is not there yet, then its tables
 	$(BIN)/python benchmarks/ablation.py $(ABLATION_ARGS)
