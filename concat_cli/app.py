@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -27,7 +28,7 @@ from concat_cli.commands.predict import predict
 from concat_cli.commands.report import report
 from concat_cli.commands.serve import serve
 from concat_cli.commands.texts import texts
-from concat_cli.console import LAUNCHED, rank, show_error, shown
+from concat_cli.console import LAUNCHED, is_verbose, level_kept, rank, show_error, shown
 from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_error
 
@@ -160,7 +161,13 @@ class Stopped(BaseException):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command line; the exit code is 0, 1 (a fault of ours), 2 (a mistake), 130 (^C) or 143
+    """Runs a command line; see `_main`."""
+    with level_kept():
+        return _main(argv)
+
+
+def _main(argv: list[str] | None) -> int:
+    """The exit code is 0, 1 (a fault of ours), 2 (a mistake), 130 (^C) or 143
     (SIGTERM)."""
     # OpenMP threads that spin while they wait make everything slow on a machine that is shared
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -181,6 +188,8 @@ def main(argv: list[str] | None = None) -> int:
         mistake = _as_user_error(error)
         if os.environ.get("CONCAT_DEBUG"):
             raise
+        if is_verbose() and mistake is not None:
+            traceback.print_exc()
         if mistake is None and _is_of_another_process(error):
             if not rank() and LAUNCHED not in os.environ:
                 show_error(_GONE)

@@ -1,7 +1,9 @@
 """The only place that prints: messages, progress, tables, results, errors.
 
 Messages and results go to stdout, bars and errors to stderr. With `--json`, stdout holds the JSON
-and nothing else. Ranks above 0 of a `torchrun` say nothing but errors. `NO_COLOR` is honoured.
+and nothing else. `--quiet` leaves results, warnings and errors, the last two on stderr; `--verbose`
+adds what is read and how long things take, on stderr. Ranks above 0 of a `torchrun` say nothing but
+errors. `NO_COLOR` is honoured.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
@@ -31,6 +35,66 @@ LAUNCHED = "CONCAT_LAUNCHED"  # set where `concat_cli.launch` tells how its proc
 _OBEYED = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+
+LEVEL = "CONCAT_LEVEL"  # quiet or verbose; processes that are started inherit it
+_READ = (
+    ".json",
+    ".jsonl",
+    ".yaml",
+    ".txt",
+    ".csv",
+    ".png",
+    ".jpg",
+    ".webp",
+    ".safetensors",
+    ".npz",
+)
+
+
+def is_quiet() -> bool:
+    """Only results, warnings and errors are wanted."""
+    return os.environ.get(LEVEL) == "quiet"
+
+
+def is_verbose() -> bool:
+    """Details for who looks for a fault are wanted."""
+    return os.environ.get(LEVEL) == "verbose"
+
+
+@contextmanager
+def level_kept() -> Generator[None]:
+    """The level of one command line, which ends with it; a verbose one's time is told."""
+    before, start, spent = os.environ.get(LEVEL), time.perf_counter(), time.process_time()
+    try:
+        yield
+    finally:
+        seconds, cpu = time.perf_counter() - start, time.process_time() - spent
+        detail(f"{seconds:.2f} s, of the processor {cpu:.2f} s")
+        os.environ.pop(LEVEL, None)
+        if before is not None:
+            os.environ[LEVEL] = before
+
+
+def detail(message: str) -> None:
+    """A line of `--verbose`, on stderr."""
+    if is_verbose():
+        sys.stderr.write(f"debug: {shown(message)}\n")
+
+
+@cache  # a hook cannot be taken away
+def tell_reads() -> None:
+    """From now on `detail` tells which files of data are opened, each once."""
+    seen: set[str] = set()
+
+    def told(event: str, given: tuple[Any, ...]) -> None:
+        if event == "open" and is_verbose() and isinstance(given[0], str) and given[1] != "w":
+            path = given[0]
+            if path.endswith(_READ) and ".dist-info" not in path and path not in seen:
+                seen.add(path)
+                detail(f"open {path}")
+
+    sys.addaudithook(told)
 
 
 def shown(text: str) -> str:
@@ -57,12 +121,20 @@ class Console:
         self.progress = ConsoleProgress(self, every)
 
     def say(self, message: str) -> None:
-        """One line."""
+        """One line of what goes on."""
+        if not is_quiet():
+            self.result(message)
+
+    def result(self, message: str) -> None:
+        """One line that was asked for."""
         self._rich.print(Text(shown(message)))
 
     def warn(self, message: str) -> None:
         """One line that stands out."""
-        self._rich.print(Text("note: ", style="bold yellow") + Text(shown(message)))
+        rich = RichConsole(stderr=True, highlight=False, soft_wrap=True, quiet=self.silent)
+        (rich if is_quiet() else self._rich).print(
+            Text("note: ", style="bold yellow") + Text(shown(message))
+        )
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
         """Rows under column names; numbers stand right, None is a dash, fractions have 1 digit."""
@@ -82,7 +154,7 @@ class Console:
     ) -> None:
         """The last lines of a command: where the results are, and what to run next."""
         lines = [(name, shown(str(value)), "") for name, value in results.items()]
-        following = [shown(text) for text in following]
+        following = [] if is_quiet() else [shown(text) for text in following]
         lines += [("next" if i == 0 else "", text, "bold") for i, text in enumerate(following)]
         width = max((len(name) for name, _, _ in lines), default=0)
         self._rich.print(
@@ -146,7 +218,7 @@ class ConsoleProgress:
     def track(self, items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
         """Yields the items while showing how far the work has come; a range that begins above 0
         is work that was resumed."""
-        if self._console.silent:
+        if self._console.silent or is_quiet():
             yield from items
             return
         from tqdm import tqdm
@@ -179,6 +251,7 @@ class ConsoleProgress:
         finally:
             self._bars.pop()
             bar.close()
+            detail(f"{what}: {bar.n - before} in {time.monotonic() - start:.2f} s")
 
 
 def _line(bar: Any, speed: float) -> str:

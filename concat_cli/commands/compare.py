@@ -152,7 +152,7 @@ def compare(asked: Options) -> None:
     for columns, rows in shown:
         console.table(columns, rows)
     for line in lines:
-        console.say(line)
+        console.result(line)
     page = {} if asked.report is None else {"page": relative(asked.report)}
     written = {"table": relative(out / "compare.md"), "figures": relative(out / "compare.json")}
     console.done(written | page)

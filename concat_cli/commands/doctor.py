@@ -56,15 +56,15 @@ def doctor(
         console.json(report.to_json())
     else:
         for section, checks in report.sections.items():
-            console.say(section)
+            console.result(section)
             for check in checks:
-                console.say(f"  {_MARKS[check.state][0]} {check.name}: {check.found}")
+                console.result(f"  {_MARKS[check.state][0]} {check.name}: {check.found}")
                 if check.todo:
-                    console.say(f"      {check.todo}")
-        console.say("\nFor a bug report:\n")
+                    console.result(f"      {check.todo}")
+        console.result("\nFor a bug report:\n")
         console.text(f"```\n{report.block()}\n```")
         fine = "everything needed is there" if report.ok else "something needed is missing (✗)"
-        console.say(f"\n{fine}")
+        console.result(f"\n{fine}")
     if not report.ok:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 import typer
 from typer.core import TyperCommand
 
-from concat_cli.console import Console
+from concat_cli import __version__
+from concat_cli.console import LEVEL, Console, detail, tell_reads
 from concat_cli.core.errors import UserError
 from concat_cli.core.method import methods, stage_named
 
@@ -190,9 +192,59 @@ def with_options(kind: type[T]) -> Callable[[Callable[[T], None]], Callable[...,
     return command_of
 
 
+def _level(asked: str, given: bool) -> None:
+    if not given:
+        return
+    if os.environ.get(LEVEL, asked) != asked:
+        raise UserError("--quiet and --verbose exclude each other.", "Give one of them.")
+    os.environ[LEVEL] = asked
+    if asked == "verbose":
+        tell_reads()
+        detail(f"concat {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+
+
+def _quiet(given: bool) -> None:
+    _level("quiet", given)
+
+
+def _verbose(given: bool) -> None:
+    _level("verbose", given)
+
+
+def _levels(
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", callback=_quiet, expose_value=False, help="Only results, errors."),
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose",
+            callback=_verbose,
+            expose_value=False,
+            help="Also what is read, times, and errors with their traceback.",
+        ),
+    ] = False,
+) -> None: ...
+
+
 class Once(TyperCommand):
-    """A command that says which options of one value, and which configuration keys, are given
-    twice: the last one counts, as scripts put lines together from several parts."""
+    """A command with `--quiet` and `--verbose`. It says which options of one value, and which
+    configuration keys, are given twice: the last one counts, as scripts put lines together from
+    several parts."""
+
+    def __init__(self, *given: Any, **how: Any) -> None:
+        super().__init__(*given, **how)
+        own = typer.Typer(add_completion=False)
+        own.command()(_levels)
+        there = {name for one in self.params for name in one.opts}
+        levels: Any = typer.main.get_command(own)
+        self.params += [one for one in levels.params if not there.intersection(one.opts)]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; its own `--verbose` counts as that of all."""
+        _verbose(bool(ctx.params.get("verbose")))
+        return super().invoke(ctx)
 
     def make_parser(self, ctx: Any) -> Any:
         """The parser, whose answer is looked through."""

@@ -38,8 +38,8 @@ def show_report(console: Console, report: Report) -> None:
     _show_protocol(console, plain["protocol"])
     for task, names in plain["absent"].items():
         if names:
-            console.say(f"{_ABSENT[task]}, so in no mean: {len(names)} ({shorten(names)})")
-    console.say(f"{report.images} images in {duration(report.seconds['total'])}")
+            console.result(f"{_ABSENT[task]}, so in no mean: {len(names)} ({shorten(names)})")
+    console.result(f"{report.images} images in {duration(report.seconds['total'])}")
 
 
 def show_classes(console: Console, report: Report) -> None:
@@ -100,7 +100,7 @@ def _show_intervals(console: Console, intervals: Plain) -> None:
         if intervals["pq"][group] or intervals["miou"][group]
     ]
     level, repeats = 100 * intervals["level"], intervals["repeats"]
-    console.say(f"{level:.0f}% intervals over the images, drawn again {repeats} times:")
+    console.result(f"{level:.0f}% intervals over the images, drawn again {repeats} times:")
     console.table(*filled(["classes", "PQ", "mIoU"], rows))
 
 
@@ -118,7 +118,7 @@ def _range(borders: Sequence[float] | None) -> str | None:
 
 def _show_calibration(console: Console, found: Plain) -> None:
     keys = ("seen_pq", "unseen_pq", "hpq", "seen_miou", "unseen_miou", "hiou")
-    console.say("offsets on the seen logits, on the same outputs of the model:")
+    console.result("offsets on the seen logits, on the same outputs of the model:")
     columns = ["offset", "seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU", "note"]
     marks = {
         "as above": found["plain"],
@@ -135,9 +135,9 @@ def _show_calibration(console: Console, found: Plain) -> None:
         for row in found["rows"]
     ]
     console.table(*filled(columns, rows))
-    console.say("oracle: chosen on the scored images themselves, so no result")
+    console.result("oracle: chosen on the scored images themselves, so no result")
     if found["dev"] is None:
-        console.say("no offset was chosen on dev; finetune.calibrate=true chooses one")
+        console.result("no offset was chosen on dev; finetune.calibrate=true chooses one")
 
 
 def _show_diagnostics(console: Console, found: Plain) -> None:
@@ -154,26 +154,26 @@ def _show_protocol(console: Console, protocol: Plain) -> None:
     facts = [f"{key} {protocol[key]}" for key in shown if protocol.get(key)]
     if protocol.get("seen_offset"):
         facts.append(f"seen_offset {protocol['seen_offset']:.3g}")
-    console.say(f"protocol: {', '.join(facts)}; {protocol['candidates']} candidates")
+    console.result(f"protocol: {', '.join(facts)}; {protocol['candidates']} candidates")
     if protocol["setting"] == "restricted":
-        console.say(
+        console.result(
             "restricted: only the reported classes compete and all other truth is void, the easier "
             "protocol; not to be compared with generalised figures"
         )
     if protocol.get("unseen_with_labels"):
-        console.say(
+        console.result(
             f"not zero-shot: labels of {protocol['unseen_with_labels']} of the unseen classes were "
             "trained on"
         )
     overlap = protocol.get("overlap")
     if overlap is not None:
         names = f" ({shorten(overlap['names'])})" if overlap["names"] else ""
-        console.say(
+        console.result(
             f"another list of classes than the weights': labels of {overlap['count']} of its "
             f"{overlap['of']} were trained on, by name{names}"
         )
     if protocol.get("filtering"):
-        console.say(f"training data, {filtered(protocol['filtering'])}")
+        console.result(f"training data, {filtered(protocol['filtering'])}")
 
 
 def filtered(found: Mapping[str, Any]) -> str:

@@ -98,7 +98,7 @@ def serve(asked: Options) -> None:
             async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                 await super().startup(sockets)
                 address = _address(asked.host, listener, token)
-                console.say(f"open {address}   (Ctrl-C ends it)")
+                console.result(f"open {address}   (Ctrl-C ends it)")
 
             def handle_exit(self, sig: int, frame: FrameType | None) -> None:
                 worker.stop()

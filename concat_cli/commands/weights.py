@@ -39,13 +39,13 @@ def weights(context: typer.Context, as_json: Json = False) -> None:
         for name, pair in pairs().items()
     ]
     console.table(["name", "what for", "download", "licence: segmentor; CLIP", "here"], rows)
-    console.say(
+    console.result(
         f"All segmentors were trained with the labels of all {CLASSES} classes of {TRAINED_ON}: on "
         "the unseen splits of COCO their figures are not zero-shot."
     )
     extra = [name for name, pair in pairs().items() if pair.extra]
     if find_spec("transformers") is None:
-        console.say(f"With pip install concat-seg[hub] only: {', '.join(extra)}")
+        console.result(f"With pip install concat-seg[hub] only: {', '.join(extra)}")
     following = 'concat predict photo.jpg --classes "dog; cat" --weights photos'
     console.done({}, [following if states["photos"] == "here" else "concat weights get photos"])
 
@@ -75,7 +75,7 @@ def get(
     cache = relative(Path(constants.HF_HUB_CACHE))
     if source is not None:
         for path in take_in(name, source):
-            console.say(relative(path))
+            console.result(relative(path))
         return _done(console, name, cache)
     parts, listed = parts_of(name), look_up(name, force)
     coming = {one.part.repository: one for one in listed}
@@ -89,7 +89,7 @@ def get(
     if to is None:
         return _done(console, name, cache)
     for path in lay_out(name, to):
-        console.say(relative(path))
+        console.result(relative(path))
     console.done({"folder": relative(to)}, [f"concat weights get {name} --from {relative(to)}"])
 
 
