@@ -48,6 +48,13 @@ def _escaped() -> Generator[None]:
 class _InOrder(TyperGroup):
     """The commands in the order in which one comes to use them."""
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Those for a shell's completion are not listed: they are used once."""
+        found: list[Any] = super().get_params(ctx)
+        for one in found:
+            one.hidden = one.hidden or one.name in ("install_completion", "show_completion")
+        return found
+
     def list_commands(self, ctx: Any) -> list[str]:
         """As they were registered; groups, which Typer puts last, after the first."""
         first, *others = super().list_commands(ctx)
@@ -94,7 +101,6 @@ class _PrepareData(TyperGroup):
 app = typer.Typer(
     cls=_InOrder,
     rich_markup_mode="rich",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )

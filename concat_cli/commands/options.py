@@ -40,19 +40,42 @@ class Device(str, Enum):
     cpu = "cpu"
 
 
+def _run_names(begun: str) -> list[str]:
+    """Names of runs that a shell may complete to."""
+    return sorted(path.name for path in Path("runs").glob("*/") if path.name.startswith(begun))
+
+
+def _config_names(begun: str) -> list[str]:
+    """Names of shipped configurations, or files of that beginning."""
+    from concat_cli.core.config_file import SHIPPED
+
+    names = sorted(path.stem for path in SHIPPED.glob("*.yaml") if path.stem.startswith(begun))
+    return [*names, *sorted(str(path) for path in Path().glob(f"{begun or '?'}*.yaml"))]
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar=KEY_VALUE, help="Config keys, e.g. optim.steps=500."),
 ]
 ConfigFile = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="A shipped configuration, such as demo, or a YAML file."),
+    typer.Option(
+        "--config",
+        "-c",
+        autocompletion=_config_names,
+        help="A shipped configuration, such as demo, or a YAML file.",
+    ),
 ]
 Name = Annotated[
     str | None,
-    typer.Option(help="Run folder below runs/. Default: the config's name."),
+    typer.Option(
+        autocompletion=_run_names, help="Run folder below runs/. Default: the config's name."
+    ),
 ]
-RunName = Annotated[str | None, typer.Option("--name", help="Run below runs/. Default: shapes.")]
+RunName = Annotated[
+    str | None,
+    typer.Option("--name", autocompletion=_run_names, help="Run below runs/. Default: shapes."),
+]
 DeviceOption = Annotated[Device, typer.Option("--device", help="auto: cuda, else mps, else cpu.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; the old folder is kept.")]
 DryRun = Annotated[
