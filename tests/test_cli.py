@@ -19,8 +19,10 @@ from typing import Any
 import export_helpers
 import numpy as np
 import pytest
+from drawn_labelme import shape, write_labelme
 from drawn_layouts import CASES
 from drawn_own import draw_own
+from drawn_yolo import draw_yolo
 from hub_helpers import no_network
 from PIL import Image
 from torch.distributed.launcher.api import elastic_launch
@@ -97,7 +99,10 @@ def draw_layouts(data: Path) -> None:
         ("cityscapes", "cityscapes"),
     ):
         CASES[case].draw(data / folder)
-    draw_own(data / "own")
+    own = data / "own"
+    draw_own(own)
+    write_labelme(own / "labelme" / "one.json", [shape("cat", "rectangle", [[6, 4], [24, 20]])])
+    draw_yolo(own)
 
 
 @pytest.fixture

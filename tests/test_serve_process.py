@@ -90,7 +90,7 @@ def test_ctrl_c_ends_it_with_connections_open() -> None:
                 b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n--"
             )
             time.sleep(0.2)
-            assert server.interrupted() < 3
+            assert server.interrupted() < 10  # the connections would stay for ever
         assert server.process.returncode == 130
 
 

@@ -353,7 +353,7 @@ RECIPE = Recipe(
     (
         "concat prepare-data custom data/own --images photos --json panoptic.json --labels pngs",
         "concat prepare-data custom data/own --images photos --json instances.json",
-        "concat prepare-data custom data/own --json photos",
+        "concat prepare-data custom data/own --json labelme",
         "concat prepare-data custom data/own --yolo data.yaml",
         "concat prepare-data custom data/own --images photos --labels maps --classes classes.txt",
         "concat prepare-data custom data/own --images photos --json instances.json --labels maps "
