@@ -22,7 +22,8 @@ import torch
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.config import InferConfig, ModelConfig
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.onnx.model import needed, onnx_model
+from concat_cli.core.onnx.model import onnx_model
+from concat_cli.core.onnx.needed import needed
 
 TARGET = 0.8
 CLASSES, CLIP_WIDTH = 133, 512

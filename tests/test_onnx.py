@@ -27,7 +27,8 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.deformable import DeformableAttention, sample_reference
 from concat_cli.core.onnx.file import segmentor_of
-from concat_cli.core.onnx.model import onnx_model, sample_open
+from concat_cli.core.onnx.model import onnx_model
+from concat_cli.core.onnx.parts import sample_rows
 from concat_cli.core.runs import BUILT_IN
 
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
@@ -135,13 +136,14 @@ def test_a_deformable_decoder_keeps_its_sizes_open() -> None:
 
 
 def test_the_open_sampler_is_the_reference() -> None:
+    """Two pictures, as many queries as cells, places in and far out of the levels."""
     generator = torch.Generator().manual_seed(0)
     sizes = [(2, 3), (4, 6), (8, 12)]
     values = torch.randn(2, 126, 2, 4, generator=generator)
-    places = torch.rand(2, 5, 2, 3, 2, 2, generator=generator) * 16 - 2
-    weights = torch.rand(2, 5, 2, 3, 2, generator=generator)
+    places = torch.rand(2, 126, 2, 3, 2, 2, generator=generator) * 16 - 2
+    weights = torch.rand(2, 126, 2, 3, 2, generator=generator)
     expected = sample_reference(values, sizes, places, weights)
-    assert torch.allclose(sample_open(values, sizes, places, weights), expected, atol=1e-5)
+    assert torch.allclose(sample_rows(values, sizes, places, weights), expected, atol=1e-5)
 
 
 def test_what_cannot_be_one_file(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:

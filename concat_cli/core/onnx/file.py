@@ -10,7 +10,8 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.files import write_bytes, write_json
 from concat_cli.core.infer.predictor import Predictor
 from concat_cli.core.model.segmentor import Segmentor
-from concat_cli.core.onnx.model import OPSET, needed, onnx_model
+from concat_cli.core.onnx.model import OPSET, onnx_model
+from concat_cli.core.onnx.needed import needed
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import copy
-from importlib import import_module
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
 from concat_cli.core.config import InferConfig
-from concat_cli.core.errors import UserError
 from concat_cli.core.infer.predictor import DIVISOR
-from concat_cli.core.model.deformable import DeformableAttention, Sizes
+from concat_cli.core.model.deformable import DeformableAttention
+from concat_cli.core.model.layers import FeedForward, PaddedGroupNorm, TokenLinear
 from concat_cli.core.model.segmentor import Segmentor
+from concat_cli.core.onnx.needed import needed
+from concat_cli.core.onnx.parts import TRANSLATIONS, feed_forward, group_norm, linear, sample_rows
 from concat_cli.core.onnx.steps import after, before
 
 OPSET = 20  # the first one with GridSample as the exporter writes it
@@ -24,49 +25,26 @@ NAMES = ("text_embeddings", "class_logits", "mask_logits")
 EXAMPLE = (3, 4)  # blocks of DIVISOR pixels of the picture that the model is traced with
 
 
-def needed(package: str) -> Any:
-    """A package of the `onnx` extra; UserError where it is not installed."""
-    try:
-        return import_module(package)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"To write ONNX, {error.name} is needed, and it is not installed.",
-            "pip install onnx onnxscript, or concat-seg with its extra [onnx].",
-        ) from error
-
-
 class Body(nn.Module):
     """A segmentor whose outputs are those of a single picture's final layer."""
 
     def __init__(self, segmentor: Segmentor) -> None:
         super().__init__()
-        self.segmentor = copy.deepcopy(segmentor).cpu().float()
+        self.segmentor = copy.deepcopy(segmentor).cpu().float().requires_grad_(False)
         for module in self.segmentor.modules():
             if isinstance(module, DeformableAttention):
-                module.sampler = sample_open
+                module.sampler = sample_rows
+            if isinstance(module, TokenLinear):
+                cast("Any", module).forward = partial(linear, module)
+            if isinstance(module, PaddedGroupNorm):
+                cast("Any", module).forward = partial(group_norm, module)
+            if isinstance(module, FeedForward):
+                cast("Any", module).forward = partial(feed_forward, module)
 
     def forward(self, images: Tensor, padding: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """As `Segmentor.forward`, of a picture -> class logits (Q, K+1), mask logits (Q, h, w)."""
         found = self.segmentor(images, padding, text, last_only=True)
         return found.class_logits[-1, 0], found.mask_logits[-1, 0]
-
-
-def sample_open(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """`sample_reference` without a size that would become a constant in the traced graph, and
-    without the samples of all levels in one tensor, which costs ONNX Runtime a copy."""
-    batch, _, heads, width = values.shape
-    levels = torch.split(values, [h * w for h, w in sizes], dim=1)
-    total: Tensor | None = None
-    for index, (level, (height, columns)) in enumerate(zip(levels, sizes, strict=True)):
-        image = level.permute(0, 2, 3, 1).reshape(batch * heads, width, height, columns)
-        x, y = places[:, :, :, index].transpose(1, 2).flatten(0, 1).unbind(-1)
-        grid = torch.stack((x * (2 / columns) - 1, y * (2 / height) - 1), -1)
-        sampled = F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
-        shares = weights[:, :, :, index].transpose(1, 2).flatten(0, 1)  # (B * heads, Q, P)
-        part = (sampled * shares[:, None]).sum(-1)  # (B * heads, d, Q)
-        total = part if total is None else total + part
-    assert total is not None, "no levels"
-    return total.view(batch, heads * width, -1).transpose(1, 2)
 
 
 def onnx_model(segmentor: Segmentor, text: Tensor, cfg: InferConfig) -> Any:
@@ -119,13 +97,6 @@ def _traced(body: Body, text: Tensor) -> Any:
         program,
         dynamo=True,
         opset_version=OPSET,
-        custom_translation_table={torch.ops.aten.sort.stable: _sort_stable},
+        custom_translation_table=TRANSLATIONS,
         verbose=False,
     )
-
-
-def _sort_stable(self: Any, *, stable: bool, dim: int, descending: bool) -> Any:
-    """aten::sort.stable, which the exporter lacks: TopK gives the first of equal values first."""
-    op = needed("onnxscript").opset20
-    count = op.Shape(self, start=dim, end=dim + 1)
-    return op.TopK(self, count, axis=dim, largest=int(descending), sorted=1)
