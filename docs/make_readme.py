@@ -97,6 +97,11 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "1,000 draws of 5,000 images with 133 classes, intervals of PQ and mIoU",
         "`python benchmarks/bootstrap_speed.py`",
     ),
+    "teach": (
+        "`finetune --vocab` of 50 names on a ready bank, their texts cached, start included: our "
+        "time / that of the build before",
+        "`python benchmarks/teach.py --before CHECKOUT`",
+    ),
     "score_files": (
         "`evaluate --predictions` of drawn pairs of 640x480, seen/unseen, mIoU and 1,000 draws, "
         "starts included: our time / hotcoco 1.3.0's, which counts PQ alone, and / that of the "
