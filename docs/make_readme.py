@@ -125,7 +125,7 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     "photos_folder": (
         "`predict` of a folder of drawn photos of 640x427, all files written, start included: "
         "our time / that of the build before writing overlapped",
-        "`python benchmarks/photos_folder.py --before CHECKOUT --photos 40 --pairs 2`",
+        "`python benchmarks/photos_folder.py --before CHECKOUT --photos 100 --pairs 3`",
     ),
     "inference_cost": (
         "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
@@ -143,10 +143,6 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     "cat": (
         "`train-cat` and `finetune` on a ready query bank, seconds of training",
         "`concat train-cat --name demo --fresh && concat finetune --name demo --fresh`",
-    ),
-    "teach": (
-        "`concat finetune --vocab` with 50 names, seconds",
-        "`concat finetune --name demo --vocab classes.txt`",
     ),
     "tiny_clip": (
         "tiny CLIP, zero-shot top-1 on held-out masked crops: seen classes / unseen things",
