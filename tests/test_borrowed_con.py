@@ -136,7 +136,7 @@ def test_the_bank_is_what_a_naive_loop_finds(chain: MiniRun, published: Path) ->
     data = PanopticDataset(info.part("train"), info.vocabulary)
     trained = [i for i, seen in enumerate(info.vocabulary.is_seen) if seen]
     segmentor, clip = open_segmentor(str(published)), load_clip(cfg.clip)
-    points = query_bank._grid(cfg.loss.points, torch.device("cpu"))
+    points = query_bank.grid(cfg.loss.points, torch.device("cpu"))
     for index in range(len(data)):
         sample = data[index]
         image = torch.tensor(sample.image).permute(2, 0, 1)[None]

@@ -62,6 +62,7 @@ def info_nce(
     groups: Tensor | None = None,
     negatives: Negatives | None = None,
     count: Tensor | None = None,
+    alike: float | None = None,
 ) -> Tensor:
     """-log exp(q_i t_i / T) / sum_j exp(q_i t_j / T), cosine similarities, over the valid rows.
 
@@ -74,6 +75,7 @@ def info_nce(
         negatives: further tokens, of a bank or of other processes.
         count: divides the sum; by default the number of valid rows. With several processes: its
             mean over them, so that the averaged gradient is that of the whole batch.
+        alike: rows whose tokens have a greater cosine are no negatives of each other either.
     """
     if groups is None:
         groups = torch.full_like(valid, -1, dtype=torch.int64)
@@ -84,6 +86,8 @@ def info_nce(
         token = F.normalize(as_float(every.tokens).to(query.dtype), dim=-1)
         logits = query @ token.T / temperature  # (M, M + T)
         same = (groups[:, None] == every.groups[None]) & (groups[:, None] >= 0)
+        if alike is not None:
+            same = same | (token[: len(query)] @ token.T > alike)
         own = torch.eye(*same.shape, dtype=torch.bool, device=same.device)
         logits = logits.masked_fill(~(every.valid[None] & ~same | own), -torch.inf)
         loss = (logits.logsumexp(-1) - logits.diagonal()).masked_fill(~valid, 0.0).sum()
@@ -310,6 +314,15 @@ class SegmentTokens:
     valid: Tensor
     tokens: Tensor
 
+    def joined(self, other: SegmentTokens, after: int) -> SegmentTokens:
+        """These, and those of slots that come after `after` others."""
+        return SegmentTokens(
+            torch.cat((self.image, other.image)),
+            torch.cat((self.segment, other.segment + after)),
+            torch.cat((self.valid, other.valid)),
+            torch.cat((self.tokens, other.tokens)),
+        )
+
 
 def drawn_segments(labels: Tensor, count: int) -> Tensor:
     """Slots (B, count) of labels (B, N) in random order, those of -1 last."""
@@ -330,20 +343,28 @@ class Teacher:
             return self.cache.image_tokens(self.clip, batch.images, batch.padding)
         return image_tokens(self.clip, batch.images, batch.padding)
 
-    @torch.no_grad()
     def segments(self, truth: Truth) -> SegmentTokens:
         """CLS tokens of at most `crops` segments an image, drawn at random where there are more.
 
         Segments without a label are not looked at.
         """
-        batch, labels, masks = truth.batch, truth.labels, truth.masks
+        return self.masked(truth.batch, truth.masks, truth.labels)
+
+    @torch.no_grad()
+    def masked(
+        self, batch: Batch, masks: Tensor, labels: Tensor, passing: bool = False
+    ) -> SegmentTokens:
+        """The same of masks (B, N, H, W) with labels (B, N), -1 for none.
+
+        passing: such masks do not come again, so their tokens are not kept on disk.
+        """
         count = min(self.crops, labels.shape[1])
         segment = drawn_segments(labels, count)
         image = torch.arange(len(labels), device=labels.device)[:, None].expand_as(segment)
         valid = labels.gather(1, segment) >= 0
         image, segment, valid = image.flatten(), segment.flatten(), valid.flatten()
         chosen = torch.stack((image[valid], segment[valid]), 1)
-        if self.cache is not None:
+        if self.cache is not None and not passing:
             found = self.cache.segment_tokens(self.clip, batch.images, masks, chosen, batch.padding)
         else:
             found = segment_tokens(self.clip, batch.images, masks, chosen)
@@ -360,6 +381,7 @@ def contrast(
     temperature: float,
     count: Count | None = None,
     bank: TokenBank | None = None,
+    alike: float | None = None,
 ) -> Tensor:
     """InfoNCE against the tokens of every process and of the bank, which is fed afterwards.
 
@@ -374,7 +396,7 @@ def contrast(
     number = mean_over_processes(own) if count is None else count.of_whole(own)
     if bank is not None:
         negatives = negatives.joined(bank.negatives())
-    loss = info_nce(queries, tokens, valid, temperature, groups, negatives, number)
+    loss = info_nce(queries, tokens, valid, temperature, groups, negatives, number, alike)
     if bank is not None:
         bank.push(every.tokens, every.groups, every.valid)
     return loss

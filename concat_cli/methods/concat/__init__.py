@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concat_cli.core.method import Method, Stage
 
-CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer")
+CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer", "latent")
 BANK = (
     "data",
     "clip",
@@ -47,11 +47,12 @@ METHOD = Method(
             "Teach it unseen classes, or any names (stage 3).",
             train="concat_cli.methods.concat.finetune:finetune",
             plan="concat_cli.methods.concat.finetune:plan",
-            relevant=(*BANK, "cat", "finetune", "infer", "protocol"),
+            relevant=(*BANK, "cat", "finetune", "infer", "protocol", "latent"),
             options=("vocabulary", "weights", "force"),
         ),
     ),
     reference="shapes",
+    sections={"latent": "concat_cli.methods.concat.latent_config:LatentConfig"},
     restore="concat_cli.methods.concat.on_borrowed:restore",
     predictor="concat_cli.core.infer.predictor:open_predictor",
     tasks="concat_cli.methods.concat:tasks",

@@ -27,6 +27,8 @@ from concat_cli.core.train.teacher import (
     drawn_segments,
     on_void,
 )
+from concat_cli.methods.concat.latent import Latent, held, latent_of, match_apart
+from concat_cli.methods.concat.latent_config import LatentConfig
 
 SEED_WEIGHT = 5.0  # of a positive token in the objectness loss
 TOKEN_STRIDE = 16  # of the map whose tokens queries are selected from
@@ -50,7 +52,7 @@ class TruthModule(ImageModule):
     ) -> None:
         super().__init__(text, to_trained, teacher)
         self.segmentor, self.cfg = segmentor, cfg
-        self.loss, self.align = cfg.loss, cfg.align
+        self.loss, self.align, self.latent = cfg.loss, cfg.align, cfg.own(LatentConfig)
         self._newest: tuple[Batch, Truth] | None = None
 
     def truth(self, batch: Batch) -> Truth:
@@ -66,19 +68,37 @@ class TruthModule(ImageModule):
         segments = self.truth(batch).segments
         return {"segments": segments.sum(), "crops": segments.clamp(max=self.align.crops).sum()}
 
+    def latents(self, truth: Truth, pixel: PixelFeatures | None = None) -> Latent | None:
+        """What void may hold, where it is asked for; see `latent_of`."""
+        if not self.latent.weight:
+            return None
+        looks = None if pixel is None else (self.segmentor.query_decoder, pixel)
+        return latent_of(truth, looks, self.latent)
+
+    def tokens(self, truth: Truth, latent: Latent | None) -> SegmentTokens:
+        """CLS tokens of labelled segments, and then of latent ones, where those are aligned."""
+        found = self.teacher.segments(truth)
+        if latent is None or not self.latent.align:
+            return found
+        other = self.teacher.masked(truth.batch, latent.masks, latent.labels, self.latent.split)
+        return found.joined(other, truth.labels.shape[1])
+
     def truth_losses(
         self,
         maps: tuple[list[Tensor], PixelFeatures],
         truth: Truth,
         target: SegmentTokens | None,
         counts: Counts,
+        latent: Latent | None = None,
     ) -> dict[str, Tensor]:
         """Cross-entropy of true segments over the trained classes, and their weighted alignment.
 
         maps: backbone and pixel features. target: CLS tokens of segments; None: no alignment.
+        latent: segments that are aligned alone.
         """
-        labels = truth.labels
-        vision = self.segmentor.mask_queries(*maps, truth.quarter, truth.padding)
+        labels, quarter = labels_of(truth, latent), truth.quarter
+        quarter = quarter if latent is None else torch.cat((quarter, latent.quarter), 1)
+        vision = self.segmentor.mask_queries(*maps, quarter, truth.padding)
         semantic, logits = self.segmentor.classify(vision, self.text)
         valid = labels >= 0
         each = F.cross_entropy(logits[..., :-1][valid].float(), labels[valid], reduction="sum")
@@ -101,9 +121,29 @@ class TruthModule(ImageModule):
     ) -> Tensor:
         """Semantic queries (M, E) against the CLS tokens of their masked, cropped segments."""
         groups = labels[target.image, target.segment].masked_fill(~valid, -1)
-        return self.align.instance * contrast(
-            semantic, target.tokens, valid, groups, self.align.temperature, counts["crops"], bank
+        cfg, count = self.align, counts["crops"]
+        alike = self.latent.alike if self.latent.weight else None
+        return cfg.instance * contrast(
+            semantic, target.tokens, valid, groups, cfg.temperature, count, bank, alike
         )
+
+    def _latent_masks(
+        self, logits: Tensor, matched: Tensor, latent: Latent, counts: Counts
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted mask losses of latent segments, beside those of labelled ones."""
+        loss, weight = self.loss, self.latent.weight
+        bce, dice = mask_losses(logits, matched, latent.masks, counts["segments"].whole, loss)
+        return weight * loss.mask * bce, weight * loss.dice * dice
+
+    def _found_again(
+        self, pixel: PixelFeatures, latent: Latent, counts: Counts
+    ) -> dict[str, Tensor]:
+        """The same of queries made of the latent segments themselves, before any layer."""
+        queries = self._denoising(latent.quarter, latent.labels)
+        logits = self.segmentor.query_decoder.masks_of(pixel, queries)
+        own = own_queries(latent.labels)
+        mask, dice = self._latent_masks(logits[None], own, latent, counts)
+        return {"again_mask": mask, "again_dice": dice}
 
     def _denoising(self, quarter: Tensor, labels: Tensor) -> Denoising:
         """Queries of truth masks, given at stride 4 (B, M, h, w), at stride 8 with about a third of
@@ -125,9 +165,10 @@ class WarmupModule(TruthModule):
         counts = counts or self.alone(batch)
         aligns = self.cfg.warmup.align and self.align.instance > 0
         truth = self.truth(batch)
-        target = self.teacher.segments(truth) if aligns else None
+        latent = self.latents(truth)
+        target = self.tokens(truth, latent) if aligns else None
         maps = self.segmentor.features(batch.images, truth.padding)
-        losses = self.truth_losses(maps, truth, target, counts)
+        losses = self.truth_losses(maps, truth, target, counts, latent)
         if weight := self.cfg.warmup.masks:
             queries = self._denoising(truth.quarter, truth.labels)
             logits = self.segmentor.query_decoder.masks_of(maps[1], queries)
@@ -140,6 +181,9 @@ class WarmupModule(TruthModule):
             )
             losses["mask"] = weight * self.loss.mask * bce
             losses["dice"] = weight * self.loss.dice * dice
+            if latent is not None:
+                again = self._found_again(maps[1], latent, counts)
+                losses |= {name: weight * value for name, value in again.items()}
         return losses
 
 
@@ -201,6 +245,11 @@ class ConModule(TruthModule):
         ignore = None
         if truth.void is not None:
             ignore = on_void(out.mask_logits, truth.void, self.loss.void_share)
+        latent, apart = self.latents(truth, out.pixel), matched[..., :0]
+        if latent is not None:  # they have masks and no names: queries that hold them have no class
+            apart = match_apart(out.mask_logits, matched, latent, weights[1:], coords)
+            kept = held(apart, out.mask_logits.shape[2])
+            ignore = kept if ignore is None else kept | ignore
         count = counts["segments"].whole
         losses = self._segmentation(out, matched, labels, masks, ignore, counts["class"], count)
         if out.denoising is not None:
@@ -209,19 +258,25 @@ class ConModule(TruthModule):
                 out.denoising, own, own_labels, own_masks, own < 0, counts["noised"], count
             )
             losses |= {f"denoising_{name}": value for name, value in terms.items()}
+        if latent is not None:
+            found = self._latent_masks(out.mask_logits, apart, latent, counts)
+            losses |= dict(zip(("latent_mask", "latent_dice"), found, strict=True))
+            losses |= self._found_again(out.pixel, latent, counts)
         if out.dense is not None:
-            losses |= self._of_tokens(out.dense, truth, counts)
+            losses |= self._of_tokens(out.dense, truth, counts, latent)
         target = None
         if self.align.instance:
-            target = self.teacher.segments(truth)
-            query = matched[-1][target.image, target.segment]  # (M,), -1 where unmatched
+            target = self.tokens(truth, latent)
+            whole = torch.cat((matched, apart), 2)[-1]
+            query = whole[target.image, target.segment]  # (M,), -1 where unmatched
             semantic = self._semantic(out)[target.image, query.clamp(min=0)]  # (M, E)
             valid = target.valid & (query >= 0)
+            every = labels_of(truth, latent)
             losses["align_instance"] = self._aligned(
-                semantic, target, valid, labels, counts, self.segment_bank
+                semantic, target, valid, every, counts, self.segment_bank
             )
         if self.loss.truth:  # the warm-up's losses, kept on beside the queries' own
-            kept = self.truth_losses((out.features, out.pixel), truth, target, counts)
+            kept = self.truth_losses((out.features, out.pixel), truth, target, counts, latent)
             losses |= {name: self.loss.truth * value for name, value in kept.items()}
         if self.align.image:
             losses["align_image"] = self._image(out, matched, batch)
@@ -251,8 +306,10 @@ class ConModule(TruthModule):
             "dice": self.loss.dice * dice,
         }
 
-    def _of_tokens(self, dense: DenseOutput, truth: Truth, counts: Counts) -> dict[str, Tensor]:
-        targets = TokenTargets.of(truth, dense.size, self.loss.void_share)
+    def _of_tokens(
+        self, dense: DenseOutput, truth: Truth, counts: Counts, latent: Latent | None
+    ) -> dict[str, Tensor]:
+        targets = TokenTargets.of(truth, dense.size, self.loss.void_share, latent)
         count = counts["tokens"].whole
         losses = {"objectness": objectness_loss(dense.objectness, targets, SEED_WEIGHT, count)}
         if self.loss.dense:
@@ -289,6 +346,13 @@ class ConModule(TruthModule):
         return self.segmentor.projector(out.vision_queries[-1].detach())
 
 
+def labels_of(truth: Truth, latent: Latent | None) -> Tensor:
+    """(B, N + M) classes of the labelled segments, and -1 for each latent one."""
+    if latent is None:
+        return truth.labels
+    return torch.cat((truth.labels, torch.full_like(latent.labels, -1)), 1)
+
+
 def own_queries(labels: Tensor) -> Tensor:
     """Labels (B, M) -> (1, B, M) int64: each denoising query belongs to the segment it was made of;
     -1 for a label of -1."""
@@ -309,13 +373,20 @@ class TokenTargets:
     classes: Tensor
 
     @staticmethod
-    def of(truth: Truth, size: tuple[int, int], void_share: float) -> TokenTargets:
-        """The targets on a grid of tokens (h, w); void for more than `void_share` has none."""
-        share = area_mean(truth.quarter, size)
+    def of(
+        truth: Truth, size: tuple[int, int], void_share: float, latent: Latent | None = None
+    ) -> TokenTargets:
+        """The targets on a grid of tokens (h, w); void for more than `void_share` has none, save
+        what a latent segment covers, which is a segment without a class."""
+        share, void = area_mean(truth.quarter, size), truth.void
         seeds = seed_tokens(share, truth.labels)
+        if latent is not None:
+            other = seed_tokens(area_mean(latent.quarter, size), latent.labels)
+            seeds = torch.maximum(seeds, other)
+            void = None if void is None else void & ~latent.masks.any(1)
         valid = torch.ones_like(seeds, dtype=torch.bool)
-        if truth.void is not None:
-            covered = area_mean(truth.void[:, None], size)[:, 0].flatten(1)
+        if void is not None:
+            covered = area_mean(void[:, None], size)[:, 0].flatten(1)
             valid = (covered <= void_share) | (seeds > 0)
         pads = resize_padding(truth.padding, size)
         valid = valid if pads is None else valid & ~pads.flatten(1)

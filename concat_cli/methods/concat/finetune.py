@@ -15,6 +15,7 @@ from concat_cli.core.checkpoint import (
     check_stage,
     load_weights,
 )
+from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.clip.prompts import check_names
 from concat_cli.core.config import Config, OptimConfig
 from concat_cli.core.device import cpu_threads
@@ -33,8 +34,15 @@ from concat_cli.core.vocabulary import Vocabulary, written
 from concat_cli.core.vocabulary_file import doubt, parse_vocabulary
 from concat_cli.methods.concat.cat import choose_fold
 from concat_cli.methods.concat.generator import Generator, restore_generator
-from concat_cli.methods.concat.on_borrowed import kept_facts, restore
-from concat_cli.methods.concat.query_bank import Banks, open_banks
+from concat_cli.methods.concat.latent_bank import (
+    Evidence,
+    LatentWriter,
+    evidence,
+    latent_bank,
+)
+from concat_cli.methods.concat.latent_config import LatentConfig
+from concat_cli.methods.concat.on_borrowed import AnySegmentor, kept_facts, restore
+from concat_cli.methods.concat.query_bank import Banks, BankWriter, open_banks
 from concat_cli.methods.concat.union import UnionModule, UnionTask, choose_offset, statistics_for
 
 
@@ -97,6 +105,8 @@ def finetune(
     offset, figures = _calibrate(session, source, banks, trained)
     parts = (segmentor.projector, segmentor.classifier, generator)
     module = UnionModule(*parts, text, indices, cfg.finetune, statistics)
+    if len(new) and (latent := cfg.own(LatentConfig)).evidence:
+        module.learn_from(_evidence(session, run, source, (segmentor, text, indices), latent))
     task = FinetuneTask(module, banks, source)
     told = replace(session, cfg=replace(cfg, infer=replace(cfg.infer, seen_offset=offset)))
     meta = told.meta(
@@ -114,6 +124,31 @@ def finetune(
         plain = replace(session, dtype=None)
         result = Fit(task, optim, stage, plain, meta, task.optimiser()).run()
     return replace(result, figures=result.figures | figures)
+
+
+def _evidence(
+    session: Session,
+    run: Run,
+    source: Weights,
+    known: tuple[AnySegmentor, Tensor, Tensor],
+    latent: LatentConfig,
+) -> Evidence:
+    """What latent segments of the training part say of new names, which is told.
+
+    known: the segmentor, the texts of all candidates and the indices of the new ones among them.
+    """
+    segmentor, text, new = known
+    cfg, identity = session.cfg, str(source.meta.get("segmentor", source.sha256))
+    clip = load_clip(cfg.clip, session.device, progress=session.progress)
+    trained = text[: len(text) - len(new)]
+    writer = LatentWriter.of(BankWriter(session, segmentor, trained, identity), clip, latent)
+    found = evidence(*latent_bank(writer, run), text, new, latent)
+    named = int((found.counts > 0).sum())
+    session.progress.say(
+        f"{len(found.queries)} latent segments, which CLIP names as {named} of {len(new)} new "
+        f"names, stand for {latent.evidence:.0%} of these names' pseudo queries"
+    )
+    return found
 
 
 def _source(path: Path, pseudo: bool) -> Weights:

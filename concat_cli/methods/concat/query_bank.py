@@ -222,9 +222,9 @@ def matched_queries(
     truth = Truth.of(batch, to_trained)
     labels = truth.labels
     out = segmentor(batch.images, truth.padding, text, last_only=True)
-    grid = _grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
+    points = grid(cfg.loss.points, labels.device).expand(len(labels), -1, -1)
     logits = (out.class_logits, out.mask_logits)
-    matched = match(*logits, labels, truth.masks, match_weights(cfg), grid)
+    matched = match(*logits, labels, truth.masks, match_weights(cfg), points)
     return Found(out, truth, matched[0])
 
 
@@ -249,7 +249,7 @@ def held_by(found: Found) -> tuple[Tensor, Tensor]:
     return out.vision_queries[-1].half(), held
 
 
-def _grid(points: int, device: torch.device) -> Tensor:
+def grid(points: int, device: torch.device) -> Tensor:
     """About `points` regular points (1, P, 2) in 0-1, so that a bank has nothing random."""
     side = max(2, round(points**0.5))
     axis = (torch.arange(side, device=device) + 0.5) / side

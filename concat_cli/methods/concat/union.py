@@ -22,6 +22,7 @@ from concat_cli.core.train.distributed import Counts
 from concat_cli.core.train.session import seed_torch
 from concat_cli.methods.concat.cat import harmonic
 from concat_cli.methods.concat.generator import Generator
+from concat_cli.methods.concat.latent_bank import Evidence
 from concat_cli.methods.concat.on_borrowed import AnySegmentor
 from concat_cli.methods.concat.query_bank import (
     EMPTY,
@@ -81,7 +82,12 @@ class UnionModule(nn.Module):
         self.register_buffer("absent", gone, persistent=False)
         frozen = None if generator is None else generator.requires_grad_(False).eval()
         self._generator, self._statistics = (frozen,), statistics
+        self._evidence: tuple[Evidence | None] = (None,)
         self._choose_parameters()
+
+    def learn_from(self, evidence: Evidence) -> None:
+        """Takes part of the pseudo queries from latent segments."""
+        self._evidence = (evidence,)
 
     def _choose_parameters(self) -> None:
         """Only the projector learns (its last layer by option), and no_object by option."""
@@ -114,7 +120,9 @@ class UnionModule(nn.Module):
         if self._statistics is not None:
             residuals = residuals_of(batch.real, batch.classes, self._statistics)
         made = pseudo_queries(generator, self.text[new], cfg.pseudo_per_class, residuals)
-        return made.flatten(0, 1), new.repeat_interleave(cfg.pseudo_per_class)
+        made, of = made.flatten(0, 1), new.repeat_interleave(cfg.pseudo_per_class)
+        (evidence,) = self._evidence
+        return made if evidence is None else evidence.mixed(made, of), of
 
 
 class UnionTask(BankTask):
