@@ -68,6 +68,7 @@ class Cell:
     run: str  # cells of one run share its weights
     train: tuple[str, ...] = ()
     score: tuple[str, ...] = ()
+    before: str = ""  # the run whose stages it takes, all but the last; by default its own
 
 
 class Method(NamedTuple):
@@ -82,12 +83,23 @@ METHODS = {
     "zegformer": Method("shapes_zegformer", (train_zegformer,)),
     "clip-zss": Method("shapes_clip_zss", (train_clip_zss,)),
 }
+_LATENT, _EVIDENCE = ("latent.weight=1",), ("latent.weight=1", "latent.evidence=0.5")
+_HALF = "infer.overlap=0.5"  # a segment that keeps half of its mask stays, not from 0.8 on
 _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
     Cell("concat", "concat", "concat"),
+    Cell("concat-half", "concat", "concat", (), (_HALF,)),
+    Cell("concat+masks", "concat", "concat+masks", (*_LATENT, "latent.align=false")),
+    Cell("concat+latent", "concat", "concat+latent", _LATENT),
+    Cell("concat+evidence", "concat", "concat+evidence", _EVIDENCE, (), "concat+latent"),
+    Cell("concat+evidence-half", "concat", "concat+evidence", _EVIDENCE, (_HALF,), "concat+latent"),
     *(
         Cell(f"zegformer-{branch}", "zegformer", "zegformer", (), (f"zegformer.branch={branch}",))
         for branch in ("segment", "image", "fusion")
+    ),
+    *(
+        Cell(f"zegformer-{b}-half", "zegformer", "zegformer", (), (f"zegformer.branch={b}", _HALF))
+        for b in ("segment", "image", "fusion")
     ),
     Cell("clip-zss-plain", "clip-zss", "clip-zss-plain", _PLAIN),
     Cell("clip-zss+glm", "clip-zss", "clip-zss+glm", _PLAIN[1:]),
@@ -108,6 +120,22 @@ PAIRS = (  # ours, theirs, figure, group
     ("concat", "clip-zss", "mIoU", "harmonic"),
     ("concat", "zegformer-segment", "PQ", "harmonic"),
     ("concat", "zegformer-fusion", "PQ", "harmonic"),
+    *(
+        (ours, theirs, figure, group)
+        for ours, theirs in (
+            ("concat+masks", "concat"),
+            ("concat+latent", "concat+masks"),
+            ("concat+latent", "concat"),
+            ("concat+evidence", "concat+latent"),
+            ("concat+evidence", "concat"),
+            ("concat+evidence", "zegformer-fusion"),
+            ("concat+evidence", "zegformer-image"),
+            ("concat+evidence-half", "concat-half"),
+            ("concat+evidence-half", "zegformer-fusion-half"),
+            ("concat+evidence-half", "zegformer-image-half"),
+        )
+        for figure, group in (("PQ", "harmonic"), ("mIoU", "harmonic"), ("PQ", "unseen"))
+    ),
 )
 
 
@@ -130,10 +158,12 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     """Trains what a cell needs and is not there yet; returns its weights."""
     cfg, say = config(split, cell, args), ConsoleProgress()
     draw_world(cfg, say)
-    run = Run(cell.run, ROOT / split)
-    weights = None
-    for stage in METHODS[cell.method].stages:
-        result = stage(cfg, run, device=args.device, progress=say)
+    stages, weights = METHODS[cell.method].stages, None
+    for stage in stages:
+        goes_on = bool(cell.before) and stage is stages[-1]  # from another run's weights
+        run = Run(cell.run if goes_on else cell.before or cell.run, ROOT / split)
+        given = {"weights": weights} if goes_on else {}
+        result = stage(cfg, run, device=args.device, progress=say, **given)
         if not result.finished:
             raise UserError(f"{cell.name} of split {split} was stopped.", "Call it again.")
         weights = result.weights
@@ -146,8 +176,9 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     weights = train(split, cell, args)
     trained = time.monotonic()
+    scoring = Scoring(counts=True, diagnostics=cell.method == "concat")
     report = evaluate_weights(
-        weights, cell.score, Scoring(counts=True), device=args.device, progress=ConsoleProgress()
+        weights, cell.score, scoring, device=args.device, progress=ConsoleProgress()
     )
     scored = time.monotonic()
     assert report.counts is not None
@@ -167,6 +198,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
         **made_with,
         **qualities(report),
         "mode": report.protocol["mode"],
+        "diagnostics": report.diagnostics,
         "cost": asdict(measure_cost(weights, cell.score, args.device)),
         "seconds": {"train": round(trained - began, 1), "score": round(scored - trained, 1)},
     }
@@ -197,7 +229,8 @@ def table() -> str:
         mine = [row for row in rows if row["cell"] == cell.name]
         if mine:
             lines.append(f"| {cell.name} | {len(mine)} | {' | '.join(shown(mine))} |")
-    lines += ["", INTERVALS, "", "| difference | of | splits | mean [95% interval over images] |"]
+    lines += ["", *masks(rows), "", INTERVALS, ""]
+    lines.append("| difference | of | splits | mean [95% interval over images] |")
     lines.append("|---|---|---|---|")
     for ours, theirs, figure, group in PAIRS:
         splits, found = difference(ROOT, ours, theirs, *FIGURES[figure])
@@ -206,6 +239,21 @@ def table() -> str:
             told = in_percent(interval)
             lines.append(f"| {ours} - {theirs} | {group} {figure} | {splits} | {told} |")
     return "\n".join(lines)
+
+
+def masks(rows: Rows) -> Iterator[str]:
+    """Of cells that were asked: class-agnostic recall at IoU 0.5, and the share of these masks that
+    are named right, mean and spread over splits."""
+    figures, groups = ("mask_recall", "matched_accuracy"), ("seen", "unseen")
+    keys = [f"{figure}_{group}" for figure in figures for group in groups]
+    yield "| cell | splits | seen masks | unseen masks | seen names | unseen names |"
+    yield "|---" * 6 + "|"
+    for name in dict.fromkeys(str(row["cell"]) for row in rows):
+        mine = [row.get("diagnostics") for row in rows if row["cell"] == name]
+        told = [one for one in mine if one]
+        if told:
+            cells = [spread([one[key] for one in told]) for key in keys]
+            yield f"| {name} | {len(told)} | {' | '.join(cells)} |"
 
 
 def shown(rows: Rows) -> Iterator[str]:

@@ -20,7 +20,9 @@ from concat_cli.core.evaluate.intervals import mean_iou, paired_differences
 
 HERE = Path(__file__).parents[1]
 CELLS = """
-concat zegformer-segment zegformer-image zegformer-fusion
+concat concat-half concat+masks concat+latent concat+evidence concat+evidence-half
+zegformer-segment zegformer-image zegformer-fusion
+zegformer-segment-half zegformer-image-half zegformer-fusion-half
 clip-zss-plain clip-zss+glm clip-zss+glm+pseudo clip-zss
 """.split()
 SMALL = """
@@ -70,7 +72,7 @@ def test_every_cell_has_a_row_and_counts_of_the_same_images(compare: ModuleType)
         dense = name.startswith("clip-zss")
         assert all((row["PQ"][g] is None) == dense for g in ("seen", "unseen", "harmonic"))
         assert all(0 <= value <= 1 for value in row["mIoU"].values())
-        assert row["mode"] == ("transductive" if name == "concat" else "inductive")
+        assert row["mode"] == ("transductive" if name.startswith("concat") else "inductive")
         with np.load(compare.ROOT / "counts" / f"default-{name}.npz") as file:
             assert ("panoptic" in file) != dense
             assert file["semantic"].shape == (6, 3, 48)

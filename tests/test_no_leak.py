@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,8 @@ from concat_cli.methods.concat.cat import train_cat
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
 from concat_cli.methods.concat.finetune import finetune
+from concat_cli.methods.concat.latent_bank import LatentWriter
+from concat_cli.methods.concat.latent_config import LatentConfig
 from concat_cli.methods.concat.query_bank import EMPTY, IGNORED, describe
 
 QUICK = ("optim.steps=2", "warmup.steps=1", "cat.steps=2", "cat.eval_every=1", "finetune.steps=2")
@@ -103,18 +106,28 @@ class World:
             labels=self.batch.labels.masked_fill(self.unseen_slots, -1),
         )
 
-    def con(self, align: AlignConfig | None = None) -> ConModule:
-        torch.manual_seed(0)
-        segmentor = build_segmentor(self.cfg.model, self.clip.embed_dim)
-        return ConModule(
-            segmentor, self.text, self.to_trained,
-            replace(self.cfg, align=align or self.cfg.align), self.teacher,
-        )  # fmt: skip
+    def recut(self) -> Batch:
+        """The same images with another truth under what is hidden: every second row and column."""
+        gone = torch.cat((torch.zeros(6, 1, dtype=torch.bool), self.unseen_slots), 1)
+        pixels = gone.gather(1, self.batch.segment_map.flatten(1).long()).view(6, 64, 64)
+        pixels[:, ::2], pixels[:, :, ::2] = False, False
+        assert pixels.any()
+        return replace(self.batch, segment_map=self.batch.segment_map.masked_fill(pixels, 0))
 
-    def warmup(self) -> WarmupModule:
+    def con(
+        self, align: AlignConfig | None = None, latent: LatentConfig | None = None
+    ) -> ConModule:
         torch.manual_seed(0)
         segmentor = build_segmentor(self.cfg.model, self.clip.embed_dim)
-        return WarmupModule(segmentor, self.text, self.to_trained, self.cfg, self.teacher)
+        cfg = replace(self.cfg, align=align or self.cfg.align)
+        cfg = cfg.with_own(latent or LatentConfig())
+        return ConModule(segmentor, self.text, self.to_trained, cfg, self.teacher)
+
+    def warmup(self, latent: LatentConfig | None = None) -> WarmupModule:
+        torch.manual_seed(0)
+        segmentor = build_segmentor(self.cfg.model, self.clip.embed_dim)
+        cfg = self.cfg.with_own(latent or LatentConfig())
+        return WarmupModule(segmentor, self.text, self.to_trained, cfg, self.teacher)
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +167,32 @@ def test_the_warm_up_takes_an_unseen_segment_for_void(world):
     found = trained(world.warmup(), world.batch)
     assert same(found, trained(world.warmup(), world.relabelled())) == []
     assert same(found, trained(world.warmup(), world.voided())) == []
+
+
+@pytest.mark.parametrize("stage", ["con", "warmup"])
+@pytest.mark.parametrize("split", [True, False])
+def test_latent_segments_come_from_void_and_not_from_what_it_hides(world, stage, split):
+    """Nor does the name, the cut or the mere being there of a hidden segment reach any of them."""
+    latent = LatentConfig(weight=1, split=split, least=0.001)
+
+    def made() -> ConModule | WarmupModule:
+        return world.con(latent=latent) if stage == "con" else world.warmup(latent)
+
+    found = trained(made(), world.batch)
+    assert found["again_mask"] > 0  # or the test says nothing
+    for other in (world.relabelled(), world.voided(), world.recut()):
+        assert same(found, trained(made(), other)) == []
+
+
+def test_what_clip_is_asked_of_latent_segments_does_not_hang_on_what_void_hides(world):
+    latent = LatentConfig(weight=1, evidence=1, least=0.001)
+    segmentor = world.con().segmentor.eval()
+    session = SimpleNamespace(cfg=world.cfg)
+    plain = query_bank.BankWriter(session, segmentor, world.text, "weights")
+    writer = LatentWriter.of(plain, world.clip, latent)
+    found = writer.described(world.batch, world.to_trained)
+    for other in (world.relabelled(), world.voided(), world.recut()):
+        assert same(found, writer.described(other, world.to_trained)) == []
 
 
 def test_the_query_bank_takes_an_unseen_segment_for_void(world, monkeypatch):
@@ -247,7 +286,8 @@ def names_in(texts: list[str], names: tuple[str, ...]) -> set[str]:
 
 @pytest.mark.parametrize("mode", ["inductive", "transductive"])
 def test_which_names_enter_which_stage(mini_world, tmp_path, monkeypatch, mode):
-    cfg = mini_config(mini_world, *QUICK, f"protocol.mode={mode}", "finetune.calibrate=true")
+    keys = ("finetune.calibrate=true", "latent.weight=1", "latent.evidence=0.5")
+    cfg = mini_config(mini_world, *QUICK, f"protocol.mode={mode}", *keys)
     run = Run("names", tmp_path)
     seen = read_dataset_info(mini_world).vocabulary.seen_only().names
     for stage in (train_con, train_cat):  # in either mode: seen names only

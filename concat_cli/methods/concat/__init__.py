@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from concat_cli.core.method import Method, Stage
 
-CON = ("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer", "latent")
+# of section `latent`; its other keys are finetuning's
+LATENT = ("weight", "align", "split", "overlap", "least", "most", "alike")
+CON = (
+    *("data", "shapes", "clip", "model", "warmup", "loss", "align", "optim", "infer"),
+    *(f"latent.{key}" for key in LATENT),
+)
 BANK = (
     "data",
     "clip",

@@ -100,9 +100,9 @@ def parted(parts: Tensor, decoder: QueryDecoder, pixel: PixelFeatures, cfg: Late
     """
     size = map_size(pixel.mask_features)
     cells = _cells(parts, size)  # (B, h, w)
-    seeds, owner = _windows(cells)  # (B, S, h, w), (B, S)
-    if not bool((owner >= 0).any()):
+    if not bool((cells >= 0).any()):
         return parts
+    seeds, owner = _windows(cells)  # (B, S, h, w), (B, S)
     logits = _masks(decoder, pixel, seeds)
     inside = (cells[:, None] == owner[..., None, None]) & (owner >= 0)[..., None, None]
     sure = ((logits > BORDER) & inside).flatten(2).sum(2)

@@ -21,7 +21,7 @@ class LatentConfig:
     weight: Weight = 0.0  # of their mask losses, beside those of labelled segments; 0: off
     align: bool = True  # they take part in instance alignment as labelled segments do
     split: bool = True  # void is parted by the segmentor's own masks too, not where it is cut alone
-    overlap: Annotated[float, Gt(0), Le(1)] = 0.3  # such masks that share more of one are the same
+    overlap: Annotated[float, Gt(0), Le(1)] = 0.2  # such masks that share more of one are the same
     least: Annotated[float, Ge(0), Lt(1)] = 0.002  # of the view, for a latent segment
     most: Annotated[int, Ge(1), Le(1000)] = 8  # of a view, the largest ones
     evidence: Share = 0.0  # of a new class's pseudo queries, from latent segments CLIP names so
