@@ -37,6 +37,7 @@ from cells import (
     measure_cells,
     of_one_budget,
     read_rows,
+    share_bank,
     spread,
 )
 from numpy.typing import NDArray
@@ -145,10 +146,7 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     if not cell.follow and not cell.calibrated:
         return stage1
     run = Run(cell.name, ROOT / split)
-    run.path.mkdir(parents=True, exist_ok=True)
-    if not (run.path / "bank").exists():
-        (first.path / "bank").mkdir(parents=True, exist_ok=True)
-        (run.path / "bank").symlink_to((first.path / "bank").resolve(), target_is_directory=True)
+    share_bank(first, run)
     if not cfg.finetune.pseudo:
         return finetune(cfg, run, weights=stage1, device=args.device, progress=say).weights
     trained = replace(cell, calibrated=False)

@@ -18,6 +18,7 @@ from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.intervals import Interval, Mean, paired_differences
 from concat_cli.core.prepare.shapes import prepare_shapes
 from concat_cli.core.progress import Progress
+from concat_cli.core.runs import Run
 
 SPLITS = {"default": -1, "1": 1, "2": 2}  # name -> shapes.unseen_seed; nothing was tuned on them
 REPEATS = 1000  # draws of the images for an interval
@@ -169,6 +170,14 @@ def in_percent(interval: Interval) -> str:
     return "{:+.1f} [{:.1f}, {:.1f}]".format(
         *(100 * value for value in (interval.value, interval.low, interval.high))
     )
+
+
+def share_bank(first: Run, run: Run) -> None:
+    """Gives a run the query bank of the run whose segmentor it has."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not (run.path / "bank").exists():
+        (first.path / "bank").mkdir(parents=True, exist_ok=True)
+        (run.path / "bank").symlink_to((first.path / "bank").resolve(), target_is_directory=True)
 
 
 def draw_world(cfg: Config, progress: Progress) -> Path:

@@ -35,6 +35,7 @@ from cells import (
     measure_cells,
     of_one_budget,
     read_rows,
+    share_bank,
     spread,
 )
 
@@ -83,7 +84,8 @@ METHODS = {
     "zegformer": Method("shapes_zegformer", (train_zegformer,)),
     "clip-zss": Method("shapes_clip_zss", (train_clip_zss,)),
 }
-_LATENT, _EVIDENCE = ("latent.weight=1",), ("latent.weight=1", "latent.evidence=0.5")
+_LATENT = ("latent.weight=1",)
+_EVIDENCE = (*_LATENT, "latent.evidence=1", "finetune.unseen_weight=0.3")
 _HALF = "infer.overlap=0.5"  # a segment that keeps half of its mask stays, not from 0.8 on
 _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
@@ -91,6 +93,13 @@ CELLS = (
     Cell("concat-half", "concat", "concat", (), (_HALF,)),
     Cell("concat+masks", "concat", "concat+masks", (*_LATENT, "latent.align=false")),
     Cell("concat+latent", "concat", "concat+latent", _LATENT),
+    *(
+        Cell(name, "concat", name, (*_LATENT, *keys), (), "concat+latent")
+        for name, *keys in (
+            ("concat+latent-control", "finetune.pseudo=false"),
+            ("concat+latent-light", "finetune.unseen_weight=0.3"),
+        )
+    ),
     Cell("concat+evidence", "concat", "concat+evidence", _EVIDENCE, (), "concat+latent"),
     Cell("concat+evidence-half", "concat", "concat+evidence", _EVIDENCE, (_HALF,), "concat+latent"),
     *(
@@ -126,6 +135,10 @@ PAIRS = (  # ours, theirs, figure, group
             ("concat+masks", "concat"),
             ("concat+latent", "concat+masks"),
             ("concat+latent", "concat"),
+            ("concat+latent", "concat+latent-control"),
+            ("concat+latent-light", "concat+latent-control"),
+            ("concat+evidence", "concat+latent-control"),
+            ("concat+evidence", "concat+latent-light"),
             ("concat+evidence", "concat+latent"),
             ("concat+evidence", "concat"),
             ("concat+evidence", "zegformer-fusion"),
@@ -159,10 +172,12 @@ def train(split: str, cell: Cell, args: argparse.Namespace) -> Path:
     cfg, say = config(split, cell, args), ConsoleProgress()
     draw_world(cfg, say)
     stages, weights = METHODS[cell.method].stages, None
+    run = first = Run(cell.before or cell.run, ROOT / split)
     for stage in stages:
-        goes_on = bool(cell.before) and stage is stages[-1]  # from another run's weights
-        run = Run(cell.run if goes_on else cell.before or cell.run, ROOT / split)
-        given = {"weights": weights} if goes_on else {}
+        given = dict[str, Any]()
+        if cell.before and stage is stages[-1]:
+            run, given = Run(cell.run, ROOT / split), {"weights": weights}
+            share_bank(first, run)
         result = stage(cfg, run, device=args.device, progress=say, **given)
         if not result.finished:
             raise UserError(f"{cell.name} of split {split} was stopped.", "Call it again.")

@@ -20,7 +20,8 @@ from concat_cli.core.evaluate.intervals import mean_iou, paired_differences
 
 HERE = Path(__file__).parents[1]
 CELLS = """
-concat concat-half concat+masks concat+latent concat+evidence concat+evidence-half
+concat concat-half concat+masks concat+latent
+concat+latent-control concat+latent-light concat+evidence concat+evidence-half
 zegformer-segment zegformer-image zegformer-fusion
 zegformer-segment-half zegformer-image-half zegformer-fusion-half
 clip-zss-plain clip-zss+glm clip-zss+glm+pseudo clip-zss
