@@ -57,7 +57,7 @@ def test_strings_stay_as_written(tmp_path: Path) -> None:
         ("optim.lrr=1", "unknown key 'optim.lrr'", "Did you mean optim.lr?"),
         ("lr=1", "unknown key 'lr'", "optim.lr"),
         ("optm.lr=1", "unknown key 'optm.lr'", "optim.lr"),
-        ("nothing.like.it=1", "unknown key", "Sections are"),
+        ("no.such.thing=1", "unknown key", "Sections are"),
         (
             "optim.steps=many",
             "optim.steps must be a whole number at least 0, is 'many'",
