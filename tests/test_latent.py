@@ -24,7 +24,14 @@ from concat_cli.methods.concat.cat import train_cat
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import ConModule, TokenTargets, WarmupModule
 from concat_cli.methods.concat.finetune import finetune
-from concat_cli.methods.concat.latent import Latent, connected, latent_of, match_apart, parted
+from concat_cli.methods.concat.latent import (
+    Latent,
+    connected,
+    largest,
+    latent_of,
+    match_apart,
+    parted,
+)
 from concat_cli.methods.concat.latent_bank import evidence, overlap
 from concat_cli.methods.concat.latent_config import LatentConfig
 
@@ -73,6 +80,9 @@ def test_the_largest_regions_become_masks():
     assert torch.equal(latent.masks[0, 0], regions[0] == 2)
     assert Latent.of(regions, LatentConfig(most=2)).labels.tolist() == [[0, 0], [-1, -1]]
     assert Latent.of(regions, LatentConfig(most=9)).masks.shape == (2, 9, 4, 5)
+    kept = largest(regions, LatentConfig(most=3, least=0.1))
+    assert kept.unique().tolist() == [-1, 0, 1, 2]
+    assert all(torch.equal(kept == n, latent.masks[:, n]) for n in range(3))
 
 
 def test_of_overlapping_masks_the_surest_stay():

@@ -53,22 +53,28 @@ class Latent:
 
     @staticmethod
     def of(regions: Tensor, cfg: LatentConfig) -> Latent:
-        """The largest regions of numbers 0.. in maps (B, H, W), -1 for none, as masks."""
-        flat = regions.flatten(1) + 1
-        count = max(int(flat.max()), cfg.most)
-        areas = flat.new_zeros(len(flat), count + 1)
-        areas = areas.scatter_add_(1, flat, torch.ones_like(flat))[:, 1:]  # (B, R)
-        least = cfg.least * regions[0].numel()
-        size, order = areas.sort(dim=1, descending=True, stable=True)
-        number = order[:, : cfg.most].masked_fill(size[:, : cfg.most] < max(1, least), -2)
-        return Latent(regions[:, None] == number[..., None, None])
+        """The largest regions of maps, as masks; see `largest`."""
+        numbers = torch.arange(cfg.most, device=regions.device)
+        return Latent(largest(regions, cfg)[:, None] == numbers[:, None, None])
+
+
+def largest(regions: Tensor, cfg: LatentConfig) -> Tensor:
+    """Maps (B, H, W) of numbers, -1 for none -> the `most` largest regions of those that are not
+    too small, numbered from the largest on."""
+    flat = regions.flatten(1) + 1
+    areas = flat.new_zeros(len(flat), int(flat.max()) + 1)
+    areas = areas.scatter_add_(1, flat, torch.ones_like(flat))[:, 1:]  # (B, R)
+    place = areas.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    kept = (areas >= max(1, cfg.least * regions[0].numel())) & (place < cfg.most)
+    number = F.pad(torch.where(kept, place, -1), (1, 0), value=-1)
+    return number.gather(1, flat).view_as(regions)
 
 
 def latent_of(truth: Truth, looks: Looks | None, cfg: LatentConfig) -> Latent:
     """Of what void there is: its connected parts, split by the decoder's own masks where these are
     to be had and asked for."""
     void = torch.zeros_like(truth.batch.padding) if truth.void is None else truth.void
-    regions = connected(void.long() - 1)
+    regions = largest(connected(void.long() - 1), cfg)
     if cfg.split and looks is not None:
         regions = parted(regions, *looks, cfg)
     return Latent.of(regions, cfg)
