@@ -63,6 +63,11 @@ SHORT = {  # cell of benchmarks/ablation.py -> what it is
 }
 METHODS = {  # cell of benchmarks/compare.py -> what it is
     "concat": "CONCAT",
+    "concat+latent": "CONCAT with latent segments",
+    "concat+latent-control": "... finetuned on real queries alone",
+    "concat+latent-light": "... with a weight of 0.3 for pseudo queries",
+    "concat+evidence": "... 0.3, and evidence in their place",
+    "concat+evidence-half": "... the same, scored with `infer.overlap=0.5`",
     "zegformer-segment": "ZegFormer, segment branch",
     "zegformer-image": "ZegFormer, image branch",
     "zegformer-fusion": "ZegFormer, fusion",

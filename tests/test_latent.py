@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from concat_cli.core.build import build_segmentor
 from concat_cli.core.clip.encoder import load_clip
+from concat_cli.core.config_file import load_config
 from concat_cli.core.data.dataset import PanopticDataset, read_dataset_info
 from concat_cli.core.data.loader import collate
+from concat_cli.core.errors import UserError
 from concat_cli.core.losses import point_bce, point_dice, sample_at, sample_masks
 from concat_cli.core.runs import Run
 from concat_cli.core.train.teacher import Teacher, Truth, info_nce, trained_indices
 from concat_cli.methods.concat import latent as module
 from concat_cli.methods.concat.cat import train_cat
-from concat_cli.methods.concat.con import train_con
+from concat_cli.methods.concat.con import check_latent, train_con
 from concat_cli.methods.concat.con_module import ConModule, TokenTargets, WarmupModule
 from concat_cli.methods.concat.finetune import finetune
 from concat_cli.methods.concat.latent import (
@@ -147,6 +150,8 @@ def world(void_world) -> World:
 
 class Alike:
     """A decoder whose mask of a query is what has the features it was made of."""
+
+    token_embedding = True
 
     def masks_of(self, pixel: Tensor, given) -> Tensor:
         weights = given.masks / given.masks.sum((2, 3), keepdim=True).clamp(min=1)
@@ -304,6 +309,22 @@ def test_what_latent_segments_add_is_told_and_learned(world, kind):
     sum(value for name, value in twice[1].items() if name in added).backward()
     assert made.segmentor.backbone is not None
     assert any(p.grad is not None and p.grad.any() for p in made.segmentor.backbone.parameters())
+
+
+def test_learned_queries_take_the_parts_of_void_as_they_are(world):
+    keys = ["model.token_queries=false", "loss.denoising=0", "loss.dense=0", "warmup.masks=0"]
+    with pytest.raises(UserError, match=r"needs model\\.token_queries"):
+        check_latent(load_config(None, ["latent.weight=1", *keys]))
+    with pytest.raises(UserError, match="published segmentor are frozen"):
+        check_latent(load_config(None, ["latent.weight=1", "model.segmentor=somewhere"]))
+    keys += ["latent.split=false", "latent.most=4", "latent.weight=1", "align.crops=4"]
+    cfg = mini_config(Path(world.cfg.data.root), *keys)
+    check_latent(cfg)
+    torch.manual_seed(0)
+    segmentor = build_segmentor(cfg.model, world.clip.embed_dim)
+    teacher = Teacher(world.clip, cfg.align.crops)
+    losses = ConModule(segmentor, world.text, world.to_trained, cfg, teacher)(world.batch)
+    assert float(losses["latent_dice"].detach()) > 0 and "again_mask" not in losses
 
 
 # --- what CLIP says of them ---------------------------------------------------------------------

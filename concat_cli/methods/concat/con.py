@@ -13,6 +13,7 @@ import torch
 from concat_cli.core.build import build_segmentor, check_start
 from concat_cli.core.clip.encoder import load_clip
 from concat_cli.core.config import Config
+from concat_cli.core.errors import UserError
 from concat_cli.core.model.segmentor import Segmentor
 from concat_cli.core.progress import SILENT, Progress
 from concat_cli.core.runs import Run
@@ -23,6 +24,7 @@ from concat_cli.core.train.session import seed_torch
 from concat_cli.core.train.teacher import Teacher
 from concat_cli.methods.concat.borrowed_con import plan_on_borrowed, train_on_borrowed
 from concat_cli.methods.concat.con_module import ConModule, WarmupModule
+from concat_cli.methods.concat.latent_config import LatentConfig
 
 
 def train_con(
@@ -35,6 +37,7 @@ def train_con(
     progress: Progress = SILENT,
 ) -> StageResult:
     """Trains stage 1 of a run, or resumes it; its weights are in `runs/<name>/con/`."""
+    check_latent(cfg)
     if cfg.model.segmentor:
         return train_on_borrowed(cfg, run, device, fresh, force, progress)
     session = open_image_session(cfg, device, progress, force)
@@ -49,6 +52,22 @@ def train_con(
     if warmed is not None and not warmed.finished:
         return images.unfinished(warmed)
     return images.fit(ConModule(segmentor, images.text, images.to_trained, cfg, teacher))
+
+
+def check_latent(cfg: Config) -> None:
+    """UserError where latent segments are asked of a segmentor that cannot learn from them."""
+    latent = cfg.own(LatentConfig)
+    if latent.weight and cfg.model.segmentor:
+        raise UserError(
+            "latent.weight is the weight of masks, and those of a published segmentor are frozen.",
+            "Set latent.weight=0; latent.evidence does not need it.",
+        )
+    if latent.weight and latent.split and not cfg.model.token_queries:
+        raise UserError(
+            "latent.split=true needs model.token_queries=true: void is split by queries made of "
+            "given masks.",
+            "Set latent.split=false to take the connected parts of void as they are.",
+        )
 
 
 class WarmupTask(ImageTask):
@@ -76,6 +95,7 @@ def warm_up(
 
 def plan(cfg: Config, run: Run, weights: Path | None, vocabulary: Path | None) -> Plan:
     """What `train_con` would do; UserError for what would stop it at once."""
+    check_latent(cfg)
     if cfg.model.segmentor:
         return plan_on_borrowed(cfg)
     with torch.device("meta"):

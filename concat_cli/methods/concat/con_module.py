@@ -138,7 +138,10 @@ class TruthModule(ImageModule):
     def _found_again(
         self, pixel: PixelFeatures, latent: Latent, counts: Counts
     ) -> dict[str, Tensor]:
-        """The same of queries made of the latent segments themselves, before any layer."""
+        """The same of queries made of the latent segments themselves, before any layer; nothing
+        where queries are learned."""
+        if self.segmentor.query_decoder.token_embedding is None:
+            return {}
         queries = self._denoising(latent.quarter, latent.labels)
         logits = self.segmentor.query_decoder.masks_of(pixel, queries)
         own = own_queries(latent.labels)

@@ -75,7 +75,7 @@ def latent_of(truth: Truth, looks: Looks | None, cfg: LatentConfig) -> Latent:
     to be had and asked for."""
     void = torch.zeros_like(truth.batch.padding) if truth.void is None else truth.void
     regions = largest(connected(void.long() - 1), cfg)
-    if cfg.split and looks is not None:
+    if cfg.split and looks is not None and looks[0].token_embedding is not None:
         regions = parted(regions, *looks, cfg)
     return Latent.of(regions, cfg)
 
