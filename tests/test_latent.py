@@ -313,7 +313,7 @@ def test_what_latent_segments_add_is_told_and_learned(world, kind):
 
 def test_learned_queries_take_the_parts_of_void_as_they_are(world):
     keys = ["model.token_queries=false", "loss.denoising=0", "loss.dense=0", "warmup.masks=0"]
-    with pytest.raises(UserError, match=r"needs model\\.token_queries"):
+    with pytest.raises(UserError, match=r"needs model\.token_queries"):
         check_latent(load_config(None, ["latent.weight=1", *keys]))
     with pytest.raises(UserError, match="published segmentor are frozen"):
         check_latent(load_config(None, ["latent.weight=1", "model.segmentor=somewhere"]))
