@@ -71,6 +71,13 @@ def naive_pq(counts: np.ndarray) -> list[float]:
     ]
 
 
+def test_a_folder_that_save_wrote_stands_for_its_json(tmp_path: Path) -> None:
+    (tmp_path / "panoptic.json").write_text("{}")
+    for text, label in ((str(tmp_path), str(tmp_path)), (f"ours={tmp_path}", "ours")):
+        assert is_file(text)
+        assert parse_file(text) == (label, PanopticFiles(tmp_path / "panoptic.json"))
+
+
 def test_differences_are_those_of_a_naive_loop(tmp_path: Path) -> None:
     repeats = 40
     entries = [("ours", PanopticFiles(PRED)), ("truth", PanopticFiles(TRUTH))]

@@ -201,7 +201,7 @@ def _predicted(
     console: Console, asked: Options, paths: Sequence[Path] | Video, weights: Weights, cfg: Config
 ) -> Predicted:
     """Predicts; every process of a `torchrun` takes its share of the pictures."""
-    from concat_cli.core.clip.prompts import known_words
+    from concat_cli.core.clip.prompts import only_drawn
     from concat_cli.core.config_file import to_dict
     from concat_cli.core.infer.files import predict_paths
     from concat_cli.core.infer.predictor import Predictor, vocabulary_of
@@ -211,12 +211,8 @@ def _predicted(
     predictor = Predictor.load(
         weights, names, device, overrides=cfg, force=asked.force, progress=console.progress
     )
-    words = known_words(cfg.clip.model)
-    if words is not None:
-        console.warn(
-            f"these weights know drawn shapes and {len(words)} words; for photos: "
-            "`concat weights get photos`, then --weights photos"
-        )
+    if warning := only_drawn(cfg.clip.model):
+        console.warn(warning)
     settings = {
         "program": __version__,
         "weights": weights.sha256,

@@ -75,6 +75,7 @@ def serve(asked: Options) -> None:
         import uvicorn
 
         from concat_cli.core.checkpoint import open_weights
+        from concat_cli.core.clip.prompts import only_drawn
         from concat_cli.core.infer.renaming import AnyNames
         from concat_cli.serve.answers import Limits
         from concat_cli.serve.app import application
@@ -90,6 +91,7 @@ def serve(asked: Options) -> None:
         limits = Limits()
         worker = Worker(limits.waiting)
         about = {"weights": relative(found.path), "reason": found.reason}
+        about["warning"] = only_drawn(names.cfg.clip.model)
         app = application(names, worker, limits, asked.host, token, about)
 
         class Server(uvicorn.Server):
@@ -109,6 +111,8 @@ def serve(asked: Options) -> None:
         )
         try:
             Server(config).run([listener])
+        except KeyboardInterrupt as stop:  # as it is meant to end: nothing is to be resumed
+            raise typer.Exit(130) from stop
         finally:
             _end(worker)
 

@@ -174,7 +174,11 @@ async def _told(_: Request, error: Exception) -> Response:
     """An error as JSON: what is wrong, and what to do."""
     headers = {"Retry-After": str(error.seconds)} if isinstance(error, FullError) else {}
     if isinstance(error, HTTPException):
-        status, what, hint = error.status_code, error.detail, ""
+        status, what, hint = (
+            error.status_code,
+            error.detail,
+            EXAMPLE if error.status_code == 405 else "",
+        )
     elif isinstance(error, UserError):
         status = (
             503 if isinstance(error, FullError) else 413 if isinstance(error, TooMuchError) else 400

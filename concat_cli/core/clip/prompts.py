@@ -99,6 +99,17 @@ def known_words(model: str) -> frozenset[str] | None:
         return tiny.load_tiny(tiny.FILES[model]).words  # which says what is wrong with the file
 
 
+def only_drawn(model: str) -> str:
+    """What to know of weights that were trained with the built-in CLIP; "" of others."""
+    words = known_words(model)
+    if words is None:
+        return ""
+    return (
+        f"these weights know drawn shapes and {len(words)} words; for photos: "
+        "`concat weights get photos`, then --weights photos"
+    )
+
+
 def check_names(vocabulary: Vocabulary, cfg: ClipConfig, force: bool = False) -> tuple[str, ...]:
     """`check_words` for the CLIP of a configuration, after a UserError where it would be asked for
     two classes by one prompt: nothing could tell them apart."""

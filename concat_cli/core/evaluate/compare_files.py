@@ -86,14 +86,16 @@ def look_again(
 
 
 def parse_file(text: str) -> tuple[str, PanopticFiles]:
-    """`[LABEL=]FILE.json[:PNGS]`, or a folder of semantic maps in place of the file."""
+    """`[LABEL=]FILE.json[:PNGS]`, or in place of the file a folder that `--save` wrote, or one of
+    semantic maps."""
     label, rest = text, text
     if "=" in text and not Path(text).exists():
         label, _, rest = text.partition("=")
     path, colon, folder = rest.partition(".json:")
     if colon:
         return label.strip(), PanopticFiles(Path(f"{path}.json"), Path(folder))
-    return label.strip(), PanopticFiles(Path(rest))
+    saved = Path(rest) / "panoptic.json"
+    return label.strip(), PanopticFiles(saved if saved.is_file() else Path(rest))
 
 
 def is_file(text: str) -> bool:

@@ -234,10 +234,10 @@ def _numbers(kept: Sequence[Shown]) -> set[int]:
 
 
 def _rounded(value: Any) -> Any:
-    """Four digits behind the point, which is more than is shown; None for what is no number."""
+    """Six digits behind the point, so that what is shown is rounded once; None for no number."""
     if not isinstance(value, float):
         return value
-    return round(value, 4) if math.isfinite(value) else None
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _uri(data: bytes | None) -> str | None:

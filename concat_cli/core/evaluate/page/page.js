@@ -155,7 +155,8 @@ const GROUPS = ["all", "seen", "unseen", "harmonic"];
 const signed = (value) => `${value < 0 ? "−" : "+"}${(100 * Math.abs(value)).toFixed(1)}`;
 
 function ranged(one, show) {
-  return one ? [show(one.value), el("span", { class: "note" }, ` [${show(one.low)}, ${show(one.high)}]`)] : "–";
+  const sure = show === signed && (one?.low > 0 || one?.high < 0); // a difference beyond chance
+  return one ? [el(sure ? "b" : "span", {}, show(one.value)), el("span", { class: "note" }, ` [${show(one.low)}, ${show(one.high)}]`)] : "–";
 }
 
 function meanTable(label, rows, show) {
@@ -184,13 +185,13 @@ function compared() {
       [one.theirs, one.ours].map((v) => el("td", {}, percent(v))), el("td", {}, signed(one.ours - one.theirs)));
     const title = `${pair.label} against ${pair.minus}`;
     section(`pair${i}`, title, rows.length ? [el("h3", {}, "Classes"),
-      ...classTable(String(i), rows, columns, ["gap", false], "Those that lost most first. Of 20 classes that do not " +
-        "differ, one has an interval without 0.")] : null,
+      ...classTable(String(i), rows, columns, ["gap", false], "Those that lost most first; bold: the interval is " +
+        "without 0, as it also is for one of 20 classes that do not differ.")] : null,
     shown.length ? [el("h3", {}, "The images that differ most"), el("p", { class: "note" },
       "By the mean over the classes in it."), gallery(shown.filter(({ image }) => image).map(({ one, image }) => ({ image,
       figure: `${percent(one.theirs)} → ${percent(one.ours)}`, views: [["truth", image.truth],
         ...[pair.minus, pair.label].map((label) => [label, image.found[label]])].filter(([, side]) => side) }))),
-    scroller(`Images of ${title}`, el("table", {}, el("caption", { class: "hidden" }, "Images that differ most"),
+    el("h3", {}, "Their figures"), scroller(`Images of ${title}`, el("table", {}, el("caption", { class: "hidden" }, "Images that differ most"),
       el("thead", {}, el("tr", {}, ["image", pair.minus, pair.label, "difference"].map((h, n) =>
         el("th", { scope: "col", class: n ? null : "name" }, h)))), el("tbody", {}, shown.map(row))))] : null);
   });
@@ -378,7 +379,7 @@ function training() {
         el("img", { class: "preview", src: stage.preview, alt: `Preview of ${stage.title}: image, truth and prediction in rows` })] : null]));
 }
 
-document.title = `${data.title} – concat report`;
+document.title = `${data.title} – concat`;
 document.getElementById("title").textContent = data.title;
 section("protocol", "How it was scored", el("ul", {}, data.facts.map((fact) => el("li", { class: "name" }, fact))));
 if (data.differences) compared();
