@@ -50,7 +50,7 @@ def test_a_phones_folder(tmp_path: Path) -> None:
         "2 .heic (HEIC, which is not read: convert it first), "
         "1 .heif (HEIC, which is not read: convert it first), "
         "1 .jxl (JPEG XL, which is not read: convert it first), "
-        "1 .mov (film, which is not read: convert it first), "
+        "1 .mov (a video, which is predicted alone: give it by its name), "
         "1 .pdf (PDF, which is not read: convert it first), 1 .txt"
     ]
     heard = Heard()

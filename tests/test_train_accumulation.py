@@ -70,6 +70,7 @@ def without_negatives(
     temperature: float,
     count: Count | None = None,
     bank: Any = None,
+    alike: float | None = None,
 ) -> Tensor:
     """What is left of InfoNCE: only the number of rows that it is a mean over."""
     own = valid.sum().float()
