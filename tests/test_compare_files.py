@@ -130,7 +130,7 @@ def test_arguments_are_files_or_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
         ([pred, "demo", *truth], "is a file, and demo a run"),
         ([pred], "Nothing says what"),
         ([pred, *truth, "--limit", "3"], "--limit means nothing where files are compared"),
-        (["demo", *truth], "--truth means nothing where runs are compared"),
+        (["demo", *truth], "demo is no COCO panoptic JSON, and no folder"),
         ([pred, pred, *truth], "Two files are called"),
         ([str(GOLDEN), "--classes", "x.txt", "--match", "id", *truth], "no vocabulary file"),
     ):

@@ -109,6 +109,11 @@ class Options:
         if files and self.truth is None:
             what = f"Nothing says what {files[0]} is scored against."
             raise UserError(what, "Give --truth, the COCO panoptic JSON of the labels.")
+        if self.truth is not None and not files:
+            raise UserError(
+                f"{self.runs[0]} is no COCO panoptic JSON, and no folder with a panoptic.json.",
+                "Check the path: `--save` writes it at its end. Runs are compared without --truth.",
+            )
         what, others = ("files", _OF_RUNS) if files else ("runs", _OF_FILES)
         refuse_given(self, others, f"{what} are compared", "Leave it out.")
         return bool(files)
