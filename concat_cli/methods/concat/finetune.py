@@ -42,7 +42,7 @@ from concat_cli.methods.concat.latent_bank import (
 )
 from concat_cli.methods.concat.latent_config import LatentConfig
 from concat_cli.methods.concat.on_borrowed import AnySegmentor, kept_facts, restore
-from concat_cli.methods.concat.query_bank import Banks, BankWriter, open_banks
+from concat_cli.methods.concat.query_bank import Banks, bank_writer, open_banks
 from concat_cli.methods.concat.union import UnionModule, UnionTask, choose_offset, statistics_for
 
 
@@ -91,9 +91,7 @@ def finetune(
     inputs = {"weights": source.sha256, "vocabulary": written(new if given is None else given)}
     stage = session.open_stage(run.stage(name), fresh=fresh, inputs=inputs)
     segmentor = session.place(restore(source))
-    generator = restore_generator(source).to(session.device) if pseudo else None
-    if generator is not None:
-        generator.precision = session.dtype  # it stays as it is
+    generator = _frozen(restore_generator(source), session) if pseudo else None
     trained = texts.embed(known.seen_only())
     banks = open_banks(session, run, _for_bank(source), segmentor, trained)
     text = trained
@@ -138,10 +136,9 @@ def _evidence(
     known: the segmentor, the texts of all candidates and the indices of the new ones among them.
     """
     segmentor, text, new = known
-    cfg, identity = session.cfg, str(source.meta.get("segmentor", source.sha256))
-    clip = load_clip(cfg.clip, session.device, progress=session.progress)
-    trained = text[: len(text) - len(new)]
-    writer = LatentWriter.of(BankWriter(session, segmentor, trained, identity), clip, latent)
+    clip = load_clip(session.cfg.clip, session.device, progress=session.progress)
+    plain = bank_writer(session, source, segmentor, text[: len(text) - len(new)])
+    writer = LatentWriter.of(plain, clip, latent)
     found = evidence(*latent_bank(writer, run), text, new, latent)
     named = int((found.counts > 0).sum())
     session.progress.say(
@@ -216,11 +213,16 @@ def _calibrate(
     segmentor = session.place(restore(source))
     generator = None
     if cfg.finetune.pseudo:
-        generator = fold_generator(source, cfg, session.progress).to(session.device)
-        generator.precision = session.dtype
+        generator = _frozen(fold_generator(source, cfg, session.progress), session)
     offset, figures = choose_offset(segmentor, generator, text, fold, banks, cfg.cat, cfg.finetune)
     session.progress.say(f"seen logits are lowered by {offset:.2f} (chosen on dev and the fold)")
     return offset, figures | {"seen_offset": offset}
+
+
+def _frozen(generator: Generator, session: Session) -> Generator:
+    """On the device and in the run's own precision, as it learns no more."""
+    generator.precision = session.dtype
+    return generator.to(session.device)
 
 
 def fold_generator(source: Weights, cfg: Config, progress: Progress) -> Generator:

@@ -110,14 +110,14 @@ def parted(parts: Tensor, decoder: QueryDecoder, pixel: PixelFeatures, cfg: Late
         return parts
     seeds, owner = _windows(cells)  # (B, S, h, w), (B, S)
     logits = _masks(decoder, pixel, seeds)
-    inside = (cells[:, None] == owner[..., None, None]) & (owner >= 0)[..., None, None]
+    inside = _inside(cells, owner)
     sure = ((logits > BORDER) & inside).flatten(2).sum(2)
     unsure = ((logits > -BORDER) & inside).flatten(2).sum(2)
     rank = sure / unsure.clamp(min=1)
     logits, owner = _different(logits, owner, inside, rank, 2 * cfg.most, cfg.overlap)
     slots = torch.arange(owner.shape[1], device=owner.device)
     for _ in range(STEPS):
-        inside = (cells[:, None] == owner[..., None, None]) & (owner >= 0)[..., None, None]
+        inside = _inside(cells, owner)
         won = logits.masked_fill(~inside, NOWHERE).argmax(1)
         own = (won[:, None] == slots[:, None, None]) & inside
         owner = owner.masked_fill(~own.flatten(2).any(2), -1)
@@ -125,10 +125,15 @@ def parted(parts: Tensor, decoder: QueryDecoder, pixel: PixelFeatures, cfg: Late
         area = ((logits > 0) & inside).flatten(2).sum(2).float()
         logits, owner = _different(logits, owner, inside, area, owner.shape[1], cfg.overlap)
     large = F.interpolate(logits.float(), parts.shape[1:], mode="bilinear")
-    inside = (parts[:, None] == owner[..., None, None]) & (owner >= 0)[..., None, None]
+    inside = _inside(parts, owner)
     strength, won = large.masked_fill(~inside, NOWHERE).max(1)
     whole = parts + owner.shape[1]  # parts too small for a window
     return torch.where(parts < 0, -1, torch.where(strength > NOWHERE, won, whole))
+
+
+def _inside(parts: Tensor, owner: Tensor) -> Tensor:
+    """Maps of parts (B, h, w), and the part (B, S) of each mask or -1 -> where it may be, bool."""
+    return (parts[:, None] == owner[..., None, None]) & (owner >= 0)[..., None, None]
 
 
 def _cells(parts: Tensor, size: tuple[int, int]) -> Tensor:

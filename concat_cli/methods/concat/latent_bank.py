@@ -16,12 +16,10 @@ from torch import Tensor
 
 from concat_cli.core.clip.encoder import Clip
 from concat_cli.core.clip.tokens import segment_tokens
-from concat_cli.core.data.dataset import PanopticDataset
 from concat_cli.core.data.loader import Batch
 from concat_cli.core.model.layers import map_size
 from concat_cli.core.model.segmentor import Segmentor, SegmentorOutput
 from concat_cli.core.runs import Run
-from concat_cli.core.train.distributed import wait
 from concat_cli.methods.concat.bank_files import Columns
 from concat_cli.methods.concat.latent import latent_of, match_apart
 from concat_cli.methods.concat.latent_config import LatentConfig
@@ -136,13 +134,8 @@ def evidence(
 def latent_bank(writer: LatentWriter, run: Run) -> tuple[NDArray[np.float16], NDArray[np.float16]]:
     """Queries (N, D) and tokens (N, E) of the latent segments of the train part, each image once;
     written to `runs/<name>/bank/latent/` if it must be."""
-    session, folder = writer.session, run.path / "bank" / "latent"
-    dataset = PanopticDataset(session.info.part("train"), session.info.vocabulary)
-    if not session.processes.is_main:
-        wait()  # until the first process has written it
-    writer.open(folder, dataset, False, session.processes.is_main)
-    if session.processes.is_main:
-        wait()
+    folder = run.path / "bank" / "latent"
+    writer.of_part(folder, "train")
     there = np.load(folder / "classes.npy", mmap_mode="r") != EMPTY
     queries, tokens = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("queries", "tokens"))
     return queries[there], tokens[there]

@@ -80,27 +80,23 @@ def open_banks(
     session: Session, run: Run, weights: Weights, segmentor: AnySegmentor, text: Tensor
 ) -> Banks:
     """Opens the banks under `runs/<name>/bank/`, writing what is not there."""
+    return write_banks(bank_writer(session, weights, segmentor, text), run)
+
+
+def bank_writer(
+    session: Session, weights: Weights, segmentor: AnySegmentor, text: Tensor
+) -> BankWriter:
+    """The writer of the banks of these weights."""
     identity = str(weights.meta.get("segmentor", weights.sha256))
-    return write_banks(BankWriter(session, segmentor, text, identity), run)
+    return BankWriter(session, segmentor, text, identity)
 
 
 def write_banks(writer: BankWriter, run: Run) -> Banks:
     """The same by a given writer."""
-    session, info = writer.session, writer.session.info
-
-    def bank(part: str, augmented: bool) -> QueryBank:
-        writes = session.processes.is_main
-        if not writes:
-            wait()  # until the first process has written it
-        dataset = PanopticDataset(info.part(part), info.vocabulary)
-        found = writer.open(run.path / "bank" / part, dataset, augmented, writes)
-        if writes:
-            wait()
-        return found
-
-    train = bank("train", augmented=True)
-    check_bank(train, session.cfg.bank)
-    return Banks(train, bank("dev", augmented=False) if "dev" in info.parts else train)
+    folder, parts = run.path / "bank", writer.session.info.parts
+    train = writer.of_part(folder / "train", "train", augmented=True)
+    check_bank(train, writer.session.cfg.bank)
+    return Banks(train, writer.of_part(folder / "dev", "dev") if "dev" in parts else train)
 
 
 @dataclass(frozen=True)
@@ -128,6 +124,17 @@ class BankWriter:
 
     def announce(self, folder: Path, dataset: PanopticDataset, views: int) -> None:
         """Told before so many views are written."""
+
+    def of_part(self, folder: Path, part: str, augmented: bool = False) -> QueryBank:
+        """`open` of a part of the data; of several processes the first one writes it."""
+        session, writes = self.session, self.session.processes.is_main
+        if not writes:
+            wait()  # until the first process has written it
+        dataset = PanopticDataset(session.info.part(part), session.info.vocabulary)
+        found = self.open(folder, dataset, augmented, writes)
+        if writes:
+            wait()
+        return found
 
     def open(
         self, folder: Path, dataset: PanopticDataset, augmented: bool, writes: bool = True
