@@ -13,9 +13,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from concat_cli.core.data.image_io import (
     id_picture,
     png_bytes,
@@ -30,7 +27,7 @@ from concat_cli.core.infer.files import SEMANTIC, Saver, segment_entries
 from concat_cli.core.infer.pictures import OVERLAY
 from concat_cli.core.infer.predictor import Prediction
 from concat_cli.core.infer.renaming import AnyNames
-from concat_cli.core.infer.render import drawn_colours, overlay
+from concat_cli.core.infer.render import drawn_colours
 from concat_cli.core.vocabulary import Vocabulary
 from concat_cli.core.vocabulary_file import doubt
 
@@ -78,10 +75,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Found:
-    """A question with what was found: pixels (H, W, 3) uint8."""
+    """A question with what was found."""
 
     question: Question
-    image: NDArray[np.uint8]
     prediction: Prediction
 
     @property
@@ -130,7 +126,7 @@ class Answers:
         predictor = self._names.predictor(vocabulary, question.min_score)
         image = read_image(question.picture, white=predictor.cfg.white)
         (prediction,) = predictor.predict_batch([image], semantic=False)
-        return Found(question, image, prediction)
+        return Found(question, prediction)
 
 
 def check_length(vocabulary: Vocabulary, limits: Limits, own: Vocabulary) -> None:
@@ -147,10 +143,11 @@ def check_length(vocabulary: Vocabulary, limits: Limits, own: Vocabulary) -> Non
 def _described(found: Found) -> dict[str, Any]:
     """What both JSON forms say."""
     prediction = found.prediction
+    height, width = prediction.panoptic_map.shape
     return {
         "file_name": found.question.picture.name,
-        "height": found.image.shape[0],
-        "width": found.image.shape[1],
+        "height": height,
+        "width": width,
         "panoptic": prediction.is_panoptic,
         "segments": found.segments,
         "milliseconds": prediction.milliseconds,
@@ -187,7 +184,7 @@ def _png(found: Found) -> Answer:
 
 
 def _overlay(found: Found) -> Answer:
-    body = png_bytes(overlay(found.image, found.prediction))
+    body = png_bytes(found.prediction.plot())
     return Answer(body, "image/png", f"{found.stem}{OVERLAY}")
 
 
@@ -205,7 +202,7 @@ def _zip(found: Found) -> Answer:
             png = saver.semantic(prediction.semantic_map, found.stem)
             saver.enter(SEMANTIC, png, 1, name, prediction.panoptic_map.shape, entries)
         saver.finish([saver.state()])
-        write_png(out / f"{found.stem}{OVERLAY}", overlay(found.image, prediction))
+        write_png(out / f"{found.stem}{OVERLAY}", prediction.plot())
         with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as packed:
             for path in sorted(path for path in out.rglob("*") if path.is_file()):
                 packed.write(path, path.relative_to(out))
