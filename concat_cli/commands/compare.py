@@ -19,7 +19,10 @@ from concat_cli.commands.options import (
     Force,
     Json,
     Match,
+    PageFile,
+    PagePhotos,
     PerClass,
+    check_page_options,
     refuse_given,
     with_options,
 )
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 Table = tuple[Sequence[str], list[list[Cell]]]  # columns, rows
 
 _OF_RUNS = ("limit", "force", "device")
-_OF_FILES = ("truth", "truth_dir", "classes", "class_split", "match", "pictures")
+_OF_FILES = ("truth_dir", "classes", "class_split", "match", "pictures")
 FEW_IMAGES = 8  # of those that differ most, in the terminal
 _GROUPS = ("seen", "unseen", "harmonic")
 _FIGURES = ("seen PQ", "unseen PQ", "hPQ", "seen mIoU", "unseen mIoU", "hIoU")
@@ -86,13 +89,8 @@ class Options:
     ] = None
     class_split: FileSplit = None
     match: Match = "auto"
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Also write a page to look at.")
-    ] = None
-    pictures: Annotated[
-        Path | None,
-        typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=FILES),
-    ] = None
+    report: PageFile = None
+    pictures: PagePhotos = None
 
     def check(self) -> bool:
         """Whether files are compared; UserError for both kinds at once, and for an option that
@@ -125,12 +123,7 @@ def compare(asked: Options) -> None:
     from concat_cli.core.files import write_json, write_text
 
     console, look = Console(json_only=asked.as_json), None
-    if asked.report is not None:
-        from concat_cli.core.evaluate.page.make import check_page
-
-        check_page(asked.report)
-    elif asked.pictures is not None:
-        raise UserError("--pictures are shown by --report alone.", "Add --report FILE.html.")
+    check_page_options(asked.report, asked.pictures)
     if asked.check():
         files, look = _files(asked, console)
         found = files

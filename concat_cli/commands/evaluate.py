@@ -19,9 +19,12 @@ from concat_cli.commands.options import (
     Json,
     Match,
     Overrides,
+    PageFile,
+    PagePhotos,
     PerClass,
     RunName,
     WeightsFile,
+    check_page_options,
     open_share,
     refuse_given,
     with_options,
@@ -82,9 +85,7 @@ class Options:
     ] = False
     per_class: PerClass = False
     as_json: Json = False
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Also write a page to look at.")
-    ] = None
+    report: PageFile = None
     save: Annotated[Path | None, typer.Option(help="Also write the predictions there.")] = None
     name: RunName = None
     weights: WeightsFile = None
@@ -105,10 +106,7 @@ class Options:
             rich_help_panel=FILES,
         ),
     ] = None
-    pictures: Annotated[
-        Path | None,
-        typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=FILES),
-    ] = None
+    pictures: PagePhotos = None
     class_split: FileSplit = None
     match: Match = "auto"
     kinds: Annotated[
@@ -154,12 +152,7 @@ def score(options: Options) -> None:
     """Scores as the options say, shows the figures, and writes the page if one is asked for."""
     console, scoring = Console(json_only=options.as_json), options.scoring()
     title, run = "", None
-    if options.report is not None:
-        from concat_cli.core.evaluate.page.make import check_page
-
-        check_page(options.report)
-    elif options.pictures is not None:
-        raise UserError("--pictures are shown by --report alone.", "Add --report FILE.html.")
+    check_page_options(options.report, options.pictures)
     if options.predictions is not None or options.truth is not None:
         if options.predictions is None or options.truth is None:
             raise UserError("--predictions and --truth belong together.", "Give both.")

@@ -93,6 +93,13 @@ FilePngs = Annotated[
 FileSplit = Annotated[
     str | None, typer.Option(help="Which classes are unseen.", rich_help_panel=FILES)
 ]
+PageFile = Annotated[
+    Path | None, typer.Option(metavar="FILE.html", help="Also write a page to look at.")
+]
+PagePhotos = Annotated[
+    Path | None,
+    typer.Option(help="Photos for --report. Default: by the truth.", rich_help_panel=FILES),
+]
 Match = Annotated[
     Literal["auto", "id", "name"],
     typer.Option(help="Images by id or file name. auto: id if it fits.", rich_help_panel=FILES),
@@ -315,6 +322,16 @@ def with_signature(
         ]
     )
     return command
+
+
+def check_page_options(report: Path | None, pictures: Path | None) -> None:
+    """UserError for a page of no fit name, and for photos without a page."""
+    if report is not None:
+        from concat_cli.core.evaluate.page.make import check_page
+
+        check_page(report)
+    elif pictures is not None:
+        raise UserError("--pictures are shown by --report alone.", "Add --report FILE.html.")
 
 
 def refuse_given(options: Any, names: Collection[str], where: str, hint: str) -> None:

@@ -20,7 +20,6 @@ from concat_cli.core.data.class_split import load_class_split
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.map_pairs import Counted, Drawn, count_pair, forks, in_order
 from concat_cli.core.evaluate.official import ask_official, need_official
-from concat_cli.core.evaluate.page.findings import KEPT, Findings
 from concat_cli.core.evaluate.page.outcomes import Overlap
 from concat_cli.core.evaluate.page.photos import Photos
 from concat_cli.core.evaluate.pairing import Match, Side, pair
@@ -128,7 +127,7 @@ def evaluate_files(
     tally = Tally(len(vocabulary), len(truths), TASKS, keep=keep)
     tally.each.names = tuple(names.get(one) or one for one in truths)
     odd = Disagreements()
-    tally.findings = Findings(vocabulary, len(scoring.images) or KEPT) if scoring.look else None
+    tally.findings = scoring.findings(vocabulary)
     photos = Photos(real_files.json, scoring.pictures) if scoring.look else None
 
     def drawn(image_id: str) -> tuple[Drawn, Drawn]:

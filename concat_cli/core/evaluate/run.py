@@ -16,7 +16,6 @@ from concat_cli.core.data.dataset import PanopticDataset, Sample, keep_segments
 from concat_cli.core.device import ALONE, Share
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import true_instances
-from concat_cli.core.evaluate.page.findings import Findings
 from concat_cli.core.evaluate.page.outcomes import Overlap, regions
 from concat_cli.core.evaluate.page.pictures import picture_of
 from concat_cli.core.evaluate.quality import (
@@ -80,8 +79,7 @@ def evaluate_model(
     )
     if keep:
         whole.each.names = tuple(one.file_name for one in islice(dataset.records, count))
-    if scoring.look:
-        whole.findings, tally.findings = (Findings(dataset.vocabulary) for _ in range(2))
+    whole.findings, tally.findings = (scoring.findings(dataset.vocabulary) for _ in range(2))
     saver = None
     if scoring.save is not None:
         saver = Saver(scoring.save, predictor.vocabulary, share.rank)

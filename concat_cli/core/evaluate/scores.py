@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.instance import InstanceScore
 from concat_cli.core.evaluate.intervals import ImageCounts, harmonic
-from concat_cli.core.evaluate.page.findings import Findings
+from concat_cli.core.evaluate.page.findings import KEPT, Findings
 from concat_cli.core.evaluate.quality import (
     BoolArray,
     FloatArray,
@@ -87,6 +87,10 @@ class Scoring:
             what = f"There is no task {unknown[0]!r}." if unknown else "--tasks names no task."
             raise UserError(what, f"Tasks are {', '.join(TASKS)}, separated by commas.")
         return tuple(task for task in TASKS if task in names)
+
+    def findings(self, vocabulary: Vocabulary) -> Findings | None:
+        """To gather what a page shows; None where none is made."""
+        return Findings(vocabulary, len(self.images) or KEPT) if self.look else None
 
 
 PLAIN = Scoring()

@@ -13,7 +13,7 @@ from concat_cli.core.data.image_io import read_header, wrong_size
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.files import unseen_of
 from concat_cli.core.evaluate.map_pairs import in_order
-from concat_cli.core.evaluate.page.findings import KEPT, Findings
+from concat_cli.core.evaluate.page.findings import Findings
 from concat_cli.core.evaluate.page.outcomes import Overlap, regions
 from concat_cli.core.evaluate.page.photos import Photos, photo_names
 from concat_cli.core.evaluate.pairing import fitting
@@ -89,7 +89,7 @@ def evaluate_maps(
     keep = scoring.bootstraps > 0 or scoring.counts
     tally = Tally(len(vocabulary), len(pairs), ("semantic",), keep=keep)
     tally.each.names = tuple(pairs)
-    tally.findings = Findings(vocabulary, len(scoring.images) or KEPT) if scoring.look else None
+    tally.findings = scoring.findings(vocabulary)
     photos = Photos(None, scoring.pictures)
     scored = progress.track(in_order(both, pairs.values()), "score", len(pairs))
     for number, (name, (found, real)) in enumerate(zip(pairs, scored, strict=True)):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from concat_cli.core.evaluate.differences import Difference
-from concat_cli.core.evaluate.page.findings import Shown
 from concat_cli.core.evaluate.page.make import Plain, classes_of, filled, image_data
 from concat_cli.core.evaluate.report import Report
 from concat_cli.core.files import write_text
@@ -49,13 +48,9 @@ def _shown(reports: dict[str, Report]) -> Plain:
     for label, report in reports.items():
         assert report.findings is not None, "it was made without `look`"
         vocabulary = report.findings.vocabulary
-        for one in _distinct(report.findings.worst, report.findings.best):
+        for one in report.findings.worst:  # all of them: so many are kept
             plain = image_data(one)
             own = plain.pop("found")
             images.setdefault(one.name, plain | {"found": Plain()})["found"][label] = own
     assert vocabulary is not None
     return classes_of(vocabulary) | {"shown": images}
-
-
-def _distinct(*lists: Sequence[Shown]) -> list[Shown]:
-    return [*{one.number: one for kept in lists for one in kept}.values()]
