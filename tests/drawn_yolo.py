@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from drawn_labelme import SIZE
 from drawn_labels import encode
 
-SIZE = (40, 60)
 NAMES = "names:\n  0: cat\n  1: dog\n"
 Boxes = list[tuple[int, float, float, float, float]]  # class, x0, y0, x1, y1 in pixels
 ONE: Boxes = [(1, 6, 4, 24, 20)]
@@ -18,12 +18,6 @@ def line(category: int, x0: float, y0: float, x1: float, y1: float) -> str:
     corners = (x0, y0), (x1, y0), (x1, y1), (x0, y1)
     shares = (f"{x / SIZE[1]:.6f} {y / SIZE[0]:.6f}" for x, y in corners)
     return " ".join([str(category), *shares])
-
-
-def mask(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
-    """(H, W) of the pixels whose centres are in a box."""
-    y, x = np.mgrid[: SIZE[0], : SIZE[1]] + 0.5
-    return (x0 < x) & (x < x1) & (y0 < y) & (y < y1)
 
 
 def put(root: Path, name: str, label: str = "", text: str | None = None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chromium import chromium
 from oracle import predictor, told_world
 from PIL import Image
 from test_outcomes import overlap
@@ -212,23 +213,8 @@ def luminance(colour: str) -> float:
 
 @pytest.fixture
 def browser(tmp_path) -> Iterator:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("Chromium and its driver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for (
-        switch
-    ) in """headless no-sandbox disable-gpu disable-quic no-first-run disable-component-update
-            disable-background-networking disable-sync""".split():
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
+    with chromium(tmp_path / "profile") as started:
+        yield started
 
 
 def texts(browser, selector: str) -> list[str]:

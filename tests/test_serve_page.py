@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import chromium
 from PIL import Image
 from serve_helpers import Served, served
 
 try:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
 except ImportError as _missing:
@@ -28,14 +28,8 @@ except ImportError as _missing:
 
 for _name in ("starlette", "uvicorn", "python_multipart"):
     pytest.importorskip(_name, reason="the extra `serve` is not installed")
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-if BROWSER is None or DRIVER is None:
-    pytest.skip("no chromium, or no chromedriver", allow_module_level=True)
 
 SCENE = Path(__file__).parents[1] / "docs" / "pictures" / "scene.png"
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run
-    --disable-background-networking --disable-component-update --disable-sync""".split()
 TOKEN = "a-token-for-the-tests"
 
 
@@ -48,14 +42,8 @@ def server() -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The browser."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield browser
-    browser.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -160,7 +148,7 @@ def test_the_slider_hides_at_once_and_asks_anew_when_it_stops(browser: Any) -> N
 def test_a_segment_is_highlighted_by_pointer_and_by_keyboard(browser: Any) -> None:
     opened(browser)
     found, drawn = settled(browser), shown(browser)
-    actions = webdriver.ActionChains(browser)
+    actions = ActionChains(browser)
     actions.move_to_element(browser.find_element(By.ID, "picture")).perform()
     until(lambda: shown(browser) != drawn)
     tip = browser.find_element(By.ID, "tip")

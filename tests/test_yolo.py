@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_labelme import SIZE, within
 from drawn_own import prepared, same
-from drawn_yolo import NAMES, ONE, SIZE, draw_yolo, line, mask, put
+from drawn_yolo import NAMES, ONE, draw_yolo, line, put
 from PIL import Image
 
 from concat_cli.core.errors import UserError
 from concat_cli.core.prepare.recipes.custom import find
 
-DOG = [("dog", mask(*ONE[0][1:]))]
+DOG = [("dog", within(*ONE[0][1:]))]
 
 
 def notes(root: Path, **given: str) -> str:
@@ -96,7 +97,7 @@ def test_lines_that_are_not_taken_as_they_are(tmp_path: Path) -> None:
     put(tmp_path, "images/val/without.jpg")
     (tmp_path / "labels/val/of none.txt").touch()
     found = prepared(tmp_path, yolo="data.yaml")
-    assert same(found["c.jpg"], [*DOG, ("cat", mask(30, 10, 60, 30))])
+    assert same(found["c.jpg"], [*DOG, ("cat", within(30, 10, 60, 30))])
     assert found["without.jpg"] == []
     told = notes(tmp_path)
     for one in (
