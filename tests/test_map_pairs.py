@@ -13,9 +13,15 @@ from drawn_coco import coco_panoptic
 from PIL import Image
 
 from concat_cli.core.data import image_io
-from concat_cli.core.data.image_io import read_id_png, write_id_png
+from concat_cli.core.data.image_io import (
+    ids_of,
+    joint_runs,
+    read_id_pixels,
+    read_id_png,
+    write_id_png,
+)
 from concat_cli.core.errors import UserError
-from concat_cli.core.evaluate.map_pairs import in_order, joint_runs
+from concat_cli.core.evaluate.map_pairs import in_order
 from concat_cli.core.evaluate.quality import SemanticScore, class_map, overlaps
 
 
@@ -27,10 +33,13 @@ def test_runs_count_what_pixels_count(tmp_path, shape):
     maps = [rng.integers(len(known), size=shape).repeat(3, axis=1) for _ in range(2)]
     for number, numbers in enumerate(maps):
         write_id_png(tmp_path / f"{number}.png", known[numbers])
-    ids, others, lengths = joint_runs(*(read_id_png(tmp_path / f"{n}.png") for n in range(2)))
-    for values, numbers in zip((ids, others), maps, strict=True):
+    pixels = [read_id_pixels(tmp_path / f"{number}.png") for number in range(2)]
+    starts, lengths = joint_runs(*pixels)
+    for some, numbers in zip(pixels, maps, strict=True):
+        values = ids_of(some.reshape(-1, 3)[starts])
         assert np.array_equal(np.repeat(values, lengths), known[numbers].ravel())
-    assert lengths.min() > 0
+    ids = known[np.stack(maps)].reshape(2, -1)
+    assert len(starts) == 1 + (ids[:, 1:] != ids[:, :-1]).any(0).sum() and lengths.min() > 0
 
 
 def test_alpha_is_no_part_of_an_id(tmp_path):

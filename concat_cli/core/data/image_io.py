@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -43,6 +43,7 @@ TOGETHER = "JSON, labels and images must belong together: take them from one exp
 _END = b"\xff\xd9"  # of a JPEG
 _PNG = b"\x89PNG\r\n\x1a\n"
 LARGE = 25_000_000  # pixels from which on a picture is dealt with sparingly, in memory alone
+RUNS = 1 << 16  # pixels of maps that are compared at a time
 STRIP = 1 << 22  # pixels of large pictures that are worked on at a time
 Z_RLE = 3  # zlib's strategy for runs, as segments are, and of what PNG filters leave of photos
 _TAIL = 4096  # bytes in which that mark is looked for: some programs write a little more behind it
@@ -154,8 +155,15 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
 
     size: the (height, width) that it must have; a file of another one is not decoded, see `unread`.
     """
+    pixels = read_id_pixels(path, size)
+    found = pixels.shape[:2]
+    return ids_of(pixels) if size in (None, found) else unread(found)
+
+
+def read_id_pixels(path: File | str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """`read_id_png` before the ids are put together: (H, W, 3) uint8."""
     path = Path(path) if isinstance(path, str) else path
-    quick = _quick_ids(path, size)
+    quick = _quick_pixels(path, size)
     if quick is not None:
         return quick
     try:
@@ -166,12 +174,23 @@ def read_id_png(path: File | str, size: tuple[int, int] | None = None) -> np.nda
                     "A panoptic PNG holds a segment's id as R + 256 G + 65536 B in 8-bit RGB.",
                 )
             if size is not None and (image.height, image.width) != size:
-                return unread((image.height, image.width))
-            raw = image.tobytes("raw", "RGBA" if image.mode == "RGBA" else "RGBX")
+                return unread((image.height, image.width, 3), np.uint8)
+            raw = image.tobytes("raw", "RGB")
     except BROKEN as error:
         raise broken(path, error) from error
-    packed = np.frombuffer(raw, "<u4").reshape(image.height, image.width)  # R is lowest
-    return (packed & 0xFFFFFF).view(np.int32)
+    return np.frombuffer(raw, np.uint8).reshape(image.height, image.width, 3)
+
+
+def ids_of(pixels: np.ndarray) -> np.ndarray:
+    """The ids (...) int32 of contiguous RGB pixels (..., 3) uint8."""
+    flat = pixels.reshape(-1)
+    ids = np.empty(pixels.shape[:-1], "<u4")
+    if ids.size > 1:  # four bytes at a time: a pixel and the next one's R
+        fours = np.ndarray((ids.size - 1,), "<u4", flat, strides=(3,))
+        np.bitwise_and(fours, 0xFFFFFF, out=ids.reshape(-1)[:-1])
+    if ids.size:
+        ids.reshape(-1)[-1] = int.from_bytes(flat[-3:].tobytes(), "little")
+    return ids.view(np.int32)
 
 
 @cache
@@ -187,8 +206,8 @@ def png_decoder() -> Callable[..., np.ndarray] | None:
     return decode_image_png_u8  # pyright: ignore[reportUnknownVariableType]
 
 
-def _quick_ids(path: File, size: tuple[int, int] | None) -> np.ndarray | None:
-    """`read_id_png` of a sound RGB PNG of that size; None of others, which Pillow tells of.
+def _quick_pixels(path: File, size: tuple[int, int] | None) -> np.ndarray | None:
+    """`read_id_pixels` of a sound RGB PNG of that size; None of others, which Pillow tells of.
 
     Checked are the sums of its chunks, not that of the unpacked bytes.
     """
@@ -202,14 +221,9 @@ def _quick_ids(path: File, size: tuple[int, int] | None) -> np.ndarray | None:
         is_rgb = raw[:8] == _PNG and raw[12:16] == b"IHDR" and raw[24:26] == b"\x08\x02"
         if not is_rgb or size not in (None, found) or height * width > MAX_PIXELS:
             return None
-        pixels = decode(raw, found, "rgb").ravel()
+        return decode(raw, found, "rgb")
     except Exception:  # its errors have no type of their own
         return None
-    ids = np.empty(height * width, "<u4")
-    ids[-1] = int.from_bytes(pixels[-3:].tobytes(), "little")
-    fours = np.ndarray((len(ids) - 1,), "<u4", pixels, strides=(3,))  # a pixel and the next one's R
-    np.bitwise_and(fours, 0xFFFFFF, out=ids[:-1])
-    return ids.view(np.int32).reshape(found)
 
 
 def segment_map(label: File, record: Record, listed_in: Path | str) -> np.ndarray:
@@ -228,10 +242,11 @@ def segment_runs(
     of the record, which `listed_in` holds.
     """
     size = (record.height, record.width)
-    ids = read_id_png(label, size)
-    if ids.shape != size:
-        raise wrong_size(label, ids.shape, size, f"{listed_in} says", record.image_id)
-    values, lengths = runs(ids)
+    pixels = read_id_pixels(label, size)
+    if pixels.shape[:2] != size:
+        raise wrong_size(label, pixels.shape, size, f"{listed_in} says", record.image_id)
+    starts, lengths = joint_runs(pixels)
+    values = ids_of(pixels.reshape(-1, 3).take(starts, 0))  # quicker than [starts]
     known = np.concatenate([[0], record.ids]).astype(np.int32)
     numbers = np.searchsorted(known, values).clip(max=len(known) - 1).astype(np.int32)
     astray = known[numbers] != values
@@ -251,10 +266,26 @@ def segment_runs(
 
 
 def runs(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values and lengths of the runs of equal neighbours, row by row: far fewer than pixels."""
-    flat = ids.ravel()
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])[: flat.size]
-    return flat[starts], np.diff(np.append(starts, flat.size))
+    """Values and lengths of the runs of equal neighbours in (H, W), row by row: far fewer than
+    pixels."""
+    starts, lengths = joint_runs(ids[..., None])
+    return ids.ravel()[starts], lengths
+
+
+def joint_runs(*maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Starts, as places in the flattened map, and lengths of the runs of pixels, row by row, in
+    which no channel of any map changes; maps are (H, W, C), all alike in shape."""
+    height, width, channels = maps[0].shape
+    whole = [one.reshape(-1) for one in maps]
+    starts = [np.zeros(min(1, height * width), np.int64)]
+    for part in strips(height, width, RUNS):  # of which everything stays in the processor's cache
+        first = max(0, part.start * width - 1)  # the last pixel of the strip before
+        flats = [one[first * channels : part.stop * width * channels] for one in whole]
+        changed = reduce(np.logical_or, (flat[channels:] != flat[:-channels] for flat in flats))
+        starts.append(np.flatnonzero(changed) // channels + (first + 1))
+    places = np.concatenate(starts)
+    places = places[np.diff(places, prepend=-1) > 0]  # where several channels change, once
+    return places, np.diff(places, append=height * width)
 
 
 class WrongSize(UserError):
@@ -280,11 +311,11 @@ def wrong_size(
     return error
 
 
-def unread(size: tuple[int, int]) -> np.ndarray:
+def unread(shape: tuple[int, ...], kind: type[np.generic] = np.int32) -> np.ndarray:
     """Zeros that take no memory in place of a map that its reader will refuse for its size: small
     files can hold maps of many gigabytes."""
-    nothing: Any = np.int32(0)
-    return np.broadcast_to(nothing, size)
+    nothing: Any = kind(0)
+    return np.broadcast_to(nothing, shape)
 
 
 def write_id_png(path: Path | str, ids: np.ndarray) -> None:

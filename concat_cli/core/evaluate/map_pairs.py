@@ -22,7 +22,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from concat_cli.core.data.image_io import png_decoder, read_id_png, wrong_size
+from concat_cli.core.data.image_io import (
+    ids_of,
+    joint_runs,
+    png_decoder,
+    read_id_pixels,
+    wrong_size,
+)
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.panoptic_json import Annotation
 from concat_cli.core.prepare.pool import begin
@@ -71,25 +77,17 @@ def count_pair(
             f"{truth.json} does not list image {truth.listed.image_id} with its height and width.",
             "Write the image into `images`.",
         )
-    real = read_id_png(truth.png) if as_panopticapi else _read(truth, size)
+    real = read_id_pixels(truth.png) if as_panopticapi else _read(truth, size)
     shape = (real.shape[0], real.shape[1])
-    values, others, lengths = joint_runs(real, _read(found, shape))
+    both = real, _read(found, shape)
+    starts, lengths = joint_runs(*both)
+    values, others = (ids_of(pixels.reshape(-1, 3).take(starts, 0)) for pixels in both)
     rows, strange = numbered(values, truth, as_panopticapi, LOOSELY)
     columns, _ = numbered(others, found, False)
     height = len(truth.listed.segments_info) + 1 + as_panopticapi
     width = len(found.listed.segments_info) + 1
     pixels = np.bincount(rows * width + columns, lengths, height * width).astype(np.int64)
     return Counted(truth.png, pixels.reshape(height, width), strange, shape != size)
-
-
-def joint_runs(
-    one: NDArray[np.int32], other: NDArray[np.int32]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Both maps' values in the runs, row by row, in which neither changes, and their lengths."""
-    one, other = one.ravel(), other.ravel()
-    changes = np.flatnonzero((one[1:] != one[:-1]) | (other[1:] != other[:-1])) + 1
-    starts = np.concatenate([[0], changes])[: one.size]
-    return one[starts], other[starts], np.diff(np.append(starts, one.size))
 
 
 def forks() -> bool:
@@ -154,10 +152,10 @@ def _processes(count: int, work: Callable[[A], B]) -> tuple[Executor, Callable[[
     return pool, _forked
 
 
-def _read(one: Drawn, size: tuple[int, int]) -> NDArray[np.int32]:
-    """The ids (H, W) of a PNG; UserError where it is of another size than the truth."""
-    found = read_id_png(one.png, size)  # not decoded where it is of another size
-    if found.shape != size:
+def _read(one: Drawn, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The pixels (H, W, 3) of a PNG; UserError where it is of another size than the truth."""
+    found = read_id_pixels(one.png, size)  # not decoded where it is of another size
+    if found.shape[:2] != size:
         raise wrong_size(one.png, found.shape, size, "the truth says", one.listed.image_id)
     return found
 
@@ -175,7 +173,7 @@ def numbered(
     known = np.concatenate([[0], ids[order]])
     place = np.searchsorted(known, values).clip(max=len(known) - 1)
     astray = known[place] != values
-    strange = np.unique(values[astray])
+    strange = np.unique(values[astray]) if astray.any() else values[:0]  # it imports numpy.ma
     unused = known[np.bincount(place, minlength=len(known)) == 0]
     unused = unused[unused > 0]
     if not loose and (len(strange) or len(unused)):
