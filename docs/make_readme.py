@@ -124,13 +124,13 @@ FIGURES = {  # key in figures.json -> what it is, and the command
         "`python benchmarks/start.py --pairs 9`",
     ),
     "onnx_speed": (
-        "R-50 segmentor, 512x512, exported, in ONNX Runtime / our own forward in fp32",
-        "`OMP_NUM_THREADS=2 python benchmarks/onnx_speed.py --sizes 512`",
+        "R-50 segmentor, exported, in ONNX Runtime / our own forward in fp32",
+        "`OMP_NUM_THREADS=2 python benchmarks/onnx_speed.py`",
     ),
     "photos_folder": (
         "`predict` of a folder of drawn photos of 640x427, all files written, start included: "
         "our time / that of the build before writing overlapped",
-        "`python benchmarks/photos_folder.py --before CHECKOUT --photos 100 --pairs 3`",
+        "`python benchmarks/photos_folder.py --before CHECKOUT`",
     ),
     "inference_cost": (
         "CONCAT against ZegFormer's fusion, ViT-B/16, 640x640: how many times as fast with 5, 10, "
