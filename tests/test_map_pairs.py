@@ -14,7 +14,7 @@ from PIL import Image
 
 from concat_cli.core.data import image_io
 from concat_cli.core.data.image_io import (
-    ids_of,
+    ids_at,
     joint_runs,
     read_id_pixels,
     read_id_png,
@@ -36,7 +36,7 @@ def test_runs_count_what_pixels_count(tmp_path, shape):
     pixels = [read_id_pixels(tmp_path / f"{number}.png") for number in range(2)]
     starts, lengths = joint_runs(*pixels)
     for some, numbers in zip(pixels, maps, strict=True):
-        values = ids_of(some.reshape(-1, 3)[starts])
+        values = ids_at(some, starts)
         assert np.array_equal(np.repeat(values, lengths), known[numbers].ravel())
     ids = known[np.stack(maps)].reshape(2, -1)
     assert len(starts) == 1 + (ids[:, 1:] != ids[:, :-1]).any(0).sum() and lengths.min() > 0

@@ -193,6 +193,20 @@ def ids_of(pixels: np.ndarray) -> np.ndarray:
     return ids.view(np.int32)
 
 
+def ids_at(pixels: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The ids (N,) int32 of pixels (H, W, 3) at places (N,) of the flattened map."""
+    return ids_of(pixels.reshape(-1, 3).take(places, 0))  # four times as quick as [places]
+
+
+def places_in(known: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each of the ids (N,) stands among sorted known ones, which are not there (N,) bool, and
+    these without repetition."""
+    places = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    astray = known[places] != ids
+    strange = np.unique(ids[astray]) if astray.any() else ids[:0]  # unique imports numpy.ma
+    return places, astray, strange
+
+
 @cache
 def png_decoder() -> Callable[..., np.ndarray] | None:
     """kornia_rs's (bytes, (height, width), "rgb") -> (H, W, 3) uint8, four times as fast as Pillow;
@@ -246,11 +260,9 @@ def segment_runs(
     if pixels.shape[:2] != size:
         raise wrong_size(label, pixels.shape, size, f"{listed_in} says", record.image_id)
     starts, lengths = joint_runs(pixels)
-    values = ids_of(pixels.reshape(-1, 3).take(starts, 0))  # quicker than [starts]
     known = np.concatenate([[0], record.ids]).astype(np.int32)
-    numbers = np.searchsorted(known, values).clip(max=len(known) - 1).astype(np.int32)
-    astray = known[numbers] != values
-    strange = np.unique(values[astray])
+    places, astray, strange = places_in(known, ids_at(pixels, starts))
+    numbers = places.astype(np.int32)
     if len(strange) and len(strange) == record.hidden:  # unseen classes: void, no mistake
         numbers[astray] = 0
         strange = strange[:0]

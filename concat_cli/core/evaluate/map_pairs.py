@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from concat_cli.core.data.image_io import (
-    ids_of,
+    ids_at,
     joint_runs,
+    places_in,
     png_decoder,
     read_id_pixels,
     wrong_size,
@@ -81,7 +82,7 @@ def count_pair(
     shape = (real.shape[0], real.shape[1])
     both = real, _read(found, shape)
     starts, lengths = joint_runs(*both)
-    values, others = (ids_of(pixels.reshape(-1, 3).take(starts, 0)) for pixels in both)
+    values, others = (ids_at(pixels, starts) for pixels in both)
     rows, strange = numbered(values, truth, as_panopticapi, LOOSELY)
     columns, _ = numbered(others, found, False)
     height = len(truth.listed.segments_info) + 1 + as_panopticapi
@@ -171,9 +172,7 @@ def numbered(
     ids = np.array([segment.id for segment in one.listed.segments_info], np.int64)
     order = np.argsort(ids)
     known = np.concatenate([[0], ids[order]])
-    place = np.searchsorted(known, values).clip(max=len(known) - 1)
-    astray = known[place] != values
-    strange = np.unique(values[astray]) if astray.any() else values[:0]  # it imports numpy.ma
+    place, astray, strange = places_in(known, values)
     unused = known[np.bincount(place, minlength=len(known)) == 0]
     unused = unused[unused > 0]
     if not loose and (len(strange) or len(unused)):
