@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mini import Heard, alone, metrics, mini_config, scene
+from mini import Heard, MiniRun, alone, metrics, mini_config, scene
 from torch import Tensor, nn
 
 import concat_cli
@@ -27,6 +30,7 @@ from concat_cli.core.progress import SILENT
 from concat_cli.core.runs import Run, StageDir
 from concat_cli.core.train.distributed import Processes
 from concat_cli.core.train.loop import Fit, MovingAverage, lr_factor, parameter_groups
+from concat_cli.core.train.optimisers import eager
 from concat_cli.core.train.session import Session
 from concat_cli.core.train.teacher import (
     SegmentTokens,
@@ -438,3 +442,56 @@ def test_no_tensor_is_doubled_on_its_device():
             if isinstance(node, ast.Call) and "torch.float64" in ast.unparse(node):
                 assert "cpu" in ast.unparse(node), f"{path}:{node.lineno}"
     assert doubled
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.AdamW, {"weight_decay": 0.1}),
+        (torch.optim.Adam, {}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+    ],
+)
+def test_optimisers_without_the_compiler_are_torchs_own(kind: Any, keys: dict[str, Any]) -> None:
+    """To the bit, also after their state was saved by the one and loaded by the other."""
+
+    def step(model: nn.Linear, optimiser: torch.optim.Optimizer, inputs: Tensor) -> None:
+        optimiser.zero_grad()
+        model(inputs).square().sum().backward()
+        optimiser.step()
+
+    theirs, ours = nn.Linear(8, 4), nn.Linear(8, 4)
+    ours.load_state_dict(theirs.state_dict())
+    pair = [
+        (theirs, kind(theirs.parameters(), lr=0.01, **keys)),
+        (ours, eager(kind)(ours.parameters(), lr=0.01, **keys)),
+    ]
+    for inputs in torch.randn(6, 3, 8):
+        for model, optimiser in pair:
+            step(model, optimiser, inputs)
+        (_, a), (_, b) = pair
+        pair = [(theirs, kind(theirs.parameters(), **keys)), (ours, eager(kind)(ours.parameters()))]
+        pair[0][1].load_state_dict(b.state_dict())
+        pair[1][1].load_state_dict(a.state_dict())
+        assert torch.equal(theirs.weight, ours.weight) and torch.equal(theirs.bias, ours.bias)
+
+
+def test_stages_without_images_import_no_compiler(mini_run: MiniRun, tmp_path: Path) -> None:
+    """torch's optimisers would: it takes almost as long as torch itself."""
+    shutil.copytree(mini_run.run.path, tmp_path / "mini")
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from mini import mini_config
+from concat_cli.core.runs import Run
+from concat_cli.methods.concat.cat import train_cat
+from concat_cli.methods.concat.finetune import finetune
+cfg = mini_config(Path({mini_run.cfg.data.root!r}))
+for stage in (train_cat, finetune):
+    assert stage(cfg, Run("mini", Path({str(tmp_path)!r})), device="cpu", fresh=True).steps
+    assert "torch._dynamo" not in sys.modules, stage
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr

@@ -31,6 +31,7 @@ from concat_cli.core.train.distributed import (
     share_from_main,
     wait,
 )
+from concat_cli.core.train.optimisers import eager
 from concat_cli.core.train.plots import HOW_TO_PLOT, draw_metrics
 from concat_cli.core.train.session import Session, seed_torch
 
@@ -141,7 +142,7 @@ class Fit:
         self.task, self.optim, self.stage, self.meta = task, optim, stage, meta
         self.device, self.dtype = session.device, session.dtype
         self.progress, self.processes = session.progress, session.processes
-        self.optimiser = optimiser or torch.optim.AdamW(
+        self.optimiser = optimiser or eager(torch.optim.AdamW)(
             task.parameter_groups(), fused=self.device.type in ("cuda", "cpu")
         )
         self.base_lrs = [group["lr"] for group in self.optimiser.param_groups]

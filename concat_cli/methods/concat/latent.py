@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from concat_cli.core.losses import assigned, match_costs
@@ -88,9 +88,11 @@ def connected(regions: Tensor) -> Tensor:
 
 
 def _connected(regions: NDArray[np.int64]) -> NDArray[np.int64]:
+    # here, as its import takes 0.3 s, and most stages look for no parts
+    label: Any = import_module("scipy.ndimage").label
     found, count = np.full(regions.shape, -1, dtype=np.int64), 0
     for number in np.unique(regions[regions >= 0]):
-        parts, more = cast(tuple[NDArray[np.int32], int], ndimage.label(regions == number))
+        parts, more = label(regions == number)
         found[parts > 0] = parts[parts > 0] + count - 1
         count += more
     return found

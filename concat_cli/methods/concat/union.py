@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from concat_cli.core.config import CatConfig, FinetuneConfig
 from concat_cli.core.model.segmentor import Classifier, Projector
 from concat_cli.core.train.distributed import Counts
+from concat_cli.core.train.optimisers import eager
 from concat_cli.core.train.session import seed_torch
 from concat_cli.methods.concat.cat import harmonic
 from concat_cli.methods.concat.generator import Generator
@@ -153,8 +154,8 @@ class UnionTask(BankTask):
         """SGD as PADing has it, or Adam."""
         if self.cfg.optimiser == "sgd":
             groups = [group | {"weight_decay": 5e-4} for group in self.parameter_groups()]
-            return torch.optim.SGD(groups, momentum=0.9)
-        return torch.optim.Adam(self.parameter_groups())
+            return eager(torch.optim.SGD)(groups, momentum=0.9)
+        return eager(torch.optim.Adam)(self.parameter_groups())
 
     def weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The finetuned parts, by their names in the segmentor."""
