@@ -81,7 +81,7 @@ FIGURES = {  # key in figures.json -> what it is, and the command
     "demo_cost": (
         "the chain of `make demo`, processor seconds: ours / those of the build before attention "
         "in fp32, cheap areas and one call of the optimiser",
-        "`OMP_NUM_THREADS=1 python benchmarks/demo_cost.py --before CHECKOUT --seeds 0 1`",
+        "`OMP_NUM_THREADS=1 python benchmarks/demo_cost.py --before CHECKOUT`",
     ),
     "r50_512": (
         "R-50 segmentor, 512x512: our forward time / `transformers`' Mask2Former",
