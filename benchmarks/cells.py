@@ -81,7 +81,8 @@ def is_there(rows: Rows, root: Path, split: str, cell: str, now: str) -> bool:
         raise UserError(
             f"The cell {cell} of split {split} in {root / 'results.jsonl'} was measured with "
             "other arguments.",
-            f"Move {root} away to measure again, or repeat the old arguments.",
+            f"Move {root} away to measure again, or repeat the old arguments; another budget is "
+            "measured beside it from another folder.",
         )
     return bool(mine)
 

@@ -3,6 +3,7 @@
     python benchmarks/compare.py                      # everything, resumable cell by cell
     python benchmarks/compare.py --splits default --only concat zegformer-fusion
     python benchmarks/compare.py --table              # the tables of what has been measured
+    mkdir long && cd long && python ../benchmarks/compare.py warmup.steps=1200 optim.steps=1500
 
 The world is drawn with `unseen_pixels=void`: training scenes hold unseen classes without a label,
 as in the protocol of ZegFormer and CLIP-ZSS. Every cell is a run of the ordinary stages under
