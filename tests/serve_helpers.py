@@ -28,10 +28,10 @@ class Served:
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
-    def interrupted(self) -> float:
-        """Seconds from Ctrl-C to the end."""
+    def interrupted(self, number: int = signal.SIGINT) -> float:
+        """Seconds from Ctrl-C, or another signal, to the end."""
         start = time.perf_counter()
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(number)
         self.process.wait(30)
         return time.perf_counter() - start
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import socket
 import sys
 import threading
@@ -92,6 +93,14 @@ def test_ctrl_c_ends_it_with_connections_open() -> None:
             time.sleep(0.2)
             assert server.interrupted() < 10  # the connections would stay for ever
         assert server.process.returncode == 130
+
+
+@installed
+def test_a_service_manager_ends_it_without_a_word() -> None:
+    with served() as server:
+        server.interrupted(signal.SIGTERM)
+        assert server.process.returncode == 143
+        assert server.process.stdout is not None and not server.process.stdout.read()
 
 
 @installed

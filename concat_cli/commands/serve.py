@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ def serve(asked: Options) -> None:
     with _bound(asked.host, asked.port) as listener:
         import uvicorn
 
+        from concat_cli.app import Stopped
         from concat_cli.core.checkpoint import open_weights
         from concat_cli.core.clip.prompts import only_drawn
         from concat_cli.core.infer.renaming import AnyNames
@@ -111,8 +113,8 @@ def serve(asked: Options) -> None:
         )
         try:
             Server(config).run([listener])
-        except KeyboardInterrupt as stop:  # as it is meant to end: nothing is to be resumed
-            raise typer.Exit(130) from stop
+        except (KeyboardInterrupt, Stopped) as stop:  # as it is meant to end: nothing to resume
+            raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from stop
         finally:
             _end(worker)
 
