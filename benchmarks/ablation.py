@@ -33,7 +33,6 @@ from cells import (
     difference,
     digest,
     draw_world,
-    in_percent,
     measure_cells,
     of_one_budget,
     read_rows,
@@ -260,7 +259,7 @@ def table() -> str:
         splits, found = difference(ROOT, ours, theirs, "counts", mean_pq)
         interval = found.get("harmonic")
         if interval is not None:
-            lines.append(f"| {ours} - {theirs} | {splits} | {in_percent(interval)} |")
+            lines.append(f"| {ours} - {theirs} | {splits} | {interval.percent('+')} |")
     return "\n".join(lines)
 
 

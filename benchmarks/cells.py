@@ -166,13 +166,6 @@ def difference(
     return len(splits), paired_differences(*counts, mean, splits, REPEATS) if splits else {}
 
 
-def in_percent(interval: Interval) -> str:
-    """`+7.2 [5.1, 9.6]`."""
-    return "{:+.1f} [{:.1f}, {:.1f}]".format(
-        *(100 * value for value in (interval.value, interval.low, interval.high))
-    )
-
-
 def share_bank(first: Run, run: Run) -> None:
     """Gives a run the query bank of the run whose segmentor it has."""
     run.path.mkdir(parents=True, exist_ok=True)

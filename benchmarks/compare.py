@@ -32,7 +32,6 @@ from cells import (
     difference,
     digest,
     draw_world,
-    in_percent,
     measure_cells,
     of_one_budget,
     read_rows,
@@ -252,7 +251,7 @@ def table() -> str:
         splits, found = difference(ROOT, ours, theirs, *FIGURES[figure])
         interval = found.get(group)
         if interval is not None:
-            told = in_percent(interval)
+            told = interval.percent("+")
             lines.append(f"| {ours} - {theirs} | {group} {figure} | {splits} | {told} |")
     return "\n".join(lines)
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from concat_cli.core.evaluate.intervals import ImageCounts, bootstrap, draws, mean_iou, mean_pq
+from concat_cli.core.evaluate.intervals import (
+    ImageCounts,
+    Interval,
+    bootstrap,
+    draws,
+    mean_iou,
+    mean_pq,
+)
 from concat_cli.core.vocabulary import ClassEntry, Vocabulary
 
 CLASSES = 6
@@ -95,3 +102,9 @@ def test_means_leave_out_what_does_not_occur():
     pixels = np.array([[5, 0, 0], [10, 0, 4], [5, 7, 0]], float)  # class 1 is named, never true
     assert mean_iou(pixels, [0, 1]) == pytest.approx(0.5)
     assert mean_iou(pixels, [0, 1, 2]) == pytest.approx(0.25) and np.isnan(mean_iou(pixels, [1]))
+
+
+def test_percent_has_no_negative_zero() -> None:
+    assert Interval(0.48, 0.461, 0.502).percent() == "48.0 [46.1, 50.2]"
+    assert Interval(-0.0001, -0.012, 0.0).percent("+") == "+0.0 [-1.2, 0.0]"
+    assert Interval(0.0126, -0.0004, 0.0251).percent("+", "\n") == "+1.3\n[0.0, 2.5]"

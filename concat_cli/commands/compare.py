@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from concat_cli.core.evaluate.compare_files import FileComparison, FileRow
     from concat_cli.core.evaluate.cost import Cost
     from concat_cli.core.evaluate.differences import Difference
-    from concat_cli.core.evaluate.intervals import Interval
     from concat_cli.core.evaluate.page.comparison import Look
 
 Table = tuple[Sequence[str], list[list[Cell]]]  # columns, rows
@@ -200,7 +199,8 @@ def file_tables(found: FileComparison, between: str) -> Iterator[Table]:
 def _means(
     row: Row | FileRow | Difference, groups: Sequence[str], between: str, sign: str = ""
 ) -> list[Cell]:
-    return [_shown(one[group], between, sign) for one in (row.pq, row.miou) for group in groups]
+    found = (one[group] for one in (row.pq, row.miou) for group in groups)
+    return [None if each is None else each.percent(sign, between) for each in found]
 
 
 def _differences(
@@ -217,7 +217,7 @@ def of_classes(one: Difference) -> Table:
     rows: list[list[Cell]] = [
         [
             each.name, kind_of(each.thing, each.seen), percent(each.theirs), percent(each.ours),
-            _shown(each.difference, " ", "+"),
+            None if each.difference is None else each.difference.percent("+"),
         ]
         for each in one.classes
     ]  # fmt: skip
@@ -242,14 +242,6 @@ def _shown_cost(cost: Cost) -> list[Cell]:
         None if cost.peak_mib is None else f"{cost.peak_mib:.0f}",
         "needed" if cost.clip_image else "no",
     ]
-
-
-def _shown(value: Interval | None, between: str, sign: str) -> str | None:
-    """In percent: `48.0 [46.1, 50.2]`."""
-    if value is None:
-        return None
-    whole, low, high = (100 * part for part in (value.value, value.low, value.high))
-    return f"{whole:{sign}.1f}{between}[{low:.1f}, {high:.1f}]"
 
 
 def remarks(found: Comparison) -> Iterator[str]:

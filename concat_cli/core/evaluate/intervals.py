@@ -61,6 +61,12 @@ class Interval:
     low: float
     high: float
 
+    def percent(self, sign: str = "", between: str = " ") -> str:
+        """`48.0 [46.1, 50.2]`; sign: "+" for a difference. Nothing is `-0.0`."""
+        tenths = (round(100 * part, 1) + 0.0 for part in (self.value, self.low, self.high))
+        value, low, high = tenths
+        return f"{value:{sign}.1f}{between}[{low:.1f}, {high:.1f}]"
+
 
 def draws(images: int, repeats: int, seed: int) -> Iterator[FloatArray]:
     """(R, M) how often each of M images was drawn, a block of `DRAWS` rows at a time."""
