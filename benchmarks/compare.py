@@ -81,6 +81,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "concat": Method("demo", (train_con, train_cat, finetune)),
+    "con": Method("demo", (train_con,)),
     "zegformer": Method("shapes_zegformer", (train_zegformer,)),
     "clip-zss": Method("shapes_clip_zss", (train_clip_zss,)),
 }
@@ -91,6 +92,7 @@ _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
     Cell("concat", "concat", "concat"),
     Cell("concat-half", "concat", "concat", (), (_HALF,)),
+    Cell("con+latent", "con", "concat+latent", _LATENT),
     Cell("concat+masks", "concat", "concat+masks", (*_LATENT, "latent.align=false")),
     Cell("concat+latent", "concat", "concat+latent", _LATENT),
     *(
@@ -135,6 +137,10 @@ PAIRS = (  # ours, theirs, figure, group
             ("concat+masks", "concat"),
             ("concat+latent", "concat+masks"),
             ("concat+latent", "concat"),
+            ("con+latent", "zegformer-fusion"),
+            ("con+latent", "zegformer-image"),
+            ("concat+latent-control", "con+latent"),
+            ("concat+evidence", "con+latent"),
             ("concat+latent", "concat+latent-control"),
             ("concat+latent-light", "concat+latent-control"),
             ("concat+evidence", "concat+latent-control"),
@@ -191,7 +197,7 @@ def measure(split: str, cell: Cell, args: argparse.Namespace) -> dict[str, Any]:
     began = time.monotonic()
     weights = train(split, cell, args)
     trained = time.monotonic()
-    scoring = Scoring(counts=True, diagnostics=cell.method == "concat")
+    scoring = Scoring(counts=True, diagnostics=cell.method in ("concat", "con"))
     report = evaluate_weights(
         weights, cell.score, scoring, device=args.device, progress=ConsoleProgress()
     )

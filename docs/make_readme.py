@@ -7,6 +7,7 @@ Figures come from the files in docs/results/, all optional; without one: "not me
     demo.json, shapes-default.json, shapes-1.json, shapes-2.json   `concat evaluate --json`
     ablation.jsonl     runs/ablation/results.jsonl, a line for each cell and split
     compare.jsonl      runs/compare/results.jsonl, a line for each method and split
+    compare_long.jsonl the same with the reference's budget
     figures.json       single figures by name, as text: {"scenes": "150", ...}
 The tree comes from the first line of every file, the examples from concat_cli/commands/options.py.
 """
@@ -63,6 +64,7 @@ SHORT = {  # cell of benchmarks/ablation.py -> what it is
 }
 METHODS = {  # cell of benchmarks/compare.py -> what it is
     "concat": "CONCAT",
+    "con+latent": "CON alone with latent segments",
     "concat+latent": "CONCAT with latent segments",
     "concat+latent-control": "... finetuned on real queries alone",
     "concat+latent-light": "... with a weight of 0.3 for pseudo queries",
@@ -220,9 +222,9 @@ def ablation_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def compare_table(folder: Path) -> str:
+def compare_table(folder: Path, name: str = "compare") -> str:
     """Every method of the comparison: mean, and spread over its splits; "-" where undefined."""
-    path = folder / "compare.jsonl"
+    path = folder / f"{name}.jsonl"
     rows = (
         [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     )
@@ -312,6 +314,7 @@ def filled(text: str, folder: Path) -> str:
         "figures": figures_table(folder),
         "ablation": ablation_table(folder),
         "compare": compare_table(folder),
+        "compare-long": compare_table(folder, "compare_long"),
         "tree": tree(),
         "examples": examples(),
     }
