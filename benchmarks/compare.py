@@ -88,6 +88,7 @@ METHODS = {
 _LATENT = ("latent.weight=1",)
 _EVIDENCE = (*_LATENT, "latent.evidence=1", "finetune.unseen_weight=0.3")
 _HALF = "infer.overlap=0.5"  # a segment that keeps half of its mask stays, not from 0.8 on
+_JOINT = "infer.joint_stuff=true"  # what stuff loses to its own class is not lost
 _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
     Cell("concat", "concat", "concat"),
@@ -103,13 +104,17 @@ CELLS = (
         )
     ),
     Cell("concat+evidence", "concat", "concat+evidence", _EVIDENCE, (), "concat+latent"),
-    Cell("concat+evidence-half", "concat", "concat+evidence", _EVIDENCE, (_HALF,), "concat+latent"),
+    *(
+        Cell(name, "concat", "concat+evidence", _EVIDENCE, (key,), "concat+latent")
+        for name, key in (("concat+evidence-half", _HALF), ("concat+evidence-joint", _JOINT))
+    ),
     *(
         Cell(f"zegformer-{branch}", "zegformer", "zegformer", (), (f"zegformer.branch={branch}",))
         for branch in ("segment", "image", "fusion")
     ),
     *(
-        Cell(f"zegformer-{b}-half", "zegformer", "zegformer", (), (f"zegformer.branch={b}", _HALF))
+        Cell(f"zegformer-{b}-{name}", "zegformer", "zegformer", (), (f"zegformer.branch={b}", key))
+        for name, key in (("half", _HALF), ("joint", _JOINT))
         for b in ("segment", "image", "fusion")
     ),
     Cell("clip-zss-plain", "clip-zss", "clip-zss-plain", _PLAIN),
@@ -152,6 +157,11 @@ PAIRS = (  # ours, theirs, figure, group
             ("concat+evidence-half", "concat-half"),
             ("concat+evidence-half", "zegformer-fusion-half"),
             ("concat+evidence-half", "zegformer-image-half"),
+            ("concat+evidence-joint", "concat+evidence"),
+            ("zegformer-fusion-joint", "zegformer-fusion"),
+            ("zegformer-image-joint", "zegformer-image"),
+            ("concat+evidence-joint", "zegformer-fusion-joint"),
+            ("concat+evidence-joint", "zegformer-image-joint"),
         )
         for figure, group in (("PQ", "harmonic"), ("mIoU", "harmonic"), ("PQ", "unseen"))
     ),

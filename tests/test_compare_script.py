@@ -21,9 +21,11 @@ from concat_cli.core.evaluate.intervals import mean_iou, paired_differences
 HERE = Path(__file__).parents[1]
 CELLS = """
 concat concat-half con+latent concat+masks concat+latent
-concat+latent-control concat+latent-light concat+evidence concat+evidence-half
+concat+latent-control concat+latent-light concat+evidence
+concat+evidence-half concat+evidence-joint
 zegformer-segment zegformer-image zegformer-fusion
 zegformer-segment-half zegformer-image-half zegformer-fusion-half
+zegformer-segment-joint zegformer-image-joint zegformer-fusion-joint
 clip-zss-plain clip-zss+glm clip-zss+glm+pseudo clip-zss
 """.split()
 SMALL = """

@@ -38,7 +38,11 @@ def naive_panoptic(class_logits, mask_logits, size, valid, cfg):
     winner = (scores[:, None, None] * masks).argmax(0)
     for k in range(len(scores)):
         label = int(labels[k])
-        claimed, own = int((winner == k).sum()), int((masks[k] >= cfg.min_mask).sum())
+        one = [k]
+        if cfg.joint_stuff and not IS_THING[label]:
+            one = [i for i in range(len(labels)) if labels[i] == label]
+        claimed = sum(int((winner == i).sum()) for i in one)
+        own = int((masks[one] >= cfg.min_mask).any(0).sum())
         mask = ((winner == k) & (masks[k] >= cfg.min_mask)).numpy()
         if not (claimed and own and mask.any()) or claimed / own < cfg.overlap:
             continue
@@ -67,12 +71,14 @@ def probabilities(class_logits, offset=0.0):
 
 
 @pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("budget", [postprocess.BUDGET, 3000])
-def test_equals_the_published_loop(seed, budget, monkeypatch):
+def test_equals_the_published_loop(seed, budget, joint, monkeypatch):
     monkeypatch.setattr(postprocess, "ON_CPU", budget)  # also in strips of a few rows
     class_logits, mask_logits = random_outputs(seed)
     sizes, valid = [(32, 32), (45, 70), (32, 32), (3, 90)], [(32, 32), (20, 32), (32, 32), (1, 32)]
-    cfg = InferConfig(min_score=0.3, overlap=0.6, seen_offset=float(seed % 3))
+    offset = float(seed % 3)
+    cfg = InferConfig(min_score=0.3, overlap=0.6, joint_stuff=joint, seen_offset=offset)
     likely = probabilities(class_logits, cfg.seen_offset)
     results = panoptic(likely, mask_logits, sizes, IS_THING, cfg, valid)
     for i, result in enumerate(results):
@@ -84,6 +90,19 @@ def test_equals_the_published_loop(seed, budget, monkeypatch):
         np.testing.assert_allclose(
             [s.score for s in result.segments], [score for _, score in segments], rtol=1e-5
         )
+
+
+def test_queries_that_share_a_stuff_region_lose_it_unless_they_count_as_one():
+    for label in range(K):
+        likely = torch.zeros(1, 2, K + 1)
+        likely[..., label], likely[..., K] = 0.9, 0.1
+        masks = torch.full((1, 2, 8, 8), 6.0)
+        masks[:, 0, 4:], masks[:, 1, :4] = 5.0, 5.0  # both cover all, each wins half of it
+        for joint, segments in ((False, 0), (True, int(not IS_THING[label]))):
+            cfg = InferConfig(joint_stuff=joint)
+            (found,) = panoptic(likely, masks, [(32, 32)], IS_THING, cfg)
+            assert len(found.segments) == segments
+            assert (found.panoptic_map > 0).all() == bool(segments)
 
 
 def test_segments_describe_their_map():

@@ -263,6 +263,7 @@ class InferConfig:
     min_score: Share = 0.5  # of a query's best class [Mask2Former: 0.8]
     min_mask: Share = 0.5  # a pixel belongs to a query above this probability [Mask2Former]
     overlap: Share = 0.8  # a segment keeps at least this share of its own mask [Mask2Former]
+    joint_stuff: bool = False  # ... where all queries of a stuff class count as one mask [ours]
     seen_offset: Offset = 0.0  # taken off the class logits of seen classes
     batch: Many = 16
     white: Annotated[int, Ge(1), Le(65535)] = 65535  # in grey pictures of 16 bits; 12 bits: 4095

@@ -115,6 +115,8 @@ def evaluate_model(
         "min_score": predictor.cfg.min_score,
         "overlap_threshold": predictor.cfg.overlap,
     }
+    if predictor.cfg.joint_stuff:
+        facts["joint_stuff"] = True
     if "semantic" in tasks:
         facts["semantic_from"] = predictor.semantic_from
     if "instance" in tasks:

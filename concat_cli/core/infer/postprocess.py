@@ -241,7 +241,8 @@ def _panoptic_alike(
     order = torch.sort((~keep).int(), dim=1, stable=True).indices[:, :n]
     scores, labels, keep = (x.gather(1, order) for x in (scores, labels, keep))
     masks = mask_logits[torch.arange(len(order), device=order.device)[:, None], order]
-    contest = _compete(scores.masked_fill(~keep, -1.0), masks, size, valid, cfg)
+    as_one = _leaders(labels, keep, stuff) if cfg.joint_stuff else None
+    contest = _compete(scores.masked_fill(~keep, -1.0), masks, size, valid, cfg, as_one)
     claimed, final, own = contest.claimed, contest.final, contest.own
     # Mask2Former: a segment must keep most of its own mask, or it is hidden by others.
     good = keep & (final > 0) & (claimed / own.clamp(min=1) >= cfg.overlap)
@@ -272,7 +273,8 @@ class _Contest:
 
     winner (B, H, W) int16: the query of highest score * mask; inside (B, H, W): whether its own
     mask covers the pixel. (B, n): pixels that a query has `claimed` so, of which its mask covers
-    `final`, and those of its `own` whole mask.
+    `final`, and those of its `own` whole mask. Of queries that count as one, `claimed` and `own`
+    are those of all, where their masks overlap once.
     """
 
     winner: Tensor
@@ -282,8 +284,19 @@ class _Contest:
     own: Tensor
 
 
-def _compete(scores: Tensor, masks: Tensor, size: Size, valid: Size, cfg: InferConfig) -> _Contest:
+def _compete(
+    scores: Tensor,
+    masks: Tensor,
+    size: Size,
+    valid: Size,
+    cfg: InferConfig,
+    as_one: Tensor | None,
+) -> _Contest:
+    """scores (B, n), -1 of queries that are out of it; as_one (B, n): the first of those that a
+    query counts as one with, itself where it is alone."""
     b, n = scores.shape
+    if as_one is not None and bool((as_one == torch.arange(n, device=scores.device)).all()):
+        as_one = None
     winners = torch.empty(b, *size, dtype=torch.int16, device=scores.device)
     insides = torch.empty(b, *size, dtype=torch.bool, device=scores.device)
     claimed, final, own = (torch.zeros_like(scores, dtype=torch.int64) for _ in range(3))
@@ -292,14 +305,28 @@ def _compete(scores: Tensor, masks: Tensor, size: Size, valid: Size, cfg: InferC
         mask = strip.sigmoid_()  # (B, n, rows, W)
         winner = _highest(mask * scores[..., None, None])  # (B, rows, W)
         covers = torch.ge(mask, cfg.min_mask, out=mask)  # as numbers: to be added
-        own += covers.flatten(2).sum(-1).long()
+        own += _jointly(covers, scores >= 0, as_one).flatten(2).sum(-1).long()
         inside = covers.gather(1, winner[:, None])[:, 0] > 0
         counts = _count(2 * winner + inside, 2 * n).view(b, n, 2)
         claimed += counts.sum(2)
         final += counts[..., 1]
         rows = slice(top, top := top + winner.shape[1])
         winners[:, rows], insides[:, rows] = winner, inside
+    if as_one is not None:
+        some = claimed.masked_fill(scores < 0, 0)
+        claimed = torch.zeros_like(claimed).scatter_add_(1, as_one, some).gather(1, as_one)
+        own = own.gather(1, as_one)
     return _Contest(winners, insides, claimed, final, own)
+
+
+def _jointly(covers: Tensor, keep: Tensor, as_one: Tensor | None) -> Tensor:
+    """Which pixels masks (B, n, rows, W) cover; of those that count as one, the first has what any
+    of them covers."""
+    if as_one is None:
+        return covers
+    there = covers * keep[..., None, None]
+    first = as_one[..., None, None].expand_as(covers)
+    return torch.zeros_like(covers).scatter_reduce_(1, first, there, "amax")
 
 
 def _highest(values: Tensor) -> Tensor:

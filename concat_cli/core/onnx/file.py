@@ -70,6 +70,7 @@ def _about(predictor: Predictor) -> dict[str, Any]:
         "min_score": cfg.min_score,
         "min_mask": cfg.min_mask,
         "overlap": cfg.overlap,
+        "joint_stuff": cfg.joint_stuff,
         "seen_offset": cfg.seen_offset,
         "names": classes.names,
         "is_thing": classes.is_thing,
