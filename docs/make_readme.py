@@ -70,6 +70,7 @@ METHODS = {  # cell of benchmarks/compare.py -> what it is
     "concat+latent-light": "... with a weight of 0.3 for pseudo queries",
     "concat+evidence": "... 0.3, and evidence in their place",
     "concat+evidence-half": "... the same, scored with `infer.overlap=0.5`",
+    "concat+evidence-joint": "... scored with `infer.joint_stuff=true`",
     "zegformer-segment": "ZegFormer, segment branch",
     "zegformer-image": "ZegFormer, image branch",
     "zegformer-fusion": "ZegFormer, fusion",
