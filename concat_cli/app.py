@@ -29,7 +29,7 @@ from concat_cli.commands.report import report
 from concat_cli.commands.serve import serve
 from concat_cli.commands.texts import texts
 from concat_cli.console import LAUNCHED, is_verbose, level_kept, rank, show_error, shown
-from concat_cli.core.errors import UserError
+from concat_cli.core.errors import Stopped, UserError
 from concat_cli.core.files import write_error
 
 _USAGE: Any = typer.BadParameter.__mro__[1]  # what all errors of the parser are
@@ -157,13 +157,6 @@ def concat(
     """What `concat` alone does."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
-
-
-class Stopped(BaseException):
-    """SIGTERM or Ctrl-C, by its number. Typer has exit codes of its own for a KeyboardInterrupt."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -24,7 +24,7 @@ from concat_cli.commands.options import (
     with_options,
 )
 from concat_cli.console import Console, relative
-from concat_cli.core.errors import UserError
+from concat_cli.core.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -75,7 +75,6 @@ def serve(asked: Options) -> None:
     with _bound(asked.host, asked.port) as listener:
         import uvicorn
 
-        from concat_cli.app import Stopped
         from concat_cli.core.checkpoint import open_weights
         from concat_cli.core.clip.prompts import only_drawn
         from concat_cli.core.infer.renaming import AnyNames

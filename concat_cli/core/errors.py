@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""What ends a command: the one exception that a user is meant to read, and a signal."""
 
 import re
 
@@ -28,3 +28,10 @@ def _printable(text: str) -> str:
     if len(text) > MOST:
         text = f"{text[: MOST - 500]} ... ({len(text) - MOST} characters more) ... {text[-500:]}"
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+class Stopped(BaseException):
+    """SIGTERM or Ctrl-C, by its number. Typer has exit codes of its own for a KeyboardInterrupt."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
