@@ -44,6 +44,7 @@ from concat_cli.core.train.teacher import (
 )
 from concat_cli.methods.concat.con import train_con
 from concat_cli.methods.concat.con_module import TruthModule
+from concat_cli.methods.concat.finetune import finetune
 
 CPU = torch.device("cpu")
 META = {
@@ -478,8 +479,9 @@ def test_optimisers_without_the_compiler_are_torchs_own(kind: Any, keys: dict[st
 
 
 def test_stages_without_images_import_no_compiler(mini_run: MiniRun, tmp_path: Path) -> None:
-    """torch's optimisers would: it takes almost as long as torch itself."""
+    """torch's optimisers would: it takes almost as long as torch itself. Texts are in the cache."""
     shutil.copytree(mini_run.run.path, tmp_path / "mini")
+    assert finetune(mini_run.cfg, Run("mini", tmp_path), device="cpu", fresh=True).finished
     code = f"""
 import sys
 from pathlib import Path
