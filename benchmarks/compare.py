@@ -89,6 +89,7 @@ _LATENT = ("latent.weight=1",)
 _EVIDENCE = (*_LATENT, "latent.evidence=1", "finetune.unseen_weight=0.3")
 _HALF = "infer.overlap=0.5"  # a segment that keeps half of its mask stays, not from 0.8 on
 _JOINT = "infer.joint_stuff=true"  # what stuff loses to its own class is not lost
+_SCORED = (("half", _HALF), ("joint", _JOINT))  # otherwise than by default, by name
 _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
     Cell("concat", "concat", "concat"),
@@ -105,16 +106,18 @@ CELLS = (
     ),
     Cell("concat+evidence", "concat", "concat+evidence", _EVIDENCE, (), "concat+latent"),
     *(
-        Cell(name, "concat", "concat+evidence", _EVIDENCE, (key,), "concat+latent")
-        for name, key in (("concat+evidence-half", _HALF), ("concat+evidence-joint", _JOINT))
+        Cell(
+            f"concat+evidence-{n}", "concat", "concat+evidence", _EVIDENCE, (key,), "concat+latent"
+        )
+        for n, key in _SCORED
     ),
     *(
         Cell(f"zegformer-{branch}", "zegformer", "zegformer", (), (f"zegformer.branch={branch}",))
         for branch in ("segment", "image", "fusion")
     ),
     *(
-        Cell(f"zegformer-{b}-{name}", "zegformer", "zegformer", (), (f"zegformer.branch={b}", key))
-        for name, key in (("half", _HALF), ("joint", _JOINT))
+        Cell(f"zegformer-{b}-{n}", "zegformer", "zegformer", (), (f"zegformer.branch={b}", key))
+        for n, key in _SCORED
         for b in ("segment", "image", "fusion")
     ),
     Cell("clip-zss-plain", "clip-zss", "clip-zss-plain", _PLAIN),

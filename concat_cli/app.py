@@ -29,7 +29,7 @@ from concat_cli.commands.report import report
 from concat_cli.commands.serve import serve
 from concat_cli.commands.texts import texts
 from concat_cli.console import LAUNCHED, is_verbose, level_kept, rank, show_error, shown
-from concat_cli.core.errors import Stopped, UserError
+from concat_cli.core.errors import Stopped, UserError, exit_code
 from concat_cli.core.files import write_error
 
 _USAGE: Any = typer.BadParameter.__mro__[1]  # what all errors of the parser are
@@ -182,7 +182,7 @@ def _main(argv: list[str] | None) -> int:
                 "anything",
                 err=True,
             )
-        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
+        return exit_code(stop)
     except Exception as error:
         mistake = _as_user_error(error)
         if os.environ.get("CONCAT_DEBUG"):

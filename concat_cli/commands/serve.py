@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from concat_cli.commands.options import (
     with_options,
 )
 from concat_cli.console import Console, relative
-from concat_cli.core.errors import Stopped, UserError
+from concat_cli.core.errors import Stopped, UserError, exit_code
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -113,7 +112,7 @@ def serve(asked: Options) -> None:
         try:
             Server(config).run([listener])
         except (KeyboardInterrupt, Stopped) as stop:  # as it is meant to end: nothing to resume
-            raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from stop
+            raise typer.Exit(exit_code(stop)) from stop
         finally:
             _end(worker)
 

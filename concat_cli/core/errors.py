@@ -1,6 +1,9 @@
 """What ends a command: the one exception that a user is meant to read, and a signal."""
 
+from __future__ import annotations
+
 import re
+import signal
 
 MOST = 5000  # characters of a message, such as one that quotes a name of a damaged file
 _ADDRESS = re.compile(r" ?<(?:[^<>]|<\w+>)* at 0x[0-9A-Fa-f]+>")  # as other packages show objects
@@ -35,3 +38,8 @@ class Stopped(BaseException):
 
     def __init__(self, number: int) -> None:
         self.number = number
+
+
+def exit_code(stop: Stopped | KeyboardInterrupt) -> int:
+    """Of a command that a signal ended, as shells have it."""
+    return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)

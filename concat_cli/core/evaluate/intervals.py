@@ -63,8 +63,8 @@ class Interval:
 
     def percent(self, sign: str = "", between: str = " ") -> str:
         """`48.0 [46.1, 50.2]`; sign: "+" for a difference. Nothing is `-0.0`."""
-        tenths = (round(100 * part, 1) + 0.0 for part in (self.value, self.low, self.high))
-        value, low, high = tenths
+        parts = (self.value, self.low, self.high)
+        value, low, high = (round(100 * part, 1) + 0.0 for part in parts)
         return f"{value:{sign}.1f}{between}[{low:.1f}, {high:.1f}]"
 
 

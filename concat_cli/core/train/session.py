@@ -148,9 +148,10 @@ def check_world(cfg: Config, info: DatasetInfo) -> None:
 def seed_torch(seed: int) -> None:
     """Seeds torch's generators, of every device there is. Where there is only a processor, torch's
     own function keeps a printed stack for each absent kind, 0.7 ms that a step need not take."""
-    torch.default_generator.manual_seed(seed)
     if torch.accelerator.is_available():
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def draws_shapes(cfg: Config) -> bool:
