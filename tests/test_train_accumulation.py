@@ -223,7 +223,8 @@ def assert_alike(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert sum(bool(value.any()) for value in wanted.values()) > 20
     for name, value in wanted.items():
         scale = max(1.0, float(value.abs().max()))
-        torch.testing.assert_close(found[name] / scale, value / scale, rtol=0, atol=1e-5, msg=name)
+        # sums in another order: 3e-6 on some processors, 3e-5 on others
+        torch.testing.assert_close(found[name] / scale, value / scale, rtol=0, atol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("build", MODULES)
