@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from mini import KEYS
 
-from concat_cli.core.config_file import load_config
+from concat_cli.core.config_file import SHIPPED, load_config
 from concat_cli.core.errors import UserError
 from concat_cli.core.evaluate.cost import Cost
 from concat_cli.core.evaluate.intervals import mean_iou, paired_differences
@@ -122,6 +123,17 @@ def test_a_second_call_adds_nothing_and_prints_the_tables(
     assert "| clip-zss | 1 | - | - | - |" in shown and "| 0.00 | 8 | 100 | no |" in shown
     for ours, theirs, figure, group in compare.PAIRS:
         assert f"| {ours} - {theirs} | {group} {figure} | 1 | " in shown
+
+
+def test_the_shipped_configuration_is_the_cell_whose_figure_it_tells(compare: ModuleType) -> None:
+    path = HERE / "docs" / "results" / "compare_long.jsonl"
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    root = "data.root=runs/compare/data/shapes-default"
+    digest = compare.digest(load_config("shapes_void", [root]))
+    found = [row for row in told if row["digest"] == digest]
+    assert [(row["split"], row["cell"]) for row in found] == [("default", "concat+evidence-joint")]
+    comment = (SHIPPED / "shapes_void.yaml").read_text()
+    assert f"hPQ {100 * found[0]['PQ']['harmonic']:.1f}" in comment
 
 
 def test_other_arguments_stop(compare: ModuleType) -> None:
