@@ -93,7 +93,7 @@ _SCORED = (("half", _HALF), ("joint", _JOINT))  # otherwise than by default, by 
 _PLAIN = ("clip_zss.glm=0", "clip_zss.pseudo=false", "clip_zss.synthesizer=0")
 CELLS = (
     Cell("concat", "concat", "concat"),
-    Cell("concat-half", "concat", "concat", (), (_HALF,)),
+    *(Cell(f"concat-{n}", "concat", "concat", (), (key,)) for n, key in _SCORED),
     Cell("con+latent", "con", "concat+latent", _LATENT),
     Cell("concat+masks", "concat", "concat+masks", (*_LATENT, "latent.align=false")),
     Cell("concat+latent", "concat", "concat+latent", _LATENT),
@@ -161,6 +161,8 @@ PAIRS = (  # ours, theirs, figure, group
             ("concat+evidence-half", "zegformer-fusion-half"),
             ("concat+evidence-half", "zegformer-image-half"),
             ("concat+evidence-joint", "concat+evidence"),
+            ("concat-joint", "concat"),
+            ("concat+evidence-joint", "concat-joint"),
             ("zegformer-fusion-joint", "zegformer-fusion"),
             ("zegformer-image-joint", "zegformer-image"),
             ("concat+evidence-joint", "zegformer-fusion-joint"),

@@ -21,7 +21,7 @@ from concat_cli.core.evaluate.intervals import mean_iou, paired_differences
 
 HERE = Path(__file__).parents[1]
 CELLS = """
-concat concat-half con+latent concat+masks concat+latent
+concat concat-half concat-joint con+latent concat+masks concat+latent
 concat+latent-control concat+latent-light concat+evidence
 concat+evidence-half concat+evidence-joint
 zegformer-segment zegformer-image zegformer-fusion
